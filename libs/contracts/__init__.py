@@ -1,0 +1,1 @@
+"""The public language of the services: events, one module a topic, and the internal calls."""

@@ -1,0 +1,41 @@
+"""Time as a dependency: the runtime passes a clock in, tests pass one that they move by hand."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where the time of a command comes from."""
+
+    def now(self) -> datetime:
+        """The present moment: timezone-aware, UTC, whole milliseconds (what MongoDB keeps)."""
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> datetime:
+        return whole_milliseconds(datetime.now(UTC))
+
+
+class ManualClock:
+    """A clock for tests: it moves when told to."""
+
+    def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
+        self._now = whole_milliseconds(start)
+
+    def now(self) -> datetime:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        self._now = whole_milliseconds(self._now + timedelta(seconds=seconds))
+
+
+def whole_milliseconds(moment: datetime) -> datetime:
+    """Cut to milliseconds, so that a moment reads back from the store exactly as it was written."""
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def isoformat_z(moment: datetime) -> str:
+    """ISO 8601 in UTC with ``Z`` and milliseconds: ``2026-02-21T10:30:00.000Z``."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"

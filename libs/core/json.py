@@ -1,0 +1,108 @@
+"""Strict JSON at the door: what the platform can't carry without loss is refused by path before anything is kept.
+
+The rules: at most 64 levels deep, no duplicate keys, no NUL characters, finite numbers, integers within ±(2^63-1).
+RFC 8259 leaves duplicate keys open; MongoDB, PostgreSQL and protobuf disagree on the rest, so the door refuses it.
+"""
+
+import json
+import math
+from typing import Any
+
+import orjson
+
+from libs.core.errors import FieldError, InvalidInput
+
+DEPTH_MAX = 64
+INTEGER_MAX = 2**63 - 1
+
+JsonObject = dict[str, Any]
+
+
+class _DuplicateKey(ValueError):
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def parse_json(body: bytes, *, subject: str = "request body") -> Any:
+    """Parse UTF-8 JSON under the rules above.
+
+    Args:
+        body: the bytes as they came.
+        subject: what the messages call the text.
+
+    Raises:
+        InvalidInput: not JSON, or JSON that breaks a rule; ``errors`` names the path.
+    """
+    try:
+        # orjson first: it refuses over-deep nesting iteratively, which keeps the recursive parser below safe.
+        orjson.loads(body)
+        value = json.loads(body, object_pairs_hook=_unique_pairs, parse_constant=_refuse_constant)
+    except _DuplicateKey as error:
+        raise _invalid(error.key, f"the key {error.key!r} stands twice in one object", "duplicate_key") from None
+    except RecursionError:
+        raise _invalid("", f"{subject} is nested deeper than {DEPTH_MAX} levels", "too_deep") from None
+    except ValueError as error:
+        if "ecursion" in str(error) or "depth limit" in str(error):
+            raise _invalid("", f"{subject} is nested deeper than {DEPTH_MAX} levels", "too_deep") from None
+        raise InvalidInput(f"{subject} is not valid JSON: {error}", code="malformed_json") from None
+    check_json(value)
+    return value
+
+
+def check_json(value: Any, path: str = "", depth: int = 0) -> None:
+    """Hold a parsed value to the rules; raises ``InvalidInput`` naming the path."""
+    match value:
+        case bool() | None:
+            return
+        case str():
+            if "\x00" in value:
+                raise _invalid(path, "contains a NUL character", "nul_character")
+        case int():
+            if abs(value) > INTEGER_MAX:
+                raise _invalid(path, "is an integer outside ±(2^63-1)", "integer_out_of_range")
+        case float():
+            if not math.isfinite(value):
+                raise _invalid(path, "is not a finite number", "not_finite")
+        case dict():
+            if depth >= DEPTH_MAX:
+                raise _invalid(path, f"is nested deeper than {DEPTH_MAX} levels", "too_deep")
+            for key, item in value.items():
+                if "\x00" in key:
+                    raise _invalid(path, "has a key with a NUL character", "nul_character")
+                check_json(item, f"{path}.{key}" if path else key, depth + 1)
+        case list():
+            if depth >= DEPTH_MAX:
+                raise _invalid(path, f"is nested deeper than {DEPTH_MAX} levels", "too_deep")
+            for index, item in enumerate(value):
+                check_json(item, f"{path}[{index}]", depth + 1)
+
+
+def dump_json(value: Any) -> str:
+    """Compact JSON text: what events and documents keep of free-form values."""
+    return orjson.dumps(value).decode()
+
+
+def canonical_json(value: Any) -> bytes:
+    """Compact JSON with sorted keys: equal values give equal bytes, for hashes and comparisons."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z)
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> JsonObject:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _DuplicateKey(key)
+            seen.add(key)
+    return result
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _invalid(path: str, message: str, code: str) -> InvalidInput:
+    where = path[:200] or "the body"
+    return InvalidInput(f"{where}: {message}", code=code, errors=[FieldError(path[:200], message, code)])

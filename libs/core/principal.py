@@ -1,0 +1,40 @@
+"""Who is calling, as the gateway found out and signed."""
+
+from typing import Literal
+
+from libs.core.envelope import Frozen
+from libs.core.errors import Forbidden
+
+Role = Literal["owner", "member"]
+
+
+class Principal(Frozen):
+    """The caller of a request.
+
+    Args:
+        kind: ``user`` by session, ``api_key`` or ``oauth_client`` by token, ``service`` for internal calls.
+        subject: the stable id: user id, key id or service name.
+        name: what histories show: username, key name, service name.
+        projects: the role held in each project, by project id.
+        scopes: such as ``sync:read``; users hold ``*``.
+        developer_id: set where a key is bound to one developer.
+        rate_class: the rate limit class of the caller: ``standard`` or ``enterprise``.
+    """
+
+    kind: Literal["user", "api_key", "oauth_client", "service"]
+    subject: str
+    name: str
+    projects: dict[int, Role] = {}
+    scopes: tuple[str, ...] = ()
+    developer_id: str | None = None
+    rate_class: str = "standard"
+
+    def require_project(self, project_id: int) -> None:
+        """Raises ``Forbidden`` unless the caller is a member of the project."""
+        if project_id not in self.projects:
+            raise Forbidden(f"you are not a member of project {project_id}", code="not_a_member")
+
+    def require_scope(self, scope: str) -> None:
+        """Raises ``Forbidden`` unless the caller holds the scope (``*`` holds all)."""
+        if "*" not in self.scopes and scope not in self.scopes:
+            raise Forbidden(f"this credential lacks the scope {scope}", code="insufficient_scope")

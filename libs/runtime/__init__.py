@@ -1,0 +1,1 @@
+"""The I/O kernel that every service runs on: store, log, HTTP, telemetry, leases, supervision."""

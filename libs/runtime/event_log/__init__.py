@@ -1,0 +1,1 @@
+"""The event log: one port, two adapters (Kafka and embedded), one contract suite."""

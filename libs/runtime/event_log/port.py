@@ -1,0 +1,84 @@
+"""The port: what the platform asks of an event log.
+
+The contract, held by ``tests/contract/test_event_log.py`` on every adapter: a topic has partitions; all events of one
+stream are in one partition; within a partition the first occurrences stand in position order; an event may come again,
+later, and is then recognised by a position that is not above the highest seen.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from libs.core.envelope import Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message as a consumer gets it.
+
+    Args:
+        offset: its place in the partition; the next one to read is ``offset + 1``.
+        envelope: the decoded event, or None when it could not be decoded.
+        failure: why it could not be decoded; an exception's text.
+        position, store_id, stream, event_id, event_type: from the headers, known even when decoding failed.
+        raw: the message's value, kept for parking.
+        headers: the CloudEvents headers, kept for parking.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    position: int
+    store_id: str
+    stream: str
+    event_id: str
+    event_type: str
+    envelope: Envelope | None
+    failure: str | None
+    raw: bytes
+    headers: Mapping[str, str]
+
+
+class OffsetOutOfRange(Exception):
+    """The stored offset is no longer, or not yet, on the log: never reset silently."""
+
+
+class Subscription(Protocol):
+    """An open reader of one topic."""
+
+    async def next_batch(self, messages_max: int, timeout_seconds: float) -> Sequence[Message]:
+        """Up to ``messages_max`` messages of one partition, in order; empty when none came in time.
+
+        Raises:
+            OffsetOutOfRange: the log does not hold the asked offset.
+            OSError | TimeoutError: the log can't be reached; try again with backoff.
+        """
+
+    async def end_offsets(self) -> Mapping[int, int]:
+        """For each partition the offset that the next message will get: what lag is measured against."""
+
+
+class EventLog(Protocol):
+    """What the platform asks of a log."""
+
+    needs_relay: bool
+    """Whether committed events must be published; False where the stores themselves are the log."""
+
+    async def publish(self, topic: str, envelopes: Sequence[Envelope]) -> None:
+        """Publish in order and return when all are durable (acks=all).
+
+        Raises:
+            OSError | TimeoutError: not all were acknowledged; publish again from the last stored position.
+        """
+
+    def subscribe(
+        self, topic: str, offsets: Mapping[int, int] | None
+    ) -> AbstractAsyncContextManager[Subscription]:
+        """Read a topic from ``offsets`` (next offset by partition; a partition not named: its beginning).
+
+        ``offsets=None`` reads from the end: only what comes after the call.
+        """
+
+    async def close(self) -> None:
+        """Release every connection."""
