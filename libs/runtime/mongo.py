@@ -1,0 +1,99 @@
+"""The one door to MongoDB: the only module that imports motor.
+
+Connections are primary reads with ``w: majority, j: true`` writes, timezone-aware datetimes, and time limits on
+everything that waits.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
+from pymongo import ASCENDING, DESCENDING, DeleteOne, IndexModel, InsertOne, MongoClient, ReplaceOne, UpdateOne
+from pymongo.client_session import ClientSession
+from pymongo.collection import Collection as SyncCollection
+from pymongo.database import Database as SyncDatabase
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    ConnectionFailure,
+    DuplicateKeyError,
+    NetworkTimeout,
+    OperationFailure,
+    PyMongoError,
+)
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+Document = dict[str, Any]
+Client = AsyncIOMotorClient[Document]
+Database = AsyncIOMotorDatabase[Document]
+Collection = AsyncIOMotorCollection[Document]
+
+MAJORITY = ReadConcern("majority")
+DURABLE = WriteConcern(w="majority", j=True)
+
+SELECT_SERVER_MS = 3_000
+CONNECT_MS = 3_000
+SOCKET_MS = 10_000
+
+__all__ = [
+    "ASCENDING",
+    "DESCENDING",
+    "DURABLE",
+    "MAJORITY",
+    "AutoReconnect",
+    "BulkWriteError",
+    "Client",
+    "ClientSession",
+    "Collection",
+    "ConnectionFailure",
+    "Database",
+    "DeleteOne",
+    "Document",
+    "DuplicateKeyError",
+    "IndexModel",
+    "InsertOne",
+    "NetworkTimeout",
+    "OperationFailure",
+    "PyMongoError",
+    "ReplaceOne",
+    "SyncCollection",
+    "SyncDatabase",
+    "UpdateOne",
+    "connect",
+    "duplicate_key_of",
+    "synchronous",
+]
+
+
+def connect(url: str, app_name: str = "datasync") -> Client:
+    """A client for ``url``; it connects when first used and reconnects by itself."""
+    return AsyncIOMotorClient(
+        url,
+        appname=app_name,
+        tz_aware=True,
+        w="majority",
+        journal=True,
+        retryWrites=True,
+        serverSelectionTimeoutMS=SELECT_SERVER_MS,
+        connectTimeoutMS=CONNECT_MS,
+        socketTimeoutMS=SOCKET_MS,
+        maxPoolSize=50,
+    )
+
+
+def synchronous(client: Client) -> MongoClient[Document]:
+    """The blocking client under a motor client, sharing its connections: for code that runs on a thread of its own."""
+    return client.delegate
+
+
+def duplicate_key_of(error: PyMongoError) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """The index pattern and the values that a write met twice (code 11000), None for any other error."""
+    details: Mapping[str, Any] | None = None
+    if isinstance(error, BulkWriteError):
+        details = next(iter(error.details.get("writeErrors", ())), None)
+    elif isinstance(error, OperationFailure):
+        details = error.details
+    if not details or details.get("code") != 11000:
+        return None
+    return details.get("keyPattern", {}), details.get("keyValue", {})
