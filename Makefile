@@ -1,0 +1,65 @@
+# Every target works on a fresh machine with python3 (3.11 or newer) and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+UV_VERSION := 0.13.8
+ONLY ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run demo test check fmt bench lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  \033[1mmake %-8s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.dev ## Make the virtual environment with everything that development needs
+
+run: $(VENV)/.embedded ## Start the whole suite on this machine and stay; the gateway is on port 8080
+	@exec $(BIN)/datasync up
+
+demo: $(VENV)/.embedded ## Replicate 336,776 real flights through the REST gateway and compare both ends
+	@exec $(BIN)/python -m deploy.demo
+
+test: $(VENV)/.dev ## Run every test, against real servers
+	$(BIN)/pytest
+
+check: $(VENV)/.dev ## Lint, type-check and hold the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/.dev ## Format the code and mend what can be mended by itself
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## Measure against named baselines; ONLY=write_path picks one
+	@exec $(BIN)/python -m tests.benchmarks $(ONLY)
+
+lock: $(UV) ## Pin every dependency of pyproject.toml, with hashes, under requirements/
+	set -e; compile() { $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--no-emit-find-links --custom-compile-command "make lock" pyproject.toml "$$@"; }; \
+	compile -o requirements/runtime.txt; \
+	compile --extra embedded --extra demo -c requirements/runtime.txt -o requirements/embedded.txt; \
+	compile --extra embedded --extra demo --group dev -c requirements/embedded.txt -o requirements/dev.txt
+
+clean: ## Remove the virtual environment, caches and local data
+	rm -rf $(VENV) .cache .bench .datasync .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "DataSync needs Python 3.11 or newer; set PYTHON=<path>")'
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+$(VENV)/.embedded: requirements/embedded.txt pyproject.toml | $(UV)
+	@echo "Installing what DataSync needs into $(VENV)…"
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/embedded.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt pyproject.toml | $(UV)
+	@echo "Installing what development needs into $(VENV)…"
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@ $(VENV)/.embedded

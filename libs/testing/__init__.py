@@ -1,0 +1,1 @@
+"""What tests stand on: real servers on free ports, given/when/then for domains, contract suites."""
