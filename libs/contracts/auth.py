@@ -19,6 +19,19 @@ class UserSignedUp(AuthEvent):
     email: str
 
 
+class UserUpdated(AuthEvent):
+    """The user's e-mail address is another one now."""
+
+    TYPE: ClassVar[str] = "user_updated"
+    email: str
+
+
+class PasswordChanged(AuthEvent):
+    """Every session that was opened with the former password ends here."""
+
+    TYPE: ClassVar[str] = "password_changed"
+
+
 class ProjectCreated(AuthEvent):
     TYPE: ClassVar[str] = "project_created"
     name: str
@@ -30,6 +43,13 @@ class MemberAdded(AuthEvent):
     TYPE: ClassVar[str] = "member_added"
     user_id: int
     role: Literal["owner", "member"]
+
+
+class MemberRemoved(AuthEvent):
+    """On the project's stream."""
+
+    TYPE: ClassVar[str] = "member_removed"
+    user_id: int
 
 
 class ApiKeyIssued(AuthEvent):
@@ -48,5 +68,14 @@ class ApiKeyRevoked(AuthEvent):
     TYPE: ClassVar[str] = "api_key_revoked"
 
 
-EVENTS = (UserSignedUp, ProjectCreated, MemberAdded, ApiKeyIssued, ApiKeyRevoked)
+EVENTS = (
+    UserSignedUp,
+    UserUpdated,
+    PasswordChanged,
+    ProjectCreated,
+    MemberAdded,
+    MemberRemoved,
+    ApiKeyIssued,
+    ApiKeyRevoked,
+)
 register(EVENTS)
