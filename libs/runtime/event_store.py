@@ -6,7 +6,7 @@ gaps, and whoever reads them in order can't skip an event that commits late.
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -96,7 +96,6 @@ class Batch:
     side_writes: list[SideWrite] = field(default_factory=list)
     idempotency: list[Document] = field(default_factory=list)
     offsets: list[OffsetMove] = field(default_factory=list)
-    swaps: dict[str, str] = field(default_factory=dict)
     attempted: bool = False
 
     def is_empty(self) -> bool:
@@ -108,7 +107,6 @@ class Batch:
             or self.side_writes
             or self.idempotency
             or self.offsets
-            or self.swaps
         )
 
 
@@ -187,7 +185,7 @@ class EventStore:
         self._sync_client = synchronous(client)
         self.sync_database = self._sync_client[database_name]
         self._events_majority: Collection = self.database.get_collection("events", read_concern=MAJORITY)
-        self._head_cached: Head | None = None
+        self.head_cached: Head | None = None
 
     async def open(self, collections: Sequence[str], indexes: Mapping[str, Sequence[IndexModel]]) -> None:
         """Make sure that the head, the collections and all indexes are there; safe to run in several instances.
@@ -235,21 +233,21 @@ class EventStore:
         document = await self.database["head"].find_one({"_id": "head"})
         if document is None:
             raise RetryLater("the event store has no head yet")
-        self._head_cached = _head_of(document)
-        return self._head_cached
+        self.head_cached = _head_of(document)
+        return self.head_cached
 
     def live_collection(self, logical_name: str) -> str:
         """The collection that reads of ``logical_name`` go to, as last seen."""
-        if self._head_cached is None:
+        if self.head_cached is None:
             return logical_name
-        return self._head_cached.collections.get(logical_name, logical_name)
+        return self.head_cached.collections.get(logical_name, logical_name)
 
     async def read_after(self, position: int, limit: int, topics: Sequence[str] | None = None) -> list[Envelope]:
         """Committed events above ``position`` in order, at most ``limit``; majority reads."""
         criteria: Document = {"position": {"$gt": position}}
         if topics is not None:
             criteria["topic"] = {"$in": list(topics)}
-        head = self._head_cached or await self.head()
+        head = self.head_cached or await self.head()
         cursor = self._events_majority.find(criteria).sort("position", ASCENDING).limit(limit)
         return [envelope_of(document, head.store_id) async for document in cursor]
 
@@ -262,7 +260,7 @@ class EventStore:
             criteria["version"] = {"$lte": version_max}
         if until is not None:
             criteria["time"] = {"$lte": until}
-        head = self._head_cached or await self.head()
+        head = self.head_cached or await self.head()
         cursor = self.database["events"].find(criteria).sort("version", ASCENDING)
         return [envelope_of(document, head.store_id) async for document in cursor]
 
@@ -279,8 +277,8 @@ class EventStore:
         document = self.sync_database["head"].find_one({"_id": "head"})
         if document is None:
             raise RetryLater("the event store has no head yet")
-        self._head_cached = _head_of(document)
-        return self._head_cached
+        self.head_cached = _head_of(document)
+        return self.head_cached
 
     def commit_blocking(self, batch: Batch) -> int:
         """Commit a batch and return the position before its first event; durable when it returns.
@@ -306,7 +304,7 @@ class EventStore:
                         return position
                     raise _outdated(*duplicate) from None
                 if not _may_run_again(error):
-                    raise
+                    raise self._unknown_or_unavailable(batch) from error
                 attempt += 1
                 if time.monotonic() >= deadline:
                     raise self._unknown_or_unavailable(batch) from error
@@ -329,17 +327,37 @@ class EventStore:
                     if not error.has_error_label("UnknownTransactionCommitResult") or time.monotonic() >= deadline:
                         raise
 
+    def swap_blocking(self, swaps: Mapping[str, str], last_step: Callable[[ClientSession, Head], None]) -> None:
+        """Make other collections the live ones, in a transaction that raises the head like every batch.
+
+        Args:
+            swaps: the new actual name by logical name.
+            last_step: runs inside the transaction while the head is held, so that nothing else is written
+                meanwhile: applies what the shadow collections still lack. It may run more than once.
+        """
+        names = {f"projections.{logical}": actual for logical, actual in swaps.items()}
+
+        def step(session: ClientSession) -> None:
+            before = self.sync_database["head"].find_one_and_update(
+                {"_id": "head"}, {"$inc": {"batches": 1}, "$set": names}, session=session
+            )
+            if before is None:
+                raise RetryLater("the event store has no head yet")
+            last_step(session, _head_of(before))
+
+        with self._sync_client.start_session() as session:
+            session.with_transaction(step, write_concern=DURABLE)
+        self.head_blocking()
+
     def _write(self, batch: Batch, session: ClientSession) -> int:
         database = self.sync_database
         change: Document = {"$inc": {"position": len(batch.events), "batches": 1}}
-        if batch.swaps:
-            change["$set"] = {f"projections.{logical}": actual for logical, actual in batch.swaps.items()}
         before = database["head"].find_one_and_update({"_id": "head"}, change, session=session)
         if before is None:
             raise RetryLater("the event store has no head yet")
         head = _head_of(before)
         if head.collections != batch.collections:
-            self._head_cached = head
+            self.head_cached = head
             raise DecisionOutdated("the projections were swapped")
         for move in batch.offsets:
             self._move_offset(move, session)
@@ -348,8 +366,6 @@ class EventStore:
             for number, document in enumerate(documents, head.position + 1):
                 document["position"] = number
             database["events"].insert_many(documents, session=session)
-        for name, documents in batch.inserts.items():
-            database[head.collections[name]].insert_many(documents, session=session)
         for name in batch.replacements.keys() | batch.removals.keys():
             writes: list[ReplaceOne[Document] | DeleteOne] = [
                 ReplaceOne({"_id": document["_id"]}, document, upsert=True)
@@ -357,6 +373,9 @@ class EventStore:
             ]
             writes += [DeleteOne({"_id": identifier}) for identifier in batch.removals.get(name, ())]
             database[head.collections[name]].bulk_write(writes, session=session)
+        # Inserted last, so that a unique key which a replacement frees can be taken by a new document.
+        for name, documents in batch.inserts.items():
+            database[head.collections[name]].insert_many(documents, session=session)
         for collection, writes in _grouped(batch.side_writes).items():
             database[collection].bulk_write(writes, session=session)
         if batch.idempotency:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
-from pymongo import ASCENDING, DESCENDING, DeleteOne, IndexModel, InsertOne, MongoClient, ReplaceOne, UpdateOne
+from pymongo import ASCENDING, DESCENDING, DeleteOne, IndexModel, InsertOne, MongoClient, ReplaceOne, ReturnDocument, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection as SyncCollection
 from pymongo.database import Database as SyncDatabase
@@ -57,6 +57,7 @@ __all__ = [
     "OperationFailure",
     "PyMongoError",
     "ReplaceOne",
+    "ReturnDocument",
     "SyncCollection",
     "SyncDatabase",
     "UpdateOne",
@@ -84,7 +85,8 @@ def connect(url: str, app_name: str = "datasync") -> Client:
 
 def synchronous(client: Client) -> MongoClient[Document]:
     """The blocking client under a motor client, sharing its connections: for code that runs on a thread of its own."""
-    return client.delegate
+    delegate: MongoClient[Document] = client.delegate
+    return delegate
 
 
 def duplicate_key_of(error: PyMongoError) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:

@@ -1,0 +1,128 @@
+"""Reads of a service's own documents; look-ups by id that arrive together go out together."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from libs.core.decider import Aggregate
+from libs.core.envelope import Envelope, Frozen
+from libs.core.errors import NotFound
+from libs.runtime.command_handler import Entity, fold
+from libs.runtime.event_store import EventStore
+from libs.runtime.mongo import Collection, Document
+
+LOOKUPS_MAX = 500
+
+State = TypeVar("State", bound=Frozen)
+
+
+class Documents:
+    """Reads the owner's documents; sees every acknowledged command at once.
+
+    Args:
+        store: the service's opened store.
+    """
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self._lookups: dict[str, _Lookups] = {}
+
+    def collection(self, name: str) -> Collection:
+        """The live collection of an aggregate or projection, for queries of one's own; always filter by project."""
+        return self._store.database[self._store.live_collection(name)]
+
+    def plain(self, name: str) -> Collection:
+        """A collection outside event sourcing: sessions, secrets, leases, logs."""
+        return self._store.database[name]
+
+    async def document(self, collection: str, identifier: Any) -> Document | None:
+        """One document by id; concurrent look-ups share one query."""
+        lookups = self._lookups.get(collection)
+        if lookups is None:
+            lookups = self._lookups[collection] = _Lookups(self, collection)
+        return await lookups.get(identifier)
+
+    async def get(self, aggregate: Aggregate[State], entity_id: int | str) -> Entity[State] | None:
+        """An entity as it stands, None when there never was one."""
+        document = await self.document(aggregate.collection, entity_id)
+        return None if document is None else entity_of(aggregate, document)
+
+    async def require(self, aggregate: Aggregate[State], entity_id: int | str, project_id: int | None) -> Entity[State]:
+        """An entity of this project that is not deleted; raises ``NotFound`` otherwise."""
+        document = await self.document(aggregate.collection, entity_id)
+        if document is None or document["project_id"] != project_id or document["state"].get("deleted"):
+            raise NotFound(f"{aggregate.name} {entity_id} does not exist")
+        return entity_of(aggregate, document)
+
+    async def find(
+        self,
+        aggregate: Aggregate[State],
+        criteria: Document,
+        *,
+        sort: Sequence[tuple[str, int]] = (("_id", -1),),
+        limit: int = 1000,
+        skip: int = 0,
+    ) -> list[Entity[State]]:
+        """Entities by a MongoDB filter on ``project_id`` and ``state.<field>``, newest first unless told."""
+        cursor = self.collection(aggregate.collection).find(criteria).sort(list(sort)).skip(skip).limit(limit)
+        return [entity_of(aggregate, document) async for document in cursor]
+
+    async def history(self, aggregate: Aggregate[Any], entity_id: int | str) -> list[Envelope]:
+        """All events of an entity, oldest first."""
+        return await self._store.read_stream(aggregate.stream(entity_id))
+
+    async def as_of(
+        self, aggregate: Aggregate[State], entity_id: int | str, moment: datetime
+    ) -> Entity[State] | None:
+        """The entity as it stood at ``moment``, None when it was not there yet."""
+        envelopes = await self._store.read_stream(aggregate.stream(entity_id), until=moment)
+        if not envelopes:
+            return None
+        return Entity(entity_id, envelopes[-1].version, fold(aggregate, envelopes))
+
+
+class _Lookups:
+    """Collects look-ups of one collection while a query is in flight."""
+
+    def __init__(self, documents: Documents, name: str) -> None:
+        self._documents = documents
+        self._name = name
+        self._waiting: dict[Any, list[asyncio.Future[Document | None]]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def get(self, identifier: Any) -> Document | None:
+        future: asyncio.Future[Document | None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(identifier, []).append(future)
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                batch = {key: self._waiting.pop(key) for key in list(self._waiting)[:LOOKUPS_MAX]}
+                await self._answer(batch)
+        finally:
+            self._task = None
+
+    async def _answer(self, batch: dict[Any, list["asyncio.Future[Document | None]"]]) -> None:
+        try:
+            cursor = self._documents.collection(self._name).find({"_id": {"$in": list(batch)}})
+            found = {document["_id"]: document for document in await cursor.to_list(None)}
+        except BaseException as error:
+            for future in (future for futures in batch.values() for future in futures):
+                if not future.done():
+                    future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        for key, futures in batch.items():
+            for future in futures:
+                if not future.done():
+                    future.set_result(found.get(key))
+
+
+def entity_of(aggregate: Aggregate[State], document: Document) -> Entity[State]:
+    """The entity in an owner's document."""
+    return Entity(document["_id"], document["version"], aggregate.state.model_validate(document["state"]))

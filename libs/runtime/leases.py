@@ -1,0 +1,103 @@
+"""Leases by the store's own clock: at most one holder at a time, whatever the instances' clocks say.
+
+A lease keeps two instances from doing the same work most of the time; it is no proof. A process that was stopped
+past its lease may still finish one step, so whatever is done under a lease is also guarded where it is written.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from libs.core.ids import uuid7
+from libs.runtime.mongo import Collection, Document, DuplicateKeyError, PyMongoError
+
+LEASE_SECONDS = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class Leases:
+    """The leases of one service.
+
+    Args:
+        collection: one document a lease: ``_id``, ``holder``, ``expires_at``.
+        lease_seconds: how long a lease outlives its last renewal.
+    """
+
+    def __init__(self, collection: Collection, lease_seconds: float = LEASE_SECONDS) -> None:
+        self._collection = collection
+        self._lease_seconds = lease_seconds
+        self.holder = uuid7()
+
+    async def acquire(self, name: str) -> bool:
+        """Take or renew the lease; False while another instance holds it."""
+        criteria: Document = {
+            "_id": name,
+            "$or": [{"holder": self.holder}, {"$expr": {"$lte": ["$expires_at", "$$NOW"]}}],
+        }
+        expiry = {"$add": ["$$NOW", int(self._lease_seconds * 1000)]}
+        change = [{"$set": {"holder": self.holder, "expires_at": expiry}}]
+        result = await self._collection.update_one(criteria, change)
+        if result.matched_count:
+            return True
+        try:
+            # $expr may not stand in an upsert; whoever inserts first holds it, and everybody else sees it then.
+            await self._collection.insert_one({"_id": name, "holder": self.holder})
+        except DuplicateKeyError:
+            return False
+        return bool((await self._collection.update_one({"_id": name, "holder": self.holder}, change)).matched_count)
+
+    async def release(self, name: str) -> None:
+        """Give the lease up at once, so that another instance need not wait for its end."""
+        await self._collection.update_one(
+            {"_id": name, "holder": self.holder}, [{"$set": {"expires_at": "$$NOW", "holder": ""}}]
+        )
+
+    async def run_while_leader(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Wait for the lease, run ``work`` while it is held, and begin again when it is lost; until cancelled.
+
+        ``work`` is cancelled when the lease is lost or can't be renewed in time. An exception of ``work`` is raised
+        after the lease has been released.
+        """
+        while True:
+            while not await self._try_acquire(name):
+                await asyncio.sleep(self._lease_seconds / 3)
+            log.info("lease_acquired", lease=name)
+            try:
+                await self._lead(name, work)
+            finally:
+                await self._try_release(name)
+            log.info("lease_lost", lease=name)
+
+    async def _lead(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        task = asyncio.ensure_future(work())
+        held_until = time.monotonic() + self._lease_seconds
+        try:
+            while True:
+                done, _ = await asyncio.wait({task}, timeout=self._lease_seconds / 3)
+                if done:
+                    return task.result()
+                asked_at = time.monotonic()
+                if await self._try_acquire(name):
+                    held_until = asked_at + self._lease_seconds
+                elif time.monotonic() >= held_until - self._lease_seconds / 3:
+                    return None
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
+    async def _try_acquire(self, name: str) -> bool:
+        try:
+            return await self.acquire(name)
+        except PyMongoError as error:
+            log.warning("lease_store_unavailable", lease=name, error=type(error).__name__)
+            return False
+
+    async def _try_release(self, name: str) -> None:
+        try:
+            await self.release(name)
+        except PyMongoError as error:
+            log.warning("lease_store_unavailable", lease=name, error=type(error).__name__)
