@@ -26,8 +26,9 @@ def database_prefix(mongod: str) -> Iterator[str]:
     prefix = f"test_{uuid.uuid4().hex[:10]}_"
     yield prefix
     with pymongo.MongoClient[dict[str, Any]](mongod) as client:
-        for name in client.list_database_names(filter={"name": {"$regex": f"^{prefix}"}}):
-            client.drop_database(name)
+        for name in client.list_database_names():
+            if name.startswith(prefix):
+                client.drop_database(name)
 
 
 @pytest.fixture(scope="session")
