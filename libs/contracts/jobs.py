@@ -40,7 +40,10 @@ class JobCreated(JobDefined):
 
 
 class JobUpdated(JobDefined):
+    """``clear_streams_config_json`` is a catalog whose selected streams are cleared before the next sync, None for none."""
+
     TYPE: ClassVar[str] = "job_updated"
+    clear_streams_config_json: str | None = None
 
 
 class JobActivated(JobEvent):

@@ -37,11 +37,14 @@ class StreamResult(Frozen):
 
 
 class RunQueued(RunEvent):
+    """A run waits for a worker; ``streams_config_json`` is the catalog that it works on, None for the job's own."""
+
     TYPE: ClassVar[str] = "run_queued"
     job_id: int
     kind: RunKind
     trigger: RunTrigger
     scheduled_for: datetime | None = None
+    streams_config_json: str | None = None
 
 
 class RunStarted(RunEvent):
