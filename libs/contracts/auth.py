@@ -1,4 +1,7 @@
-"""Events of ``datasync.auth.v1``: users, projects, API keys. Streams ``user-<int>``, ``project-<int>``, ``key-<uuid>``."""
+"""Events of ``datasync.auth.v1``: users, projects, API keys.
+
+Streams: ``user-<int>``, ``project-<int>``, ``key-<uuid>``.
+"""
 
 from datetime import datetime
 from typing import ClassVar, Literal

@@ -40,7 +40,7 @@ class JobCreated(JobDefined):
 
 
 class JobUpdated(JobDefined):
-    """``clear_streams_config_json`` is a catalog whose selected streams are cleared before the next sync, None for none."""
+    """``clear_streams_config_json``: a catalog whose selected streams are cleared before the next sync; None: none."""
 
     TYPE: ClassVar[str] = "job_updated"
     clear_streams_config_json: str | None = None

@@ -1,6 +1,9 @@
 """Who is calling, as the gateway found out and signed."""
 
+from collections.abc import Mapping
 from typing import Literal
+
+from pydantic import Field
 
 from libs.core.envelope import Frozen
 from libs.core.errors import Forbidden
@@ -24,7 +27,7 @@ class Principal(Frozen):
     kind: Literal["user", "api_key", "oauth_client", "service"]
     subject: str
     name: str
-    projects: dict[int, Role] = {}
+    projects: Mapping[int, Role] = Field(default_factory=dict)
     scopes: tuple[str, ...] = ()
     developer_id: str | None = None
     rate_class: str = "standard"

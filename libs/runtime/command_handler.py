@@ -297,16 +297,14 @@ class CommandHandler:
             except OffsetMoved as moved:
                 open_works = _without_offset(open_works, moved)
                 continue
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - every caller gets the failure, whatever it was
                 failure = error if isinstance(error, DataSyncError) else _store_failure(error)
                 for pending in open_works:
                     pending.result = failure
                 return (), later
             return self._committed(open_works, prepared, head, position), later
 
-    def _again(
-        self, open_works: list[_Pending], outdated: DecisionOutdated, later: list[_Pending]
-    ) -> list[_Pending]:
+    def _again(self, open_works: list[_Pending], outdated: DecisionOutdated, later: list[_Pending]) -> list[_Pending]:
         """Count a failed decision against its culprits; one that keeps failing is tried by itself, then refused."""
         remaining = []
         for pending in open_works:
@@ -325,9 +323,7 @@ class CommandHandler:
                 remaining.append(pending)
         return remaining
 
-    def _committed(
-        self, open_works: list[_Pending], prepared: Batch, head: Head, position: int
-    ) -> Sequence[Envelope]:
+    def _committed(self, open_works: list[_Pending], prepared: Batch, head: Head, position: int) -> Sequence[Envelope]:
         placed = {
             envelope.id: replace(envelope, position=number)
             for number, envelope in enumerate(prepared.events, position + 1)
@@ -469,7 +465,10 @@ class _Pass:
                     raise Unprocessable("this Idempotency-Key was used with another request")
                 pending.replay = record
                 return Outcome((), replayed=True)
-        if pending.offset is not None and self._view.offsets.get(pending.offset.key, 0) != pending.offset.expected_offset:
+        if (
+            pending.offset is not None
+            and self._view.offsets.get(pending.offset.key, 0) != pending.offset.expected_offset
+        ):
             raise OffsetMoved(pending.offset.key)
         draft = _Draft(self, pending)
         outcome = draft.decide()
@@ -524,14 +523,18 @@ class _Draft:
             if key is None:
                 return
             place = (projection.collection, key)
-            before = self._documents.get(place, self._batch._documents.get(place, self._batch._view.documents.get(place)))
+            before = self._documents.get(
+                place, self._batch._documents.get(place, self._batch._view.documents.get(place))
+            )
             self._documents[place] = projection.apply(before, envelope)
         except Exception as error:
             raise PureCodeFailed(f"{projection.collection}: {envelope.type} {envelope.id}: {error!r}") from error
 
     def _act(self, act: Act, metadata: Metadata) -> Entity[Any] | None:
         place = (act.aggregate.collection, act.entity_id)
-        known = self._aggregates.get(place) or self._batch._aggregates.get(place) or self._batch._view.aggregates.get(place)
+        known = (
+            self._aggregates.get(place) or self._batch._aggregates.get(place) or self._batch._view.aggregates.get(place)
+        )
         try:
             return self._decided(act, metadata, place, known)
         except FixRequest:

@@ -72,9 +72,7 @@ class Documents:
         """All events of an entity, oldest first."""
         return await self._store.read_stream(aggregate.stream(entity_id))
 
-    async def as_of(
-        self, aggregate: Aggregate[State], entity_id: int | str, moment: datetime
-    ) -> Entity[State] | None:
+    async def as_of(self, aggregate: Aggregate[State], entity_id: int | str, moment: datetime) -> Entity[State] | None:
         """The entity as it stood at ``moment``, None when it was not there yet."""
         envelopes = await self._store.read_stream(aggregate.stream(entity_id), until=moment)
         if not envelopes:

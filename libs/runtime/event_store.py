@@ -388,7 +388,9 @@ class EventStore:
         if move.expected_offset == 0 and offsets.find_one({"_id": move.key}, session=session) is None:
             offsets.insert_one({"_id": move.key, **fields}, session=session)
             return
-        result = offsets.update_one({"_id": move.key, "offset": move.expected_offset}, {"$set": fields}, session=session)
+        result = offsets.update_one(
+            {"_id": move.key, "offset": move.expected_offset}, {"$set": fields}, session=session
+        )
         if result.matched_count != 1:
             raise OffsetMoved(move.key)
 
@@ -448,5 +450,3 @@ def _abort(session: ClientSession) -> None:
 def canonical_document(document: Mapping[str, Any]) -> bytes:
     """A document's canonical JSON: what rebuilds hash and compare."""
     return orjson.dumps(document, option=orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS, default=str)
-
-

@@ -62,14 +62,17 @@ class Leases:
         after the lease has been released.
         """
         while True:
-            while not await self._try_acquire(name):
-                await asyncio.sleep(self._lease_seconds / 3)
+            await self._acquired(name)
             log.info("lease_acquired", lease=name)
             try:
                 await self._lead(name, work)
             finally:
                 await self._try_release(name)
             log.info("lease_lost", lease=name)
+
+    async def _acquired(self, name: str) -> None:
+        while not await self._try_acquire(name):  # noqa: ASYNC110 - another process frees it
+            await asyncio.sleep(self._lease_seconds / 3)
 
     async def _lead(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         task = asyncio.ensure_future(work())

@@ -4,7 +4,6 @@ import asyncio
 
 from libs.runtime.mongo import Collection, ReturnDocument
 
-
 BLOCK = 50
 
 

@@ -1,0 +1,329 @@
+"""The composition root's tools: from a service's definition to a running process that stops cleanly.
+
+Resources are opened in one order and closed in the reverse: store, write path, event log, the service's own, HTTP,
+then relay and consumers. On SIGTERM and SIGINT the service turns not ready, finishes what is in flight, gives up its
+leases and closes.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import structlog
+import uvloop
+from aiohttp import web
+
+from libs.core.clock import Clock, SystemClock
+from libs.core.decider import Aggregate, Projection, Reaction
+from libs.runtime.command_handler import CommandHandler
+from libs.runtime.consumer import Consumer
+from libs.runtime.documents import Documents
+from libs.runtime.event_log import open_event_log
+from libs.runtime.event_log.port import EventLog
+from libs.runtime.event_store import EventStore
+from libs.runtime.http import Health, create_app
+from libs.runtime.internal_client import InternalClient
+from libs.runtime.leases import Leases
+from libs.runtime.logs import configure_logs
+from libs.runtime.mongo import Client, IndexModel, PyMongoError, connect
+from libs.runtime.principals import PrincipalSigner, PrincipalVerifier
+from libs.runtime.relay import Relay
+from libs.runtime.sequences import Sequences
+from libs.runtime.settings import ServiceSettings, load_settings
+from libs.runtime.telemetry import configure_telemetry
+
+SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
+
+BACKOFF_SECONDS_MAX = 10.0
+SWITCH_INTERVAL_SECONDS = 0.0005
+
+log = structlog.get_logger(__name__)
+
+
+class BackgroundTasks:
+    """Long-running work of a service: restarted with backoff when it raises, cancelled at shutdown."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Run ``work`` now and again until shutdown; it is awaited anew 50 ms to 10 s after it raised."""
+        self._tasks.append(asyncio.create_task(self._supervise(name, work), name=name))
+
+    async def close(self) -> None:
+        """Cancel everything, the newest first, and wait for it."""
+        for task in reversed(self._tasks):
+            task.cancel()
+            await asyncio.wait({task})
+        self._tasks.clear()
+
+    async def _supervise(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        delay_seconds = 0.05
+        loop = asyncio.get_running_loop()
+        while True:
+            started_at = loop.time()
+            try:
+                await work()
+                return
+            except Exception as error:
+                log.warning("background_task_failed", task=name, error=repr(error), exc_info=error)
+            if loop.time() - started_at > BACKOFF_SECONDS_MAX:
+                delay_seconds = 0.05
+            await asyncio.sleep(delay_seconds)
+            delay_seconds = min(BACKOFF_SECONDS_MAX, delay_seconds * 2)
+
+
+@dataclass
+class ServiceContext(Generic[SettingsT]):
+    """What a service is given to work with; the store's parts are absent where it has none."""
+
+    settings: SettingsT
+    clock: Clock
+    health: Health
+    tasks: BackgroundTasks
+    principals: PrincipalSigner
+    verifier: PrincipalVerifier
+    internal: InternalClient
+    event_log: EventLog
+    _store: EventStore | None = None
+    _commands: CommandHandler | None = None
+    _documents: Documents | None = None
+    _sequences: Sequences | None = None
+    _leases: Leases | None = None
+
+    @property
+    def store(self) -> EventStore:
+        assert self._store is not None
+        return self._store
+
+    @property
+    def commands(self) -> CommandHandler:
+        assert self._commands is not None
+        return self._commands
+
+    @property
+    def documents(self) -> Documents:
+        assert self._documents is not None
+        return self._documents
+
+    @property
+    def sequences(self) -> Sequences:
+        assert self._sequences is not None
+        return self._sequences
+
+    @property
+    def leases(self) -> Leases:
+        assert self._leases is not None
+        return self._leases
+
+
+Start = Callable[[ServiceContext[SettingsT]], AbstractAsyncContextManager[Sequence[web.AbstractRouteDef]]]
+
+
+@dataclass(frozen=True)
+class ServiceDefinition(Generic[SettingsT]):
+    """What makes a service.
+
+    Args:
+        aggregates: the entities that it owns.
+        projections: the documents that it keeps about other services' entities.
+        reactions: how foreign events become its own commands.
+        indexes: further indexes by logical collection name.
+        start: opens what the service needs besides, yields its routes, closes in reverse.
+        uses_store: False for services without state of their own.
+    """
+
+    name: str
+    settings: type[SettingsT]
+    start: Start[SettingsT]
+    aggregates: tuple[Aggregate[Any], ...] = ()
+    projections: tuple[Projection, ...] = ()
+    reactions: tuple[Reaction, ...] = ()
+    indexes: Mapping[str, Sequence[IndexModel]] = field(default_factory=dict)
+    uses_store: bool = True
+
+    @property
+    def collections(self) -> tuple[str, ...]:
+        """The logical names of all event-sourced collections."""
+        names = [aggregate.collection for aggregate in self.aggregates]
+        return tuple(names + [projection.collection for projection in self.projections])
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The topics that the service follows."""
+        followed = [item.topic for item in self.projections] + [item.topic for item in self.reactions]
+        return tuple(dict.fromkeys(followed))
+
+
+@dataclass(frozen=True)
+class RunningService(Generic[SettingsT]):
+    """A started service: where it listens, and its inside."""
+
+    base_url: str
+    context: ServiceContext[SettingsT]
+
+
+@asynccontextmanager
+async def running_service(
+    definition: ServiceDefinition[SettingsT], settings: SettingsT, *, clock: Clock | None = None
+) -> AsyncIterator[RunningService[SettingsT]]:
+    """Run a service in this process until the block ends; port 0 takes a free one."""
+    async with AsyncExitStack() as stack:
+        client = connect(settings.mongodb_url, definition.name)
+        stack.callback(client.close)
+        context = await _open_context(definition, settings, client, clock or SystemClock(), stack)
+        routes = await stack.enter_async_context(definition.start(context))
+        app = create_app(definition.name, routes, context.verifier, health=context.health, settings=settings)
+        port = await _serve(app, settings, stack)
+        _follow_events(definition, context)
+        stack.push_async_callback(context.tasks.close)
+        stack.callback(context.health.stop)
+        log.info("service_started", service=definition.name, port=port)
+        yield RunningService(f"http://{settings.host}:{port}", context)
+        context.health.stop()
+        log.info("service_stopping", service=definition.name)
+
+
+async def _open_context(
+    definition: ServiceDefinition[SettingsT],
+    settings: SettingsT,
+    client: Client,
+    clock: Clock,
+    stack: AsyncExitStack,
+) -> ServiceContext[SettingsT]:
+    signer = PrincipalSigner(definition.name, settings.signing_key)
+    internal = InternalClient(settings, signer)
+    stack.push_async_callback(internal.close)
+    event_log = await open_event_log(settings, client)
+    stack.push_async_callback(event_log.close)
+    context = ServiceContext(
+        settings=settings,
+        clock=clock,
+        health=Health(),
+        tasks=BackgroundTasks(),
+        principals=signer,
+        verifier=PrincipalVerifier(definition.name, settings.trusted_keys),
+        internal=internal,
+        event_log=event_log,
+    )
+    if definition.uses_store:
+        await _open_store(definition, context, client, stack)
+    return context
+
+
+async def _open_store(
+    definition: ServiceDefinition[SettingsT],
+    context: ServiceContext[SettingsT],
+    client: Client,
+    stack: AsyncExitStack,
+) -> None:
+    store = EventStore(client, context.settings.database_prefix + definition.name)
+    await _opened_when_reachable(store, definition)
+    context._store = store
+    context._commands = CommandHandler(store, context.clock, definition.aggregates)
+    context._documents = Documents(store)
+    context._sequences = Sequences(store.database["ids"])
+    context._leases = Leases(store.database["leases"])
+    context._commands.start()
+    stack.push_async_callback(context._commands.close)
+    context.health.add("store", lambda: _store_answers(store))
+
+
+async def _opened_when_reachable(store: EventStore, definition: ServiceDefinition[Any]) -> None:
+    delay_seconds = 0.1
+    while True:
+        try:
+            await store.open(definition.collections, definition.indexes)
+            return
+        except PyMongoError as error:
+            log.warning("store_unavailable", service=definition.name, error=str(error)[:200])
+            await asyncio.sleep(delay_seconds)
+            delay_seconds = min(5.0, delay_seconds * 2)
+
+
+async def _store_answers(store: EventStore) -> str | None:
+    try:
+        async with asyncio.timeout(2):
+            await store.head()
+    except (PyMongoError, TimeoutError) as error:
+        return f"the store does not answer: {type(error).__name__}"
+    return None
+
+
+async def _serve(app: web.Application, settings: ServiceSettings, stack: AsyncExitStack) -> int:
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=settings.shutdown_timeout_seconds)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    site = web.TCPSite(runner, settings.host, settings.port, reuse_address=True, backlog=1024)
+    await site.start()
+    return int(runner.addresses[0][1])
+
+
+def _follow_events(definition: ServiceDefinition[SettingsT], context: ServiceContext[SettingsT]) -> None:
+    if not definition.uses_store:
+        return
+    if context.event_log.needs_relay and definition.aggregates:
+        topics = tuple(dict.fromkeys(_topics_owned(definition)))
+        relay = Relay(context.store, context.event_log, context.commands, context.health, topics)
+        context.tasks.start("relay", lambda: context.leases.run_while_leader("relay", relay.run))
+    for topic in definition.topics:
+        consumer = Consumer(
+            topic=topic,
+            event_log=context.event_log,
+            store=context.store,
+            commands=context.commands,
+            health=context.health,
+            projections=[item for item in definition.projections if item.topic == topic],
+            reactions=[item for item in definition.reactions if item.topic == topic],
+        )
+        name = f"consumer/{topic}"
+        context.tasks.start(name, _under_lease(context.leases, name, consumer.run))
+
+
+def _under_lease(leases: Leases, name: str, work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    return lambda: leases.run_while_leader(name, work)
+
+
+def run_service(definition: ServiceDefinition[SettingsT]) -> None:
+    """Run a service as a process until SIGTERM or SIGINT; exits 2 on bad settings."""
+    settings = load_settings(definition.settings)
+    configure_logs(definition.name, settings)
+    configure_telemetry(definition.name, settings)
+    # The write path's thread needs the interpreter for microseconds at a time; 5 ms waits would rule its latency.
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.run(_run_until_stopped(definition, settings))
+
+
+async def _run_until_stopped(definition: ServiceDefinition[SettingsT], settings: SettingsT) -> None:
+    stop, started = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    running = asyncio.create_task(_running_until(definition, settings, started, stop))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not running.done() and not started.is_set():
+        running.cancel()
+    limit_seconds = settings.shutdown_timeout_seconds + 5
+    done, _ = await asyncio.wait({running}, timeout=limit_seconds)
+    if not done:
+        log.error("shutdown_too_slow", limit_seconds=limit_seconds)
+        os._exit(1)
+    if not running.cancelled():
+        running.result()
+
+
+async def _running_until(
+    definition: ServiceDefinition[SettingsT], settings: SettingsT, started: asyncio.Event, stop: asyncio.Event
+) -> None:
+    async with running_service(definition, settings):
+        started.set()
+        await stop.wait()
