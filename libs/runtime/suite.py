@@ -1,0 +1,191 @@
+"""The suite on one machine: its services and ports, its data directory, and the keys that it keeps there."""
+
+import base64
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from libs.core.ids import checksum_base62, random_base62
+
+_PRIVATE_FILE = 0o600
+_PRIVATE_DIRECTORY = 0o700
+_FOR_ONE_SERVICE = {"API_KEY", "ENCRYPTION_KEYS"}
+
+
+class CannotStart(Exception):
+    """The suite can't start here and now; the message tells a person what to do."""
+
+
+class SuiteSettings(BaseSettings):
+    """What an installation on one machine may choose, by environment variable or in ``datasync.yaml``.
+
+    Args:
+        data_dir: where the databases, keys and logs of this installation are kept.
+        gateway_host: the address that the gateway listens on; everything else listens on 127.0.0.1 only.
+        mongodb_url: an existing MongoDB replica set; without it a mongod is started on ``mongodb_port``.
+        api_key: the first project's key; without it one is made and kept in the data directory.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", yaml_file="datasync.yaml", env_ignore_empty=True)
+
+    data_dir: Path = Path(".datasync")
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = Field(default=8080, ge=1, le=65535)
+    auth_port: int = Field(default=8081, ge=1, le=65535)
+    catalog_port: int = Field(default=8082, ge=1, le=65535)
+    job_orchestrator_port: int = Field(default=8083, ge=1, le=65535)
+    worker_port: int = Field(default=8086, ge=1, le=65535)
+    mongodb_port: int = Field(default=27117, ge=1, le=65535)
+    mongodb_url: str | None = None
+    api_key: SecretStr | None = Field(default=None, min_length=8)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment over ``datasync.yaml`` over the defaults."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One process of the suite.
+
+    Args:
+        stop_stage: services stop in the order of their stages, those of one stage together.
+    """
+
+    name: str
+    stop_stage: int
+
+    def port(self, settings: SuiteSettings) -> int:
+        port: int = getattr(settings, f"{self.name}_port")
+        return port
+
+    def url(self, settings: SuiteSettings) -> str:
+        return f"http://127.0.0.1:{self.port(settings)}"
+
+
+# The gateway stops taking requests first; a worker then gives its runs back to an orchestrator that still listens.
+SERVICES = (
+    Service("auth", stop_stage=3),
+    Service("catalog", stop_stage=3),
+    Service("job_orchestrator", stop_stage=2),
+    Service("worker", stop_stage=1),
+    Service("gateway", stop_stage=0),
+)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The secrets of one installation.
+
+    Args:
+        signing_keys: Ed25519 private keys by service, base64 of the raw 32 bytes.
+        trusted_keys: the public halves, likewise.
+        encryption_keys: what wraps the connectors' secrets, base64 of 32 bytes by key id; the first encrypts.
+    """
+
+    signing_keys: Mapping[str, str]
+    trusted_keys: Mapping[str, str]
+    encryption_keys: Mapping[str, str]
+    api_key: str
+
+
+@contextmanager
+def locked_data_dir(settings: SuiteSettings) -> Iterator[Path]:
+    """Hold the data directory, so that two suites never share it.
+
+    Raises:
+        CannotStart: another process holds it.
+    """
+    directory = settings.data_dir
+    directory.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_DIRECTORY)
+    with (directory / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise CannotStart(
+                f"DataSync is already running on {directory.resolve()} ({lock.read().strip()}). "
+                "Stop it first, or set DATA_DIR to another directory."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}, gateway on port {settings.gateway_port}\n")
+        lock.flush()
+        yield directory
+        lock.truncate(0)
+
+
+def load_keys(directory: Path, settings: SuiteSettings) -> Keys:
+    """The keys kept in the data directory; those that are missing are made."""
+    folder = directory / "keys"
+    folder.mkdir(exist_ok=True, mode=_PRIVATE_DIRECTORY)
+    signing = {service.name: _kept(folder / f"{service.name}.ed25519", _new_signing_key) for service in SERVICES}
+    encryption = _kept(folder / "encryption.json", _new_encryption_keys)
+    api_key = settings.api_key.get_secret_value() if settings.api_key else _kept(directory / "api_key", _new_api_key)
+    trusted = {name: _public_half(key) for name, key in signing.items()}
+    return Keys(signing, trusted, json.loads(encryption), api_key)
+
+
+def service_environment(service: Service, settings: SuiteSettings, keys: Keys, mongodb_url: str) -> dict[str, str]:
+    """Our own environment and the variables that make a service a part of this suite; secrets go where they belong."""
+    environment = {name: value for name, value in os.environ.items() if name not in _FOR_ONE_SERVICE}
+    environment |= {
+        "HOST": settings.gateway_host if service.name == "gateway" else "127.0.0.1",
+        "PORT": str(service.port(settings)),
+        "MONGODB_URL": mongodb_url,
+        "SIGNING_KEY": keys.signing_keys[service.name],
+        "TRUSTED_KEYS": json.dumps(dict(keys.trusted_keys)),
+    }
+    environment |= {f"{other.name.upper()}_URL": other.url(settings) for other in SERVICES}
+    if service.name == "auth":
+        environment["API_KEY"] = keys.api_key
+    if service.name == "catalog":
+        environment["ENCRYPTION_KEYS"] = json.dumps(dict(keys.encryption_keys))
+    return environment
+
+
+def _kept(path: Path, make: Callable[[], str]) -> str:
+    """The text of a private file, made the first time."""
+    if not path.exists():
+        partial = path.with_name(f"{path.name}.partial")
+        partial.unlink(missing_ok=True)
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_FILE), "w") as file:
+            file.write(make())
+        partial.rename(path)
+    return path.read_text().strip()
+
+
+def _new_signing_key() -> str:
+    key = Ed25519PrivateKey.generate()
+    return base64.b64encode(key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())).decode()
+
+
+def _public_half(signing_key: str) -> str:
+    key = Ed25519PrivateKey.from_private_bytes(base64.b64decode(signing_key))
+    return base64.b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
+
+
+def _new_encryption_keys() -> str:
+    return json.dumps({f"k{secrets.token_hex(4)}": base64.b64encode(secrets.token_bytes(32)).decode()})
+
+
+def _new_api_key() -> str:
+    text = f"ds_live_{random_base62(32)}"
+    return text + checksum_base62(text)
