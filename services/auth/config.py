@@ -1,0 +1,34 @@
+"""The settings of the auth service."""
+
+from typing import Literal
+
+from pydantic import Field, SecretStr
+
+from libs.runtime.settings import ServiceSettings
+
+DAY_SECONDS = 24 * 60 * 60
+
+
+class AuthSettings(ServiceSettings):
+    """What an installation may choose about accounts and credentials.
+
+    Args:
+        auth_signup: ``open`` lets anybody make an account; ``invite`` leaves it to the owners of projects.
+        api_key: one read-write key for the first project, known from the start; at least 8 characters.
+        session_ttl_seconds: a session that nobody used for this long has ended.
+        session_cookie_secure: send the cookie over TLS only.
+        login_free_attempts: failures of one account in a row before logins have to wait.
+        login_free_attempts_per_address: the same for one client address, whatever the accounts.
+        login_delay_seconds_first: the first wait; every further failure doubles it.
+        login_delay_seconds_max: where the doubling ends.
+    """
+
+    port: int = 8081
+    auth_signup: Literal["open", "invite"] = "open"
+    api_key: SecretStr | None = Field(default=None, min_length=8, max_length=512)
+    session_ttl_seconds: int = Field(default=7 * DAY_SECONDS, ge=60)
+    session_cookie_secure: bool = False
+    login_free_attempts: int = Field(default=10, ge=1)
+    login_free_attempts_per_address: int = Field(default=50, ge=1)
+    login_delay_seconds_first: float = Field(default=1.0, gt=0)
+    login_delay_seconds_max: float = Field(default=300.0, gt=0)

@@ -1,0 +1,65 @@
+"""Password hashes: argon2id on a few threads, so that a burst of logins neither blocks the loop nor eats the memory.
+
+The cost is the first recommendation of the OWASP Password Storage Cheat Sheet: 46 MiB, one pass, one lane.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from argon2 import Parameters, PasswordHasher, Type
+from argon2.exceptions import Argon2Error, InvalidHashError
+
+from libs.core.errors import RetryLater
+from libs.core.ids import random_base62
+
+WAITING_MAX = 256
+COST = Parameters(
+    type=Type.ID, version=19, salt_len=16, hash_len=32, time_cost=1, memory_cost=46 * 1024, parallelism=1
+)
+
+Result = TypeVar("Result")
+
+
+class Passwords:
+    """Hashes and verifies passwords; the threads are its own, one for each core and at most four."""
+
+    def __init__(self, cost: Parameters = COST) -> None:
+        self._hasher = PasswordHasher.from_parameters(cost)
+        threads = min(4, os.cpu_count() or 1)
+        self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="passwords")
+        self._waiting = 0
+        self._nobody_hash = self._hasher.hash(random_base62(32))
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    async def hash(self, password: str) -> str:
+        """The salted hash to keep; raises ``RetryLater`` when too many wait."""
+        return await self._on_a_thread(lambda: self._hasher.hash(password))
+
+    async def verify(self, stored_hash: str | None, password: str) -> bool:
+        """True when the password is the one; an account that does not exist (None) costs the same time."""
+        verified = await self._on_a_thread(lambda: self._verify(stored_hash or self._nobody_hash, password))
+        return verified and stored_hash is not None
+
+    def outdated(self, stored_hash: str) -> bool:
+        """True when the hash was made at another cost than today's."""
+        return self._hasher.check_needs_rehash(stored_hash)
+
+    def _verify(self, stored_hash: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(stored_hash, password)
+        except (Argon2Error, InvalidHashError):
+            return False
+
+    async def _on_a_thread(self, work: Callable[[], Result]) -> Result:
+        if self._waiting >= WAITING_MAX:
+            raise RetryLater("too many logins are waiting", code="overloaded", retry_after_seconds=2)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._waiting -= 1

@@ -1,0 +1,158 @@
+"""Reads of users, projects, keys and their secrets."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+from libs.core.principal import Principal, Role
+from libs.runtime.command_handler import Entity
+from libs.runtime.documents import Documents, entity_of
+from libs.runtime.mongo import ASCENDING, Document, IndexModel
+from services.auth.domain.api_key import API_KEY, ApiKey
+from services.auth.domain.project import PROJECT, Project
+from services.auth.domain.user import USER, User, email_key, username_key
+
+SECRETS = "secrets"
+SESSIONS = "sessions"
+LOGIN_FAILURES = "login_failures"
+KEY_USAGE = "key_usage"
+
+USERS_MAX = 1_000
+KEYS_MAX = 1_000
+
+INDEXES = {
+    PROJECT.collection: [IndexModel([("state.members.user_id", ASCENDING)])],
+    API_KEY.collection: [IndexModel([("project_id", ASCENDING), ("_id", ASCENDING)])],
+    SECRETS: [IndexModel([("key_id", ASCENDING)], sparse=True)],
+    SESSIONS: [IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)],
+    LOGIN_FAILURES: [IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)],
+    KEY_USAGE: [IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)],
+}
+
+
+def password_id(user_id: int) -> str:
+    return f"password/{user_id}"
+
+
+def api_key_id(key_hash: str) -> str:
+    return f"api_key/{key_hash}"
+
+
+class AuthQueries:
+    """What the auth service asks its own database.
+
+    Args:
+        documents: the service's reads; look-ups by id that arrive together share a query.
+    """
+
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
+        self._memberships = _Memberships(documents)
+
+    async def user(self, user_id: int) -> Entity[User] | None:
+        return await self._documents.get(USER, user_id)
+
+    async def user_by_login(self, login: str) -> Entity[User] | None:
+        """By username or e-mail address, whatever the case."""
+        users = self._documents.collection(USER.collection)
+        found = await users.find_one({"keys": {"$in": [username_key(login), email_key(login)]}})
+        return None if found is None else entity_of(USER, found)
+
+    async def taken_fields(self, username: str | None, email: str | None, but_of: int | None = None) -> list[str]:
+        """Which of ``username`` and ``email`` somebody else holds."""
+        keys = {}
+        if username is not None:
+            keys[username_key(username)] = "username"
+        if email is not None:
+            keys[email_key(email)] = "email"
+        users = self._documents.collection(USER.collection)
+        found = users.find({"keys": {"$in": list(keys)}, "_id": {"$ne": but_of}}, {"keys": True})
+        held = {key async for document in found for key in document["keys"]}
+        return [field for key, field in keys.items() if key in held]
+
+    async def users(self, user_ids: Iterable[int]) -> list[Entity[User]]:
+        """Newest first."""
+        return await self._documents.find(USER, {"_id": {"$in": list(set(user_ids))}}, limit=USERS_MAX)
+
+    async def password_hash(self, user_id: int) -> str | None:
+        secret = await self._documents.document(SECRETS, password_id(user_id))
+        return None if secret is None else str(secret["hash"])
+
+    async def project(self, project_id: int) -> Entity[Project] | None:
+        return await self._documents.get(PROJECT, project_id)
+
+    async def projects(self, project_ids: Iterable[int]) -> list[Entity[Project]]:
+        found = await asyncio.gather(*(self.project(project_id) for project_id in project_ids))
+        return [entity for entity in found if entity is not None]
+
+    async def projects_of(self, user_id: int) -> dict[int, Role]:
+        """The role that the user holds in each project."""
+        return await self._memberships.of(user_id)
+
+    async def keys(self, project_ids: Iterable[int]) -> list[Entity[ApiKey]]:
+        """Newest first; revoked and expired ones too."""
+        return await self._documents.find(API_KEY, {"project_id": {"$in": list(project_ids)}}, limit=KEYS_MAX)
+
+    async def key_in(self, key_id: str, principal: Principal) -> tuple[Entity[ApiKey], int] | None:
+        """A key of one of the caller's projects, with that project's id."""
+        document = await self._documents.document(API_KEY.collection, key_id)
+        if document is None or document["project_id"] not in principal.projects:
+            return None
+        return entity_of(API_KEY, document), document["project_id"]
+
+    async def key_secret(self, key_hash: str) -> Document | None:
+        """What a presented key opens."""
+        return await self._documents.document(SECRETS, api_key_id(key_hash))
+
+    async def secret_of_key(self, key_id: str) -> Document | None:
+        return await self._documents.plain(SECRETS).find_one({"key_id": key_id})
+
+    async def usage_of(self, key_ids: Sequence[str]) -> dict[str, Document]:
+        """When the keys were last used, as far as it has been written down."""
+        found = self._documents.plain(KEY_USAGE).find({"_id": {"$in": list(key_ids)}})
+        return {document["_id"]: document async for document in found}
+
+
+class _Memberships:
+    """Asks for the projects of many users in one query: those who come while one is in flight share the next."""
+
+    USERS_MAX = 500
+
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
+        self._waiting: dict[int, asyncio.Future[dict[int, Role]]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def of(self, user_id: int) -> dict[int, Role]:
+        future = self._waiting.get(user_id)
+        if future is None:
+            future = self._waiting[user_id] = asyncio.get_running_loop().create_future()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        # Shielded: one caller that goes away must not take the answer from the others.
+        return await asyncio.shield(future)
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                asked = {user_id: self._waiting.pop(user_id) for user_id in list(self._waiting)[: self.USERS_MAX]}
+                await self._answer(asked)
+        finally:
+            self._task = None
+
+    async def _answer(self, asked: "dict[int, asyncio.Future[dict[int, Role]]]") -> None:
+        roles: dict[int, dict[int, Role]] = {user_id: {} for user_id in asked}
+        try:
+            criteria = {"state.members.user_id": {"$in": list(asked)}}
+            projects = self._documents.collection(PROJECT.collection)
+            for document in await projects.find(criteria, {"state.members": True}).to_list(None):
+                for member in document["state"]["members"]:
+                    if member["user_id"] in roles:
+                        roles[member["user_id"]][document["_id"]] = member["role"]
+        except BaseException as error:
+            for future in asked.values():
+                future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        for user_id, future in asked.items():
+            future.set_result(roles[user_id])
