@@ -1,0 +1,112 @@
+"""Configuration models and what is read off them: the JSON Schema that forms are drawn from, and the secret fields."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from libs.core.errors import FieldError, InvalidInput
+from libs.core.json import dump_json
+
+Path = tuple[str, ...]
+
+
+class ConnectorConfig(BaseModel):
+    """The parent of every connector's configuration.
+
+    Class attributes:
+        WRAPPER: the field that holds the settings where a system's users nest them (``writer``); the flat form is
+            accepted beside it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    WRAPPER: ClassVar[str | None] = None
+
+    def address(self) -> str:
+        """Where the data goes: two configurations with one address reach the same place."""
+        raise NotImplementedError
+
+
+def form_field(
+    title: str, description: str, order: int, *, default: Any = ..., secret: bool = False, **constraints: Any
+) -> Any:
+    """A field with its label, help text and place in the form; a secret is drawn as a password, never returned."""
+    extra: dict[str, Any] = {"order": order}
+    if secret:
+        extra |= {"format": "password", "writeOnly": True}
+    return Field(default, title=title, description=description, json_schema_extra=extra, **constraints)
+
+
+def parse_config(model: type[ConnectorConfig], config: Mapping[str, Any]) -> ConnectorConfig:
+    """The configuration as its model.
+
+    Raises:
+        InvalidInput: naming every field that is missing, unknown or wrong, as ``config.<path>``.
+    """
+    try:
+        return model.model_validate(dict(config))
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def json_schema(model: type[ConnectorConfig]) -> dict[str, Any]:
+    """The model's JSON Schema with every reference inlined, fields in their order."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    inlined: dict[str, Any] = _inline(schema, definitions)
+    return inlined
+
+
+def ui_schema(model: type[ConnectorConfig]) -> str:
+    """The form's hints as JSON text: secrets are drawn as password fields."""
+    hints: dict[str, Any] = {}
+    for path in sorted(_secret_paths(model)):
+        place = hints
+        for name in path:
+            place = place.setdefault(name, {})
+        place["ui:widget"] = "password"
+    return dump_json(hints)
+
+
+def secret_fields(model: type[ConnectorConfig]) -> frozenset[Path]:
+    """The paths of every secret in a configuration, in the nested and in the flat form."""
+    paths = frozenset(_secret_paths(model))
+    if model.WRAPPER is None:
+        return paths
+    return paths | {path[1:] for path in paths if path[0] == model.WRAPPER}
+
+
+def _secret_paths(model: type[BaseModel]) -> Iterator[Path]:
+    for name, field in model.model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("writeOnly"):
+            yield (name,)
+        for nested in _models_in(field.annotation):
+            yield from ((name, *rest) for rest in _secret_paths(nested))
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    candidates = [annotation, *get_args(annotation)]
+    return [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
+
+
+def _inline(node: Any, definitions: Mapping[str, Any]) -> Any:
+    match node:
+        case {"$ref": str(reference)}:
+            rest = {key: value for key, value in node.items() if key != "$ref"}
+            return _inline(definitions[reference.rsplit("/", 1)[-1]] | rest, definitions)
+        case dict():
+            return {key: _inline(value, definitions) for key, value in node.items()}
+        case list():
+            return [_inline(item, definitions) for item in node]
+        case _:
+            return node
+
+
+def _invalid(error: ValidationError) -> InvalidInput:
+    errors = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        path = ".".join(["config", *(str(part) for part in item["loc"])])
+        errors.append(FieldError(path, item["msg"].removeprefix("Value error, "), item["type"]))
+    text = "; ".join(f"{item.field}: {item.message}" for item in errors)
+    return InvalidInput(text, errors=errors)

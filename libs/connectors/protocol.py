@@ -1,0 +1,180 @@
+"""What a connector does. The worker knows these shapes and nothing of any system.
+
+A ``Source`` opens one ``Snapshot`` for a whole run and describes each stream as a ``Table``, cut into parts that may
+be read at the same time. A ``Destination`` is opened for a run under its epoch, which fences older ones, and writes
+tables: it stages what it reads and commits it together with the epoch and the marker of what was applied.
+
+Arrow record batches are the common currency (``Table.batches``). A destination that speaks the source's own wire
+format recognises the table's class and passes its bytes through instead.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from libs.core.errors import FixRequest, RetryLater
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Policy = Literal["fail", "null", "text"]
+CatalogEntry = dict[str, Any]
+
+
+class ConnectorRefused(FixRequest):
+    """The configuration, the source's content or the destination stands in the way: somebody has to change it."""
+
+    default_code = "connector_refused"
+
+
+class ConnectorUnavailable(RetryLater):
+    """The system can't be reached, or broke off; the same may work later."""
+
+    default_code = "connector_unavailable"
+
+
+class Fenced(FixRequest):
+    """A younger epoch has written to the destination: this worker's claim is void."""
+
+    status = 409
+    default_code = "fenced"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamName:
+    """A stream as its source names it; ``namespace`` is a schema or a database."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a stream goes: a schema, database or folder, and the table in it."""
+
+    namespace: str
+    table: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}.{self.table}"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """One stream of a run.
+
+    Args:
+        columns: the columns chosen, None for all.
+        policies: what to do, by column, with a value that the destination can't hold; ``fail`` where absent.
+    """
+
+    stream: StreamName
+    target: Target
+    columns: tuple[str, ...] | None = None
+    policies: dict[str, Policy] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """Who writes: a later ``epoch`` of the same job fences every earlier one, whatever the run.
+
+    Args:
+        verify: compare both ends before a stream is committed.
+        log: takes a level (debug, info, warning, error) and a line for the run's log.
+    """
+
+    job_id: int
+    run_id: str
+    epoch: int
+    verify: bool = False
+    log: Callable[[str, str], None] = lambda level, message: None
+
+
+class Progress(Protocol):
+    """Counts what has moved; called often, from the event loop only."""
+
+    def add(self, *, rows_read: int = 0, rows_written: int = 0, bytes_read: int = 0) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was committed for a stream.
+
+    Args:
+        verified: None when no verification was asked for.
+        verification: counts and hashes of both ends.
+    """
+
+    rows: int
+    verified: bool | None = None
+    verification: dict[str, Any] | None = None
+
+
+class Table(Protocol):
+    """One stream as the snapshot holds it.
+
+    Attributes:
+        rows_estimated: the planner's estimate, None when it has none.
+        arrow_schema: of ``batches``; reading it imports pyarrow.
+    """
+
+    plan: StreamPlan
+    primary_key: tuple[str, ...]
+    rows_estimated: int | None
+
+    @property
+    def arrow_schema(self) -> "pyarrow.Schema": ...
+
+    def parts(self) -> Sequence[Any]:
+        """The ranges that together are the whole table, each row in one of them."""
+
+    def batches(self, part: Any) -> AsyncIterator["pyarrow.RecordBatch"]:
+        """The rows of one part; only as many batches are in memory as are being worked on."""
+
+    async def count(self) -> int:
+        """The number of rows, counted by the source in the snapshot."""
+
+
+class Snapshot(Protocol):
+    """One moment of the source; every table read through it is of that moment."""
+
+    async def table(self, plan: StreamPlan) -> Table:
+        """Raises ``ConnectorRefused`` naming a table or column that is not there."""
+
+
+class Source(Protocol):
+    async def check(self) -> None:
+        """Connects, logs in and reads something; raises with words for the person who typed the configuration."""
+
+    async def discover(self) -> list[CatalogEntry]:
+        """The catalog's ``{"stream": {…}}`` entries, ordered by namespace and name."""
+
+    def snapshot(self) -> AbstractAsyncContextManager[Snapshot]: ...
+
+
+class DestinationRun(Protocol):
+    """The destination under one run's epoch."""
+
+    async def committed(self, plan: StreamPlan) -> Written | None:
+        """What this run has already committed for the stream, None if nothing: how a resumed run skips it."""
+
+    async def prepare(self, table: Table) -> None:
+        """Refuses by name what the destination can't hold, before the first row moves."""
+
+    async def write(self, table: Table, progress: Progress) -> Written:
+        """Replaces the target with the table's rows, all or nothing; raises ``Fenced`` under a younger epoch."""
+
+    async def clear(self, plan: StreamPlan) -> None:
+        """Removes the stream's target, if it was made by DataSync."""
+
+
+class Destination(Protocol):
+    async def check(self) -> None:
+        """Connects and proves that tables can be made; raises with words for the person who typed the configuration."""
+
+    def open(self, context: RunContext) -> AbstractAsyncContextManager[DestinationRun]:
+        """Takes the epoch and clears what older ones left behind; raises ``Fenced`` if a younger one has it."""

@@ -1,0 +1,118 @@
+"""Every connector by role and type. Importing this loads the configuration models alone; drivers load on opening."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, cast
+
+from libs.connectors import form
+from libs.connectors.parquet.config import ParquetConfig
+from libs.connectors.postgres.config import PostgresDestinationConfig, PostgresSourceConfig
+from libs.connectors.protocol import Destination, Source
+from libs.core.errors import FieldError, InvalidInput
+
+Role = Literal["source", "destination"]
+
+
+@dataclass(frozen=True, slots=True)
+class Connector:
+    """One entry.
+
+    Args:
+        name: the canonical type, such as ``postgres``.
+        config: the model of its configuration.
+        implementation: ``module:class`` of the ``Source`` or ``Destination``, imported when it is opened.
+        aliases: other names that users know it by.
+    """
+
+    role: Role
+    name: str
+    title: str
+    config: type[form.ConnectorConfig]
+    implementation: str
+    aliases: tuple[str, ...] = ()
+
+
+CONNECTORS: tuple[Connector, ...] = (
+    Connector(
+        "source",
+        "postgres",
+        "PostgreSQL",
+        PostgresSourceConfig,
+        "libs.connectors.postgres.source:PostgresSource",
+        ("postgresql",),
+    ),
+    Connector(
+        "destination",
+        "postgres",
+        "PostgreSQL",
+        PostgresDestinationConfig,
+        "libs.connectors.postgres.destination:PostgresDestination",
+        ("postgresql",),
+    ),
+    Connector(
+        "destination",
+        "parquet",
+        "Parquet files",
+        ParquetConfig,
+        "libs.connectors.parquet.destination:ParquetDestination",
+    ),
+)
+_BY_NAME = {(item.role, name): item for item in CONNECTORS for name in (item.name, *item.aliases)}
+
+
+def types(role: Role) -> tuple[str, ...]:
+    """The canonical types of a role."""
+    return tuple(item.name for item in CONNECTORS if item.role == role)
+
+
+def connector(role: Role, connector_type: str) -> Connector:
+    """The entry of a type or alias, in any case; raises ``InvalidInput`` naming the known types."""
+    found = _BY_NAME.get((role, connector_type.strip().lower()))
+    if found is None:
+        message = f"{connector_type[:100]!r} is not a known {role} type; known are {', '.join(types(role))}"
+        refusal = FieldError("type", message, "unknown_type")
+        raise InvalidInput(f"type: {message}", code=refusal.code, errors=[refusal])
+    return found
+
+
+def canonical_type(role: Role, connector_type: str) -> str:
+    """``postgresql`` is ``postgres``; raises ``InvalidInput`` for an unknown type."""
+    return connector(role, connector_type).name
+
+
+def spec(role: Role, connector_type: str) -> dict[str, Any]:
+    """``{"jsonschema": object, "uischema": JSON text}``: what a form is drawn from."""
+    model = connector(role, connector_type).config
+    return {"jsonschema": form.json_schema(model), "uischema": form.ui_schema(model)}
+
+
+def parse_config(role: Role, connector_type: str, config: Mapping[str, Any]) -> form.ConnectorConfig:
+    """The configuration as its model; raises ``InvalidInput`` naming every field at fault as ``config.<path>``."""
+    return form.parse_config(connector(role, connector_type).config, config)
+
+
+def secret_fields(role: Role, connector_type: str) -> frozenset[form.Path]:
+    """The paths of the secrets in a configuration, such as ``("password",)`` and ``("ssl", "client_key")``."""
+    return form.secret_fields(connector(role, connector_type).config)
+
+
+def address_of(role: Role, connector_type: str, config: Mapping[str, Any]) -> str:
+    """Where the configuration points (``host:port``, a path), whatever its secrets are; equal means the same place."""
+    return parse_config(role, connector_type, config).address()
+
+
+def open_source(connector_type: str, config: Mapping[str, Any]) -> Source:
+    """The source with this configuration; nothing is connected before it is used."""
+    return cast(Source, _open("source", connector_type, config))
+
+
+def open_destination(connector_type: str, config: Mapping[str, Any]) -> Destination:
+    """The destination with this configuration; nothing is connected before it is used."""
+    return cast(Destination, _open("destination", connector_type, config))
+
+
+def _open(role: Role, connector_type: str, config: Mapping[str, Any]) -> Any:
+    entry = connector(role, connector_type)
+    module, name = entry.implementation.split(":")
+    return getattr(import_module(module), name)(form.parse_config(entry.config, config))
