@@ -1,0 +1,126 @@
+"""Logs: one line an event, JSON or readable on a terminal, with the request's and the trace's ids, without secrets."""
+
+import logging
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import orjson
+import structlog
+from opentelemetry import trace
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from libs.runtime.settings import ServiceSettings
+
+MASK = "***"
+DEPTH_MAX = 8
+
+_SECRET_KEY = re.compile(
+    r"passw(or)?d|passphrase|secret|token|authorization|cookie|api_?key|private_?key|signing_?key|credential|dsn$",
+    re.IGNORECASE,
+)
+_SECRET_TEXT: tuple[tuple[re.Pattern[str], str], ...] = (
+    # Credentials in URLs: scheme://user:password@host. The last @ before a slash ends them, as URL parsers read it.
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@?#]*):[^\s/]*@", re.IGNORECASE), rf"\1:{MASK}@"),
+    (re.compile(r"\bds_(live|sess)_[0-9A-Za-z]+"), rf"ds_\1_{MASK}"),
+    (re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {MASK}"),
+    (
+        re.compile(r"\b(password|passwd|secret|api_?key|access_?token)(\s*[=:]\s*)[^\s&,;'\"]+", re.IGNORECASE),
+        rf"\1\2{MASK}",
+    ),
+)
+
+
+def configure_logs(service: str, settings: ServiceSettings) -> None:
+    """Send this process's logs, the libraries' too, to stdout."""
+    readable = settings.log_format == "console" or (settings.log_format == "auto" and sys.stdout.isatty())
+    level = logging.getLevelNamesMapping()[settings.log_level]
+    shared = _shared_processors(service)
+    renderer: Processor = structlog.dev.ConsoleRenderer() if readable else _render_json
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stdout) if readable else _lines_to_stdout,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    formatter_chain: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+            processors=[*formatter_chain, _as_text] if not readable else formatter_chain,
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Mask what must not be read in a log: values under telling keys, credentials in URLs, our own tokens."""
+    for key, value in event.items():
+        event[key] = _redacted(key, value, 0)
+    return event
+
+
+def redact_text(text: str) -> str:
+    """``text`` with every credential that can be told from its form masked."""
+    for pattern, replacement in _SECRET_TEXT:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _redacted(key: str, value: Any, depth: int) -> Any:
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case _ if _SECRET_KEY.search(key):
+            return MASK
+        case str():
+            return redact_text(value)
+        case Mapping() if depth < DEPTH_MAX:
+            return {str(name): _redacted(str(name), item, depth + 1) for name, item in value.items()}
+        case list() | tuple() | set() | frozenset() if depth < DEPTH_MAX:
+            return [_redacted(key, item, depth + 1) for item in value]
+        case _:
+            return redact_text(str(value))
+
+
+def _shared_processors(service: str) -> list[Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _bind_service(service),
+        _bind_trace,
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+        redact,
+    ]
+
+
+def _bind_service(service: str) -> Processor:
+    def bind(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        event["service"] = event.get("service", service)
+        return event
+
+    return bind
+
+
+def _bind_trace(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"] = f"{context.trace_id:032x}"
+        event["span_id"] = f"{context.span_id:016x}"
+    return event
+
+
+def _render_json(_: WrappedLogger, __: str, event: EventDict) -> bytes:
+    return orjson.dumps(event, default=str)
+
+
+def _as_text(_: WrappedLogger, __: str, line: Any) -> str:
+    return bytes(line).decode()
+
+
+def _lines_to_stdout(*_: Any) -> structlog.BytesLogger:
+    return structlog.BytesLogger(sys.stdout.buffer)
