@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from libs.runtime.settings import EXIT_BAD_SETTINGS, BadSettings, describe_bad_settings
 from libs.runtime.suite import CannotStart, SuiteSettings
 from libs.runtime.supervisor import up
 
@@ -36,9 +37,9 @@ def _parser() -> argparse.ArgumentParser:
 def _up() -> int:
     try:
         settings = SuiteSettings()
-    except ValidationError as error:
-        print(f"datasync: the settings are not right:\n{_reasons(error)}", file=sys.stderr)
-        return 1
+    except (BadSettings, ValidationError) as error:
+        print(f"datasync: bad settings\n{describe_bad_settings(error)}", file=sys.stderr)
+        return EXIT_BAD_SETTINGS
     try:
         return up(settings)
     except CannotStart as error:
@@ -55,12 +56,6 @@ def _serve(name: str) -> int:
     sys.argv = [f"datasync serve {name}"]
     runpy.run_module(f"services.{service}", run_name="__main__", alter_sys=True)
     return 0
-
-
-def _reasons(error: ValidationError) -> str:
-    return "\n".join(
-        f"  {'.'.join(str(part) for part in reason['loc']).upper()}: {reason['msg']}" for reason in error.errors()
-    )
 
 
 if __name__ == "__main__":

@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from libs.core.ids import checksum_base62, random_base62
+from libs.runtime.settings import MONGODB_SCHEMES, YamlFile
+
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 _PRIVATE_FILE = 0o600
 _PRIVATE_DIRECTORY = 0o700
@@ -31,23 +35,27 @@ class SuiteSettings(BaseSettings):
 
     Args:
         data_dir: where the databases, keys and logs of this installation are kept.
-        gateway_host: the address that the gateway listens on; everything else listens on 127.0.0.1 only.
+        host, port: where the gateway listens; everything else listens on 127.0.0.1 only.
         mongodb_url: an existing MongoDB replica set; without it a mongod is started on ``mongodb_port``.
+        db_url: the same, when it begins with ``mongodb://``; other schemes concern the services.
         api_key: the first project's key; without it one is made and kept in the data directory.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", yaml_file="datasync.yaml", env_ignore_empty=True)
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True)
+    public: ClassVar[bool] = True
 
     data_dir: Path = Path(".datasync")
-    gateway_host: str = "127.0.0.1"
-    gateway_port: int = Field(default=8080, ge=1, le=65535)
-    auth_port: int = Field(default=8081, ge=1, le=65535)
-    catalog_port: int = Field(default=8082, ge=1, le=65535)
-    job_orchestrator_port: int = Field(default=8083, ge=1, le=65535)
-    worker_port: int = Field(default=8086, ge=1, le=65535)
-    mongodb_port: int = Field(default=27117, ge=1, le=65535)
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    auth_port: Port = 8081
+    catalog_port: Port = 8082
+    job_orchestrator_port: Port = 8083
+    worker_port: Port = 8086
+    mongodb_port: Port = 27117
     mongodb_url: str | None = None
+    db_url: SecretStr | None = None
     api_key: SecretStr | None = Field(default=None, min_length=8)
+    log_format: Literal["auto", "json", "console"] = "auto"
 
     @classmethod
     def settings_customise_sources(
@@ -59,7 +67,13 @@ class SuiteSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment over ``datasync.yaml`` over the defaults."""
-        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, YamlFile(settings_cls)
+
+    @property
+    def external_mongodb_url(self) -> str | None:
+        """The state store that is there already, None when we start our own."""
+        db_url = self.db_url.get_secret_value() if self.db_url else ""
+        return self.mongodb_url or (db_url if db_url.startswith(MONGODB_SCHEMES) else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +88,13 @@ class Service:
     stop_stage: int
 
     def port(self, settings: SuiteSettings) -> int:
-        port: int = getattr(settings, f"{self.name}_port")
+        port: int = getattr(settings, self.port_setting)
         return port
+
+    @property
+    def port_setting(self) -> str:
+        """The setting that names its port."""
+        return "port" if self.name == "gateway" else f"{self.name}_port"
 
     def url(self, settings: SuiteSettings) -> str:
         return f"http://127.0.0.1:{self.port(settings)}"
@@ -126,7 +145,7 @@ def locked_data_dir(settings: SuiteSettings) -> Iterator[Path]:
                 "Stop it first, or set DATA_DIR to another directory."
             ) from None
         lock.truncate(0)
-        lock.write(f"process {os.getpid()}, gateway on port {settings.gateway_port}\n")
+        lock.write(f"process {os.getpid()}, gateway on port {settings.port}\n")
         lock.flush()
         yield directory
         lock.truncate(0)
@@ -147,7 +166,7 @@ def service_environment(service: Service, settings: SuiteSettings, keys: Keys, m
     """Our own environment and the variables that make a service a part of this suite; secrets go where they belong."""
     environment = {name: value for name, value in os.environ.items() if name not in _FOR_ONE_SERVICE}
     environment |= {
-        "HOST": settings.gateway_host if service.name == "gateway" else "127.0.0.1",
+        "HOST": settings.host if service.name == "gateway" else "127.0.0.1",
         "PORT": str(service.port(settings)),
         "MONGODB_URL": mongodb_url,
         "SIGNING_KEY": keys.signing_keys[service.name],

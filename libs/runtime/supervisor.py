@@ -204,7 +204,7 @@ class Supervisor:
 
     async def _run(self, tasks: asyncio.TaskGroup) -> None:
         self._output.say("starting", f"starting, with the data in {self._directory.resolve()}")
-        mongodb_url = self._settings.mongodb_url or await self._start_mongod(tasks)
+        mongodb_url = self._settings.external_mongodb_url or await self._start_mongod(tasks)
         for service in SERVICES:
             self._services[service.name] = child = self._child_of(service, mongodb_url)
             tasks.create_task(child.run(self._output), name=service.name)
@@ -238,9 +238,7 @@ class Supervisor:
 
     def _child_of(self, service: Service, mongodb_url: str) -> Child:
         environment = service_environment(service, self._settings, self._keys, mongodb_url)
-        environment["PYTHONUNBUFFERED"] = "1"
-        if self._output.readable:
-            environment.setdefault("LOG_FORMAT", "console")
+        environment |= {"PYTHONUNBUFFERED": "1", "LOG_FORMAT": "console" if self._output.readable else "json"}
         return Child(service.name, (sys.executable, "-P", "-m", f"services.{service.name}"), environment)
 
     async def _become_ready(self) -> bool:
@@ -265,7 +263,7 @@ class Supervisor:
                 raise CannotStart(f"{child.name} ended {child.deaths} times while it was starting; its reason is above")
 
     def _announce(self) -> None:
-        url = f"http://localhost:{self._settings.gateway_port}"
+        url = f"http://localhost:{self._settings.port}"
         key_path = (self._directory / "api_key").resolve()
         if not self._output.readable:
             self._output.say("ready", f"ready at {url}", url=url, api_key_path=str(key_path))
@@ -304,7 +302,8 @@ def up(settings: SuiteSettings) -> int:
     Raises:
         CannotStart: the data directory or a port is taken.
     """
-    output = Output(sys.stdout, readable=_wants_readable(sys.stdout))
+    readable = sys.stdout.isatty() if settings.log_format == "auto" else settings.log_format == "console"
+    output = Output(sys.stdout, readable=readable)
     with locked_data_dir(settings) as directory:
         check_ports(settings)
         return asyncio.run(Supervisor(settings, directory, load_keys(directory, settings), output).run())
@@ -312,19 +311,14 @@ def up(settings: SuiteSettings) -> int:
 
 def check_ports(settings: SuiteSettings) -> None:
     """Raises ``CannotStart`` naming every port that is taken and the setting that moves it."""
-    wanted = {f"{service.name}_port": service.port(settings) for service in SERVICES}
-    if settings.mongodb_url is None:
+    wanted = {service.port_setting: service.port(settings) for service in SERVICES}
+    if settings.external_mongodb_url is None:
         wanted["mongodb_port"] = settings.mongodb_port
-    hosts = {"gateway_port": settings.gateway_host}
+    hosts = {"port": settings.host}
     taken = {name: port for name, port in wanted.items() if port_is_taken(hosts.get(name, "127.0.0.1"), port)}
     if taken:
         ports = "; ".join(f"port {port} is taken (set {name.upper()} to use another)" for name, port in taken.items())
         raise CannotStart(f"{ports}. Another DataSync may be running on this machine.")
-
-
-def _wants_readable(stream: TextIO) -> bool:
-    chosen = os.environ.get("LOG_FORMAT", "auto")
-    return stream.isatty() if chosen == "auto" else chosen == "console"
 
 
 def _answers_200(url: str) -> bool:
