@@ -62,6 +62,11 @@ class Suite:
         self.remove()
 
     @property
+    def settings(self) -> dict[str, str]:
+        """The settings that it is started with, by their names in lower case."""
+        return {name.lower(): value for name, value in self._environment.items()}
+
+    @property
     def port(self) -> int:
         return int(self._environment["PORT"])
 
