@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr
 
-from libs.runtime.settings import ServiceSettings
+from libs.runtime.settings import Seconds, ServiceSettings
 
 DAY_SECONDS = 24 * 60 * 60
 
@@ -26,7 +26,7 @@ class AuthSettings(ServiceSettings):
     port: int = 8081
     auth_signup: Literal["open", "invite"] = "open"
     api_key: SecretStr | None = Field(default=None, min_length=8, max_length=512)
-    session_ttl_seconds: int = Field(default=7 * DAY_SECONDS, ge=60)
+    session_ttl_seconds: Seconds = Field(default=7.0 * DAY_SECONDS, ge=60)
     session_cookie_secure: bool = False
     login_free_attempts: int = Field(default=10, ge=1)
     login_free_attempts_per_address: int = Field(default=50, ge=1)

@@ -16,9 +16,7 @@ from libs.core.errors import RetryLater
 from libs.core.ids import random_base62
 
 WAITING_MAX = 256
-COST = Parameters(
-    type=Type.ID, version=19, salt_len=16, hash_len=32, time_cost=1, memory_cost=46 * 1024, parallelism=1
-)
+COST = Parameters(type=Type.ID, version=19, salt_len=16, hash_len=32, time_cost=1, memory_cost=46 * 1024, parallelism=1)
 
 Result = TypeVar("Result")
 

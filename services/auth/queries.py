@@ -1,12 +1,12 @@
 """Reads of users, projects, keys and their secrets."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from libs.core.principal import Principal, Role
 from libs.runtime.command_handler import Entity
 from libs.runtime.documents import Documents, entity_of
-from libs.runtime.mongo import ASCENDING, Document, IndexModel
+from libs.runtime.mongo import ASCENDING, DESCENDING, Document, IndexModel
 from services.auth.domain.api_key import API_KEY, ApiKey
 from services.auth.domain.project import PROJECT, Project
 from services.auth.domain.user import USER, User, email_key, username_key
@@ -88,9 +88,11 @@ class AuthQueries:
         """The role that the user holds in each project."""
         return await self._memberships.of(user_id)
 
-    async def keys(self, project_ids: Iterable[int]) -> list[Entity[ApiKey]]:
-        """Newest first; revoked and expired ones too."""
-        return await self._documents.find(API_KEY, {"project_id": {"$in": list(project_ids)}}, limit=KEYS_MAX)
+    async def keys(self, project_ids: Iterable[int], limit: int, offset: int) -> list[tuple[Entity[ApiKey], int]]:
+        """Keys with their project's id, newest first; revoked and expired ones too."""
+        cursor = self._documents.collection(API_KEY.collection).find({"project_id": {"$in": list(project_ids)}})
+        page = cursor.sort("_id", DESCENDING).skip(offset).limit(limit)
+        return [(entity_of(API_KEY, document), document["project_id"]) async for document in page]
 
     async def key_in(self, key_id: str, principal: Principal) -> tuple[Entity[ApiKey], int] | None:
         """A key of one of the caller's projects, with that project's id."""
@@ -106,7 +108,7 @@ class AuthQueries:
     async def secret_of_key(self, key_id: str) -> Document | None:
         return await self._documents.plain(SECRETS).find_one({"key_id": key_id})
 
-    async def usage_of(self, key_ids: Sequence[str]) -> dict[str, Document]:
+    async def usage_of(self, key_ids: Iterable[int | str]) -> dict[str, Document]:
         """When the keys were last used, as far as it has been written down."""
         found = self._documents.plain(KEY_USAGE).find({"_id": {"$in": list(key_ids)}})
         return {document["_id"]: document async for document in found}

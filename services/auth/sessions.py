@@ -17,9 +17,11 @@ RENEW_AFTER_PART = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Args:
-    id: the token's SHA-256.
-    password_version: of the user when it was opened; void once the user's is another.
+    """A session that has not ended.
+
+    Args:
+        id: the token's SHA-256.
+        password_version: of the user when it was opened; void once the user's is another.
     """
 
     id: str
@@ -36,7 +38,7 @@ class Sessions:
         ttl_seconds: a session ends when it was not used for this long.
     """
 
-    def __init__(self, documents: Documents, clock: Clock, ttl_seconds: int) -> None:
+    def __init__(self, documents: Documents, clock: Clock, ttl_seconds: float) -> None:
         self._documents = documents
         self._clock = clock
         self.ttl_seconds = ttl_seconds

@@ -1,0 +1,80 @@
+"""Wires the auth service together."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+
+from aiohttp import web
+
+from libs.runtime.service import ServiceContext, ServiceDefinition
+from services.auth.accounts import Accounts
+from services.auth.config import AuthSettings
+from services.auth.credentials import Credentials
+from services.auth.domain.api_key import API_KEY
+from services.auth.domain.project import PROJECT
+from services.auth.domain.user import USER
+from services.auth.http import AuthHttp
+from services.auth.keys import Keys
+from services.auth.passwords import Passwords
+from services.auth.queries import INDEXES, LOGIN_FAILURES, AuthQueries
+from services.auth.sessions import Sessions
+from services.auth.throttle import LoginThrottle, Policy
+from services.auth.usage import Usage
+
+
+@asynccontextmanager
+async def start(context: ServiceContext[AuthSettings]) -> AsyncIterator[Sequence[web.AbstractRouteDef]]:
+    """Open the service's own parts; what was noted of sessions and keys is written at the end."""
+    settings, documents, clock = context.settings, context.documents, context.clock
+    queries = AuthQueries(documents)
+    sessions = Sessions(documents, clock, settings.session_ttl_seconds)
+    usage = Usage(documents, sessions, clock)
+    passwords = Passwords()
+    bootstrap_key = None if settings.api_key is None else settings.api_key.get_secret_value()
+    accounts = Accounts(
+        commands=context.commands,
+        queries=queries,
+        sequences=context.sequences,
+        passwords=passwords,
+        sessions=sessions,
+        throttle_accounts=_throttle(context, "account", settings.login_free_attempts),
+        throttle_addresses=_throttle(context, "address", settings.login_free_attempts_per_address),
+    )
+    http = AuthHttp(
+        settings=settings,
+        accounts=accounts,
+        keys=Keys(context.commands, queries, clock),
+        queries=queries,
+        sessions=sessions,
+        credentials=Credentials(queries, sessions, usage, clock, bootstrap_key),
+        version=_version(),
+    )
+    context.tasks.start("usage", usage.run)
+    try:
+        yield http.routes()
+    finally:
+        passwords.close()
+        await usage.flush()
+
+
+def _throttle(context: ServiceContext[AuthSettings], kind: str, free_attempts: int) -> LoginThrottle:
+    settings = context.settings
+    policy = Policy(free_attempts, settings.login_delay_seconds_first, settings.login_delay_seconds_max)
+    return LoginThrottle(context.documents.plain(LOGIN_FAILURES), context.clock, kind, policy)
+
+
+def _version() -> str:
+    try:
+        return version_of("datasync")
+    except PackageNotFoundError:
+        return "0.0.0"
+
+
+SERVICE = ServiceDefinition(
+    name="auth",
+    settings=AuthSettings,
+    aggregates=(USER, PROJECT, API_KEY),
+    indexes=INDEXES,
+    start=start,
+)
