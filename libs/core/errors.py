@@ -142,6 +142,13 @@ class OutcomeUnknown(RetryLater):
     default_code = "outcome_unknown"
 
 
+class RequestTimeout(RetryLater):
+    """The request's body did not arrive in time (RFC 9110 section 15.5.9)."""
+
+    status = 408
+    default_code = "request_timeout"
+
+
 class UpstreamTimeout(RetryLater):
     """A service or a remote database did not answer in time."""
 
