@@ -1,0 +1,557 @@
+"""The HTTP shell of every service: requests into models, answers and errors into the family's shape.
+
+Every request gets an id, a place in its caller's trace, a log line, a metric and, on every path that is not public, a
+verified principal before its handler runs. Handlers return ``success(…)`` or ``json_answer(…)`` and raise core errors.
+"""
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
+from datetime import datetime
+from typing import Any, TypeVar
+
+import aiohttp
+import orjson
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from pydantic import BaseModel, ValidationError
+
+from libs.contracts.internal import InternalCall
+from libs.core.clock import isoformat_z
+from libs.core.envelope import Frozen, Metadata
+from libs.core.errors import (
+    CallOperator,
+    DataSyncError,
+    FieldError,
+    FixRequest,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    PreconditionFailed,
+    RequestTimeout,
+    TooLarge,
+    Unauthenticated,
+    UnsupportedMediaType,
+)
+from libs.core.ids import uuid7
+from libs.core.json import parse_json
+from libs.core.principal import Principal
+from libs.runtime.command_handler import IdempotencyKey
+from libs.runtime.http_errors import INTERNAL_MESSAGE, error_answer, of_http_exception
+from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalVerifier
+from libs.runtime.settings import ServiceSettings
+from libs.runtime.telemetry import (
+    HTTP_IN_FLIGHT,
+    HTTP_REQUESTS,
+    current_traceparent,
+    fail_span,
+    metrics_page,
+    server_span,
+)
+
+BODY_BYTES_MAX = 1024 * 1024
+BODY_TIMEOUT_SECONDS = 30.0
+COMPRESS_BYTES_MIN = 1024
+IDEMPOTENCY_KEY_LENGTH_MAX = 255
+
+PUBLIC_PATHS = frozenset(
+    {"/login", "/signup", "/oauth/token", "/healthz", "/readyz", "/openapi.json", "/docs", "/telemetry-id"}
+)
+"""What answers without a credential."""
+
+OPERATIONAL_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+PRINCIPAL: web.RequestKey[Principal] = web.RequestKey("principal", Principal)
+RESPONSE_HEADERS: web.RequestKey[dict[str, str]] = web.RequestKey("response_headers", dict)
+ROUTE_LABEL: web.RequestKey[str] = web.RequestKey("route_label", str)
+BODY: web.RequestKey[bytes] = web.RequestKey("body", bytes)
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_ENTITY_TAG_VERSION = re.compile(r'(?:W/)?"(\d{1,18})(?:\.[0-9a-f]+)?"')
+_CANCEL = re.compile(r"/jobs/[^/]+/cancel$")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+log = structlog.get_logger(__name__)
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+RequestT = TypeVar("RequestT", bound=Frozen)
+ResponseT = TypeVar("ResponseT", bound=Frozen)
+
+Check = Callable[[], Awaitable[str | None]]
+
+
+class Health:
+    """Whether this process should get requests: every check passes and it is not stopping."""
+
+    def __init__(self) -> None:
+        self._checks: dict[str, Check] = {}
+        self._stopping = False
+
+    def add(self, name: str, check: Check) -> None:
+        """``check`` gives None when all is well, else what is wrong; it limits its own time."""
+        self._checks[name] = check
+
+    def stop(self) -> None:
+        """Not ready from now on, so that no new work is sent here."""
+        self._stopping = True
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    async def report(self) -> dict[str, str | None]:
+        """What is wrong by check, None where nothing is."""
+        names = list(self._checks)
+        found = await asyncio.gather(*(self._run(self._checks[name]) for name in names))
+        report = dict(zip(names, found, strict=True))
+        return report | ({"shutdown": "the service is stopping"} if self._stopping else {})
+
+    @staticmethod
+    async def _run(check: Check) -> str | None:
+        try:
+            return await check()
+        except Exception as error:  # noqa: BLE001 - a broken check is a failed check
+            return f"the check failed: {type(error).__name__}"
+
+
+def create_app(
+    service_name: str,
+    routes: Sequence[web.AbstractRouteDef],
+    verifier: PrincipalVerifier,
+    *,
+    health: Health,
+    settings: ServiceSettings,
+) -> web.Application:
+    """The application of a service: its routes in the shell that all services share.
+
+    Args:
+        verifier: verifies the principals that the gateway and other services sign; a public service (the gateway)
+            resolves credentials itself.
+    """
+    shell = _Shell(service_name, verifier, is_public=settings.public)
+    app = web.Application(middlewares=[shell.around], client_max_size=BODY_BYTES_MAX)
+    app.on_response_prepare.append(_add_headers)
+    app.router.add_get("/healthz", _healthz)
+    app.router.add_get("/readyz", _readyz_of(health))
+    if not settings.public:
+        app.router.add_get("/metrics", metrics)
+    app.add_routes(routes)
+    return app
+
+
+class _Shell:
+    """What happens around every handler."""
+
+    def __init__(self, service_name: str, verifier: PrincipalVerifier, *, is_public: bool) -> None:
+        self._service_name = service_name
+        self._verifier = verifier
+        self._is_public = is_public
+        self._timers: dict[tuple[str, str, int], Any] = {}
+
+    @web.middleware
+    async def around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        started_at = time.perf_counter()
+        request_id = _request_id_of(request)
+        REQUEST_ID.set(request_id)
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        request[RESPONSE_HEADERS] = {"X-Request-Id": request_id, "Server": "datasync"}
+        HTTP_IN_FLIGHT.inc()
+        status = 499
+        try:
+            with server_span(request.method, request.headers) as span:
+                response = await self._answer(request, handler, request_id)
+                status = response.status
+                span.set_attribute("http.response.status_code", status)
+                if status >= 500:
+                    fail_span(span, str(status))
+            return response
+        finally:
+            HTTP_IN_FLIGHT.dec()
+            self._account(request, status, time.perf_counter() - started_at)
+
+    async def _answer(self, request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+        try:
+            if not self._is_public:
+                self._authenticate(request)
+            return _finished(request, await handler(request))
+        except DataSyncError as error:
+            if isinstance(error, CallOperator):
+                log.error("request_failed", path=request.path, error=error.message, code=error.code)
+            return error_answer(error, request.path, request.headers.get("Accept", ""), request_id)
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            answer = error_answer(
+                of_http_exception(error, request.path), request.path, request.headers.get("Accept", ""), request_id
+            )
+            if "Allow" in error.headers:
+                answer.headers["Allow"] = error.headers["Allow"]
+            return answer
+        except ConnectionError:
+            raise
+        except Exception as error:
+            log.exception("request_crashed", path=request.path, error=repr(error))
+            return error_answer(
+                CallOperator(INTERNAL_MESSAGE), request.path, request.headers.get("Accept", ""), request_id
+            )
+
+    def _authenticate(self, request: web.Request) -> None:
+        path = request.path
+        token = request.headers.get(PRINCIPAL_HEADER)
+        if token is None:
+            if path in PUBLIC_PATHS or path in OPERATIONAL_PATHS:
+                return
+            raise Unauthenticated("authentication is required")
+        principal = self._verifier.verify(token).principal
+        request[PRINCIPAL] = principal
+        structlog.contextvars.bind_contextvars(principal=f"{principal.kind}/{principal.subject}")
+        if principal.kind in ("api_key", "oauth_client"):
+            _require_write_scope(principal, request.method, path)
+        elif principal.kind == "service" and not (path.startswith("/internal/") or path in PUBLIC_PATHS):
+            raise Forbidden(f"the service {principal.subject} may call /internal only")
+
+    def _account(self, request: web.Request, status: int, duration_seconds: float) -> None:
+        route = request.get(ROUTE_LABEL) or _route_of(request)
+        method = request.method if request.method in _METHODS else "OTHER"
+        key = (method, route, status // 100)
+        timer = self._timers.get(key)
+        if timer is None:
+            timer = self._timers[key] = HTTP_REQUESTS.labels(method, route, f"{status // 100}xx")
+        timer.observe(duration_seconds)
+        report = log.debug if request.path in OPERATIONAL_PATHS else log.info
+        report(
+            "http_request",
+            method=method,
+            path=request.path,
+            status=status,
+            duration_ms=round(duration_seconds * 1000, 2),
+        )
+
+
+def _request_id_of(request: web.Request) -> str:
+    given = request.headers.get("X-Request-Id")
+    return given if given is not None and _SANE_REQUEST_ID.fullmatch(given) else uuid7()
+
+
+def _route_of(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return "unmatched" if resource is None else resource.canonical
+
+
+def _require_write_scope(principal: Principal, method: str, path: str) -> None:
+    if method in _SAFE_METHODS and not _CANCEL.search(path):
+        return
+    if not any(scope == "*" or scope.endswith(":write") for scope in principal.scopes):
+        raise Forbidden("this credential may only read", code="read_only_credential")
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    headers = request.get(RESPONSE_HEADERS)
+    if headers is not None:
+        response.headers.update(headers)
+
+
+def _finished(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """Answer 304 to a caller who has this version, compress what is worth it."""
+    if response.prepared or not isinstance(response, web.Response):
+        return response
+    tag = response.headers.get("ETag")
+    if tag is not None and request.method in ("GET", "HEAD") and response.status == 200:
+        known = request.headers.get("If-None-Match")
+        if known is not None and _matches(known, tag):
+            return web.Response(status=304, headers={"ETag": tag})
+    body = response.body
+    if isinstance(body, bytes) and len(body) >= COMPRESS_BYTES_MIN and "Content-Encoding" not in response.headers:
+        response.headers["Vary"] = "Accept-Encoding"
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            response.enable_compression(web.ContentCoding.gzip)
+    return response
+
+
+def _matches(if_none_match: str, tag: str) -> bool:
+    """Weak comparison (RFC 9110 section 13.1.2)."""
+    if if_none_match.strip() == "*":
+        return True
+    return tag.removeprefix("W/") in (item.strip().removeprefix("W/") for item in if_none_match.split(","))
+
+
+async def _healthz(_: web.Request) -> web.Response:
+    return json_answer({"status": "ok"})
+
+
+def _readyz_of(health: Health) -> Handler:
+    async def readyz(_: web.Request) -> web.Response:
+        report = await health.report()
+        wrong = {name: problem for name, problem in report.items() if problem is not None}
+        checks = {name: {"ready": problem is None, "message": problem or ""} for name, problem in report.items()}
+        body = {"status": "not ready" if wrong else "ready", "checks": checks}
+        return json_answer(body, 503 if wrong else 200)
+
+    return readyz
+
+
+async def metrics(_: web.Request) -> web.Response:
+    """The page that Prometheus scrapes."""
+    page = await asyncio.to_thread(metrics_page)
+    return web.Response(body=page, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+# Answers
+
+
+def dump(value: Any) -> bytes:
+    """JSON as the API writes it: compact, timestamps in UTC with ``Z``, ``orjson.Fragment`` untouched."""
+    return orjson.dumps(value, default=_jsonable, option=orjson.OPT_PASSTHROUGH_DATETIME)
+
+
+def _jsonable(value: Any) -> Any:
+    match value:
+        case datetime():
+            return isoformat_z(value)
+        case BaseModel():
+            return dict(value)
+        case set() | frozenset():
+            return sorted(value)
+        case _:
+            raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def success(
+    data: Any, *, message: str = "", status: int = 200, etag: int | str | None = None, embeds_others: bool = False
+) -> web.Response:
+    """The project family's envelope.
+
+    Args:
+        etag: the entity's version; with ``embeds_others`` the tag also holds a hash of the body.
+    """
+    return json_answer({"success": True, "message": message, "data": data}, status, etag, embeds_others=embeds_others)
+
+
+def json_answer(
+    data: Any, status: int = 200, etag: int | str | None = None, *, embeds_others: bool = False
+) -> web.Response:
+    """A JSON body as it is, for the families without an envelope."""
+    body = dump(data)
+    response = web.Response(status=status, body=body, content_type="application/json")
+    if etag is not None:
+        digest = f".{hashlib.sha256(body).hexdigest()[:16]}" if embeds_others else ""
+        response.headers["ETag"] = f'"{etag}{digest}"'
+        response.headers["Cache-Control"] = "private, no-cache"
+    return response
+
+
+# Requests
+
+
+async def read_bytes(request: web.Request) -> bytes:
+    """The body, decompressed, within the application's limit and within 30 seconds."""
+    known: bytes | None = request.get(BODY)
+    if known is not None:
+        return known
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "deflate"):
+        raise UnsupportedMediaType(f"the content encoding {encoding[:32]!r} is not supported; use gzip")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+            body = await request.read()
+    except TimeoutError:
+        raise RequestTimeout("the request body did not arrive in time") from None
+    except web.HTTPRequestEntityTooLarge:
+        raise TooLarge(f"the request body is over {request.client_max_size} bytes") from None
+    except (web.RequestPayloadError, aiohttp.ClientPayloadError, aiohttp.http_exceptions.HttpProcessingError):
+        raise FixRequest("the request body can't be decoded", code="malformed_body") from None
+    request[BODY] = body
+    return body
+
+
+async def read_raw_json(request: web.Request) -> Any:
+    """The body as strict JSON.
+
+    Raises:
+        UnsupportedMediaType: the content type is not JSON.
+        InvalidInput: not JSON, or JSON that breaks a rule of ``libs.core.json``.
+        TooLarge: over the limit.
+    """
+    _require_json(request)
+    return parse_json(await read_bytes(request))
+
+
+async def read_body(request: web.Request, model: type[ModelT]) -> ModelT:
+    """The JSON body as a model; ``InvalidInput`` names every field that is missing, unknown or wrong."""
+    await read_raw_json(request)
+    try:
+        return model.model_validate_json(request[BODY], strict=True)
+    except ValidationError as error:
+        raise invalid_input(error) from None
+
+
+def read_query(request: web.Request, model: type[ModelT]) -> ModelT:
+    """The query parameters as a model; a parameter given twice is refused."""
+    return _model_of_query(_query_of(request), model)
+
+
+async def read_query_or_body(request: web.Request, model: type[ModelT]) -> ModelT:
+    """The fields of a GET that may stand in the query or in a JSON body.
+
+    Raises:
+        InvalidInput: both name a field and differ, or ``config`` stands in the query.
+    """
+    query = _query_of(request)
+    if "config" in query:
+        raise _invalid("config", "must not travel in a query, which logs and histories keep; send it in the body")
+    if not request.body_exists or not await read_bytes(request):
+        return _model_of_query(query, model)
+    body = await read_raw_json(request)
+    if not isinstance(body, dict):
+        return await read_body(request, model)
+    for name, value in query.items():
+        if name in body and str(body[name]) != value:
+            raise _invalid(name, "stands in the query and in the body with different values")
+    fields = {**query, **{name: value for name, value in body.items() if value is not None}}
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise invalid_input(error) from None
+
+
+def invalid_input(error: ValidationError) -> InvalidInput:
+    """Pydantic's findings in our words: which field, and what was wrong with it."""
+    found = [_field_error(item) for item in error.errors(include_url=False, include_input=False)][:20]
+    message = "; ".join(f"{item.field or 'the body'}: {item.message}" for item in found[:5])
+    return InvalidInput(message, errors=found)
+
+
+_PYDANTIC_WORDS = {"missing": ("is required", "missing"), "extra_forbidden": ("is not a known field", "unknown_field")}
+
+
+def _field_error(item: Mapping[str, Any]) -> FieldError:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
+    words = _PYDANTIC_WORDS.get(item["type"])
+    if words is not None:
+        return FieldError(path, *words)
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return FieldError(path, message[:1].lower() + message[1:], "invalid")
+
+
+def _require_json(request: web.Request) -> None:
+    content_type = request.content_type if "Content-Type" in request.headers else "absent"
+    if content_type != "application/json" and not content_type.endswith("+json"):
+        raise UnsupportedMediaType(f"the content type must be application/json, and it is {content_type[:64]}")
+    charset = request.charset
+    if charset is not None and charset.lower() not in ("utf-8", "utf8"):
+        raise UnsupportedMediaType(f"JSON is UTF-8, and the charset says {charset[:32]}")
+
+
+def _query_of(request: web.Request) -> dict[str, str]:
+    query = request.query
+    for name in query:
+        if len(query.getall(name)) > 1:
+            raise _invalid(name, "stands twice in the query")
+    return dict(query)
+
+
+def _model_of_query(query: Mapping[str, str], model: type[ModelT]) -> ModelT:
+    try:
+        return model.model_validate(query)
+    except ValidationError as error:
+        raise invalid_input(error) from None
+
+
+def _invalid(field: str, message: str) -> InvalidInput:
+    return InvalidInput(f"{field}: {message}", errors=[FieldError(field, message)])
+
+
+def principal_of(request: web.Request) -> Principal:
+    """Who is calling; ``Unauthenticated`` on a public path without a credential."""
+    principal: Principal | None = request.get(PRINCIPAL)
+    if principal is None:
+        raise Unauthenticated("authentication is required")
+    return principal
+
+
+def project_of(request: web.Request) -> int:
+    """The project of the path.
+
+    Raises:
+        NotFound: it is not a number.
+        Forbidden: the caller is not a member.
+    """
+    text = request.match_info["projectid"]
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise NotFound(f"there is no project {text[:64]!r}")
+    project_id = int(text)
+    principal_of(request).require_project(project_id)
+    return project_id
+
+
+def metadata_of(request: web.Request) -> Metadata:
+    """What the events of this request carry about it."""
+    principal = request.get(PRINCIPAL)
+    return Metadata(
+        actor="anonymous" if principal is None else principal.name,
+        project_id=project_of(request) if "projectid" in request.match_info else None,
+        correlation_id=REQUEST_ID.get(),
+        traceparent=current_traceparent(),
+    )
+
+
+def if_match_of(request: web.Request) -> int | None:
+    """The version that the caller read, None where the current one will do.
+
+    Raises:
+        PreconditionFailed: a tag that no version of ours can have.
+    """
+    given = request.headers.get("If-Match")
+    if given is None or given.strip() == "*":
+        return None
+    matched = _ENTITY_TAG_VERSION.fullmatch(given.strip())
+    if matched is None:
+        raise PreconditionFailed('If-Match must be the ETag of a version, such as "3"')
+    return int(matched[1])
+
+
+def idempotency_of(request: web.Request, body: bytes | None = None) -> IdempotencyKey | None:
+    """The request's ``Idempotency-Key``, made unique to the caller, the method and the path.
+
+    Args:
+        body: what must be the same when the key comes again; by default the body that was read.
+    """
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        return None
+    if not 1 <= len(key) <= IDEMPOTENCY_KEY_LENGTH_MAX or not key.isascii() or not key.isprintable():
+        raise _invalid("Idempotency-Key", f"must be 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} printable ASCII characters")
+    principal = principal_of(request)
+    parts = (principal.kind, principal.subject, request.method, request.path, key)
+    identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    content = request.get(BODY, b"") if body is None else body
+    return IdempotencyKey(identity, hashlib.sha256(content).hexdigest())
+
+
+# Internal calls
+
+
+def internal_route(
+    call: InternalCall[RequestT, ResponseT], handler: Callable[[RequestT], Awaitable[ResponseT]]
+) -> web.RouteDef:
+    """The route that answers an internal call, to the services that may make it."""
+
+    async def answer(request: web.Request) -> web.Response:
+        caller = principal_of(request)
+        if caller.kind != "service" or caller.subject not in call.callers:
+            raise Forbidden(f"{caller.kind} {caller.subject} may not call {call.path}")
+        body = await read_bytes(request)
+        try:
+            model = call.request.model_validate_json(body)
+        except ValidationError as error:
+            raise invalid_input(error) from None
+        response = await handler(model)
+        return web.Response(body=response.model_dump_json().encode(), content_type="application/json")
+
+    return web.post(call.path, answer)

@@ -1,0 +1,121 @@
+"""Calls from one service to another: signed, bounded in time, over connections that are kept."""
+
+import asyncio
+import time
+from typing import Any, TypeVar
+
+import aiohttp
+import orjson
+from pydantic import ValidationError
+
+from libs.contracts.internal import InternalCall
+from libs.core.envelope import Frozen
+from libs.core.errors import CallOperator, RetryLater, UpstreamTimeout
+from libs.runtime.http import REQUEST_ID
+from libs.runtime.http_errors import error_of_internal
+from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner
+from libs.runtime.settings import ServiceSettings
+from libs.runtime.telemetry import INTERNAL_CALLS, client_span, inject_trace
+
+CONNECTIONS_MAX = 100
+IDLE_SECONDS = 30.0
+RETRY_DELAY_SECONDS = 0.05
+
+RequestT = TypeVar("RequestT", bound=Frozen)
+ResponseT = TypeVar("ResponseT", bound=Frozen)
+
+
+class InternalClient:
+    """Makes the calls of ``libs.contracts.internal`` as one service."""
+
+    def __init__(self, settings: ServiceSettings, signer: PrincipalSigner) -> None:
+        self._settings = settings
+        self._signer = signer
+        self._session: aiohttp.ClientSession | None = None
+        self._timers: dict[tuple[str, str], Any] = {}
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def call(self, call: InternalCall[RequestT, ResponseT], request: RequestT) -> ResponseT:
+        """Ask another service; what it raises is raised here.
+
+        Raises:
+            RetryLater: the service can't be reached.
+            UpstreamTimeout: it did not answer within the call's time.
+            DataSyncError: the very error that the callee raised.
+        """
+        started_at = time.perf_counter()
+        outcome = "failed"
+        try:
+            with client_span(f"{call.service} {call.path}"):
+                response = await self._call(call, request)
+            outcome = "answered"
+            return response
+        finally:
+            self._timer(call, outcome).observe(time.perf_counter() - started_at)
+
+    async def _call(self, call: InternalCall[RequestT, ResponseT], request: RequestT) -> ResponseT:
+        try:
+            async with asyncio.timeout(call.timeout_seconds):
+                status, body = await self._send_twice(call, request.model_dump_json().encode())
+        except TimeoutError:
+            raise UpstreamTimeout(
+                f"{call.service} did not answer within {call.timeout_seconds:g} seconds", code="service_timeout"
+            ) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise RetryLater(
+                f"{call.service} can't be reached: {type(error).__name__}", code="service_unavailable"
+            ) from error
+        return _answer(call, status, body)
+
+    async def _send_twice(self, call: InternalCall[Any, Any], body: bytes) -> tuple[int, bytes]:
+        """A refused connection has changed nothing, so it is tried once more."""
+        try:
+            return await self._send(call, body)
+        except aiohttp.ClientConnectorError:
+            await asyncio.sleep(RETRY_DELAY_SECONDS)
+            return await self._send(call, body)
+
+    async def _send(self, call: InternalCall[Any, Any], body: bytes) -> tuple[int, bytes]:
+        url = self._settings.url_of(call.service) + call.path
+        headers = {
+            PRINCIPAL_HEADER: self._signer.sign_as_service(call.service),
+            "Content-Type": "application/json",
+            "X-Request-Id": REQUEST_ID.get() or "internal",
+        }
+        inject_trace(headers)
+        async with self._open().post(url, data=body, headers=headers, allow_redirects=False) as response:
+            return response.status, await response.read()
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, keepalive_timeout=IDLE_SECONDS),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None),
+            )
+        return self._session
+
+    def _timer(self, call: InternalCall[Any, Any], outcome: str) -> Any:
+        timer = self._timers.get((call.path, outcome))
+        if timer is None:
+            timer = self._timers[call.path, outcome] = INTERNAL_CALLS.labels(call.service, call.path, outcome)
+        return timer
+
+
+def _answer(call: InternalCall[Any, ResponseT], status: int, body: bytes) -> ResponseT:
+    if status == 200:
+        try:
+            return call.response.model_validate_json(body)
+        except ValidationError as error:
+            raise CallOperator(
+                f"{call.service} answered {call.path} with another model: {error.error_count()} errors"
+            ) from None
+    try:
+        told = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        told = {}
+    raise error_of_internal(status, told if isinstance(told, dict) else {})
