@@ -60,6 +60,7 @@ class Envelope:
         store_id: the store that gave the position; another one means a restored or foreign database.
         data_json: the event's fields as JSON text, the very bytes that the log carries.
         data: the same, parsed and upcast.
+        schema_version: of ``data_json``; None: the present one of ``data``.
     """
 
     id: str
@@ -71,6 +72,21 @@ class Envelope:
     data: Event
     data_json: bytes
     metadata: Metadata
+    schema_version: int | None = None
+
+    def at(self, position: int) -> "Envelope":
+        """The same event at its place in the store (``dataclasses.replace`` costs ten times as much)."""
+        return Envelope(
+            self.id,
+            self.stream,
+            self.version,
+            position,
+            self.store_id,
+            self.time,
+            self.data,
+            self.data_json,
+            self.metadata,
+        )
 
     @property
     def type(self) -> str:

@@ -137,7 +137,7 @@ def document_of(envelope: Envelope) -> Document:
         "version": envelope.version,
         "position": envelope.position,
         "type": envelope.data.TYPE,
-        "schema_version": envelope.data.SCHEMA_VERSION,
+        "schema_version": envelope.schema_version or envelope.data.SCHEMA_VERSION,
         "topic": envelope.data.TOPIC,
         "time": envelope.time,
         "data": envelope.data_json.decode(),
@@ -168,6 +168,7 @@ def envelope_of(document: Mapping[str, Any], store_id: str) -> Envelope:
             causation_id=document["causation_id"],
             traceparent=document["traceparent"],
         ),
+        schema_version=document["schema_version"],
     )
 
 

@@ -35,6 +35,7 @@ YAML_SETTINGS: Mapping[str, str] = MappingProxyType(
         "database.mongodbUrl": "mongodb_url",
         "database.prefix": "database_prefix",
         "kafka.bootstrapServers": "kafka_bootstrap_servers",
+        "kafka.topicPrefix": "kafka_topic_prefix",
         "sync.interval": "sync_interval",
         "sync.maxRetries": "max_retries",
         "sync.backoff": "sync_backoff",
@@ -84,6 +85,7 @@ class ServiceSettings(BaseSettings):
         database_prefix: what the names of this installation's databases begin with.
         db_url: ``mongodb://…`` is the state store; another scheme names the database that tasks use by default.
         kafka_bootstrap_servers: None keeps the event log embedded in the services' own stores.
+        kafka_topic_prefix: what the names of this installation's topics begin with, on a shared cluster.
         log_format: ``auto`` is readable on a terminal and JSON elsewhere.
         otlp_endpoint: where traces and metrics are pushed to, such as ``http://collector:4318``.
         signing_key: this service's Ed25519 private key, 32 bytes in base64.
@@ -101,6 +103,7 @@ class ServiceSettings(BaseSettings):
     database_prefix: str = Field(default="datasync_", pattern=r"^[A-Za-z0-9_-]{0,32}$")
     db_url: SecretStr | None = None
     kafka_bootstrap_servers: str | None = None
+    kafka_topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

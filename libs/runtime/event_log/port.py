@@ -58,6 +58,9 @@ class Subscription(Protocol):
     async def end_offsets(self) -> Mapping[int, int]:
         """For each partition the offset that the next message will get: what lag is measured against."""
 
+    async def report_progress(self, next_offsets: Mapping[int, int]) -> None:
+        """Tell the log how far this reader has come, for its monitoring alone; never raises, decides nothing."""
+
 
 class EventLog(Protocol):
     """What the platform asks of a log."""
@@ -72,9 +75,7 @@ class EventLog(Protocol):
             OSError | TimeoutError: not all were acknowledged; publish again from the last stored position.
         """
 
-    def subscribe(
-        self, topic: str, offsets: Mapping[int, int] | None
-    ) -> AbstractAsyncContextManager[Subscription]:
+    def subscribe(self, topic: str, offsets: Mapping[int, int] | None) -> AbstractAsyncContextManager[Subscription]:
         """Read a topic from ``offsets`` (next offset by partition; a partition not named: its beginning).
 
         ``offsets=None`` reads from the end: only what comes after the call.

@@ -1,0 +1,15 @@
+"""The topics of the log and the service that owns each: the only one that publishes on it."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+OWNERS: Mapping[str, str] = MappingProxyType(
+    {
+        "datasync.auth.v1": "auth",
+        "datasync.catalog.v1": "catalog",
+        "datasync.jobs.v1": "job_orchestrator",
+        "datasync.records.v1": "record_sync",
+        "datasync.runs.v1": "job_orchestrator",
+        "datasync.webhooks.v1": "webhooks",
+    }
+)

@@ -1,0 +1,104 @@
+"""Wakes readers when a store's head moves: one change stream for all stores that a process follows.
+
+The stream only shortens the wait; every reader polls as well, so that nothing depends on it.
+"""
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import structlog
+
+from libs.runtime.mongo import Client, Document, PyMongoError, synchronous
+
+AWAIT_MS = 500
+POLL_SECONDS = 0.25
+POLL_SECONDS_WHILE_WATCHING = 1.0
+RETRY_SECONDS = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+class HeadWatcher:
+    """Watches the ``head`` collections of some databases on a thread of its own.
+
+    Args:
+        client: a motor client; its connections are shared.
+        databases: the names of the databases to watch.
+    """
+
+    def __init__(self, client: Client, databases: Sequence[str]) -> None:
+        self._client = synchronous(client)
+        self._databases = sorted(databases)
+        self._listeners: dict[str, set[asyncio.Event]] = {name: set() for name in self._databases}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._watching = False
+
+    @contextmanager
+    def listen(self, database: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the database's head may have moved; clear it before reading."""
+        if self._thread is None:
+            self._start()
+        event = asyncio.Event()
+        self._listeners[database].add(event)
+        try:
+            yield event
+        finally:
+            self._listeners[database].discard(event)
+
+    async def wait(self, event: asyncio.Event, timeout_seconds: float) -> None:
+        """Wait until ``event`` is set, the poll is due or the time is over."""
+        poll_seconds = POLL_SECONDS_WHILE_WATCHING if self._watching else POLL_SECONDS
+        try:
+            async with asyncio.timeout(min(timeout_seconds, poll_seconds)):
+                await event.wait()
+        except TimeoutError:
+            return
+
+    def close(self) -> None:
+        """Let the thread end; it does within the time of one request."""
+        self._stop.set()
+
+    def _start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="head-watcher", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._watch()
+            except PyMongoError as error:
+                if not self._stop.is_set():
+                    log.warning("head_watch_failed", error=type(error).__name__)
+            finally:
+                self._watching = False
+            self._stop.wait(RETRY_SECONDS)
+
+    def _watch(self) -> None:
+        # The list stands in the first stage, so that the server drops everything else while it scans its oplog.
+        pipeline: list[Document] = [
+            {"$match": {"ns.coll": "head", "ns.db": {"$in": self._databases}}},
+            {"$project": {"ns": 1}},
+        ]
+        with self._client.watch(pipeline, max_await_time_ms=AWAIT_MS) as changes:
+            while not self._stop.is_set():
+                change = changes.try_next()
+                self._watching = True
+                if change is not None:
+                    self._notify(change["ns"]["db"])
+
+    def _notify(self, database: str) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._set, database)
+        except RuntimeError:
+            # The loop is closed: nobody listens any more.
+            self._stop.set()
+
+    def _set(self, database: str) -> None:
+        for event in self._listeners.get(database, ()):
+            event.set()
