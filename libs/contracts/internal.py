@@ -135,8 +135,19 @@ class JobsAsked(Frozen):
     job_ids: tuple[int, ...]
 
 
+class JobEndpoints(Frozen):
+    """What an existing job uses now."""
+
+    job_id: int
+    source_id: int
+    destination_id: int
+
+
 class JobsExisting(Frozen):
+    """``endpoints`` says what each of ``job_ids`` uses, so that reservations of abandoned changes can be released."""
+
     job_ids: tuple[int, ...]
+    endpoints: tuple[JobEndpoints, ...] = ()
 
 
 JOBS_EXISTING = InternalCall("job_orchestrator", "/internal/jobs/existing", JobsAsked, JobsExisting, ("catalog",))

@@ -40,10 +40,17 @@ class JobCreated(JobDefined):
 
 
 class JobUpdated(JobDefined):
-    """``clear_streams_config_json``: a catalog whose selected streams are cleared before the next sync; None: none."""
+    """The job is another one now.
+
+    Args:
+        clear_streams_config_json: a catalog whose selected streams are cleared before the next sync, None for none.
+        previous_source_id, previous_destination_id: what the job no longer uses, None where that stayed the same.
+    """
 
     TYPE: ClassVar[str] = "job_updated"
     clear_streams_config_json: str | None = None
+    previous_source_id: int | None = None
+    previous_destination_id: int | None = None
 
 
 class JobActivated(JobEvent):
@@ -55,7 +62,11 @@ class JobDeactivated(JobEvent):
 
 
 class JobDeleted(JobEvent):
+    """``source_id`` and ``destination_id`` are what the job used until now."""
+
     TYPE: ClassVar[str] = "job_deleted"
+    source_id: int | None = None
+    destination_id: int | None = None
 
 
 class JobRunRequested(JobEvent):
