@@ -1,0 +1,103 @@
+"""``datasync up`` starts, watches and stops the suite, and says plainly why it can't."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from libs.testing.suite import Suite
+
+WAIT_SECONDS = 30.0
+
+
+@pytest.fixture
+def own_suite() -> Iterator[Suite]:
+    """A suite that the test may stop."""
+    with Suite() as suite:
+        yield suite
+
+
+def await_that(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.05)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return True
+    return state == "Z"
+
+
+def datasync_up(directory: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "libs.runtime.cli", "up"],
+        env={**os.environ, "DATA_DIR": str(directory), **environment},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        check=False,
+        cwd=directory,
+    )
+
+
+def test_a_killed_service_comes_back_and_a_stopped_suite_leaves_nothing(own_suite: Suite) -> None:
+    before = own_suite.processes()
+    assert set(before) == {"gateway", "auth", "catalog", "job_orchestrator", "worker", "mongod"}
+
+    os.kill(before["catalog"], signal.SIGKILL)
+    await_that(lambda: own_suite.processes().get("catalog", before["catalog"]) != before["catalog"])
+    own_suite.await_ready()
+
+    refused = datasync_up(own_suite.directory)
+    assert refused.returncode == 1
+    assert "already running" in refused.stderr
+    assert f"process {own_suite.pid}" in refused.stderr
+
+    children = own_suite.processes().values()
+    assert own_suite.stop() == 0
+    await_that(lambda: all(is_gone(pid) for pid in children))
+    stops = [line["event"] for line in own_suite.log_lines() if line.get("service") == "supervisor"]
+    assert stops[-2:] == ["stopping", "stopped"]
+
+
+def test_children_die_with_a_killed_supervisor_and_the_next_start_finds_the_data(own_suite: Suite) -> None:
+    children, key = own_suite.processes().values(), own_suite.api_key
+    own_suite.kill()
+    await_that(lambda: all(is_gone(pid) for pid in children))
+    own_suite.start()
+    assert own_suite.api_key == key
+    assert own_suite.stop(signal.SIGINT) == 0
+
+
+def test_a_taken_port_is_named_with_the_setting_that_moves_it(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused = datasync_up(tmp_path, PORT=str(port), MONGODB_PORT=str(port))
+    assert refused.returncode == 1
+    assert f"port {port} is taken (set PORT to use another)" in refused.stderr
+    assert "set MONGODB_PORT" in refused.stderr
+
+
+def test_a_bad_setting_is_named_without_its_value(tmp_path: Path) -> None:
+    refused = datasync_up(tmp_path, API_KEY="short", MONGODB_PORT="many")
+    assert refused.returncode == 2
+    assert "API_KEY" in refused.stderr
+    assert "MONGODB_PORT" in refused.stderr
+    assert "short" not in refused.stderr.replace("too short", "").replace("shorter", "")
+
+
+def test_the_keys_are_for_their_owner_alone(embedded_suite: Suite) -> None:
+    for path in (embedded_suite.directory / "api_key", *(embedded_suite.directory / "keys").iterdir()):
+        assert path.stat().st_mode & 0o077 == 0, path
