@@ -25,11 +25,12 @@ from tests.e2e.replication import (
 THINGS = """
     CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
     CREATE TABLE things (
-        id bigint PRIMARY KEY, small smallint, flag boolean, price numeric(12,2), exact numeric, ratio double precision,
-        name text, code varchar(20), born date, seen timestamptz, at time, pause interval, key uuid, doc jsonb, raw bytea,
+        id bigint PRIMARY KEY, small smallint, flag boolean, price numeric(12,2), exact numeric,
+        ratio double precision, name text, code varchar(20), born date, seen timestamptz, at time, pause interval, key uuid, doc jsonb, raw bytea,
         tags text[], feeling mood);
     INSERT INTO things SELECT
-        n, n % 100, n % 2 = 0, n / 7.0, n::numeric ^ 5 / 3, n / 3.0, 'thing № ' || n, 'c' || n, date '2024-01-01' + n % 1000,
+        n, n % 100, n % 2 = 0, n / 7.0, n::numeric ^ 5 / 3, n / 3.0, 'thing № ' || n, 'c' || n,
+        date '2024-01-01' + n % 1000,
         timestamptz '2024-01-01 00:00:00.000001+00' + n * interval '1 second', time '00:00' + n * interval '1 second',
         n * interval '1 minute', md5(n::text)::uuid, jsonb_build_object('n', n), decode(md5(n::text), 'hex'),
         ARRAY['a' || n, NULL], (ARRAY['sad', 'ok', 'happy'])[1 + n % 3]::mood
