@@ -25,10 +25,9 @@ test: $(VENV)/.dev ## Run every test, against real servers
 	$(BIN)/pytest
 
 check: $(VENV)/.dev ## Lint, type-check and hold the import contracts
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	@failed=; for command in "ruff check ." "ruff format --check ." "mypy" "lint-imports"; do \
+		echo "$$command"; $(BIN)/$$command || failed="$$failed [$$command]"; \
+	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
 fmt: $(VENV)/.dev ## Format the code and mend what can be mended by itself
 	$(BIN)/ruff check --fix-only --quiet .

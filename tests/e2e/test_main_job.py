@@ -26,7 +26,8 @@ THINGS = """
     CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
     CREATE TABLE things (
         id bigint PRIMARY KEY, small smallint, flag boolean, price numeric(12,2), exact numeric,
-        ratio double precision, name text, code varchar(20), born date, seen timestamptz, at time, pause interval, key uuid, doc jsonb, raw bytea,
+        ratio double precision, name text, code varchar(20), born date, seen timestamptz, at time,
+        pause interval, key uuid, doc jsonb, raw bytea,
         tags text[], feeling mood);
     INSERT INTO things SELECT
         n, n % 100, n % 2 = 0, n / 7.0, n::numeric ^ 5 / 3, n / 3.0, 'thing № ' || n, 'c' || n,
