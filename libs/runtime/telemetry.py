@@ -74,6 +74,7 @@ RUNS_WAITING = Gauge("datasync_runs_waiting", "Runs that no worker has claimed y
 OLDEST_WAIT_SECONDS = Gauge(
     "datasync_runs_oldest_wait_seconds", "How long the oldest waiting run has waited", registry=REGISTRY
 )
+RUNS_ACTIVE = Gauge("datasync_runs_active", "Runs that wait or are running", registry=REGISTRY)
 RUNS_FINISHED = Counter("datasync_runs_finished_total", "Runs by outcome", ["outcome"], registry=REGISTRY)
 ROWS_MOVED = Counter("datasync_rows_moved_total", "Rows written to destinations", ["destination"], registry=REGISTRY)
 

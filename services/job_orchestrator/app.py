@@ -1,0 +1,74 @@
+"""The composition root of the job orchestrator."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from libs.runtime.mongo import ASCENDING, DESCENDING, IndexModel
+from libs.runtime.service import ServiceContext, ServiceDefinition
+from services.job_orchestrator import run_records
+from services.job_orchestrator.claims import Claims
+from services.job_orchestrator.config import JobOrchestratorSettings
+from services.job_orchestrator.domain.job import JOB
+from services.job_orchestrator.domain.run import RUN
+from services.job_orchestrator.http import InternalRoutes, JobRoutes, SettingsRoutes, TaskRoutes
+from services.job_orchestrator.job_writing import KEYED_IDS, KEYED_IDS_INDEXES, JobWriting
+from services.job_orchestrator.measurements import Measurements
+from services.job_orchestrator.projections import DESTINATIONS, SOURCES
+from services.job_orchestrator.queries import RESERVED, RESERVED_INDEXES, JobQueries
+from services.job_orchestrator.run_control import RunControl
+from services.job_orchestrator.run_records import RunRecords
+from services.job_orchestrator.scheduler import Scheduler
+
+_WAITING = [("state.status", ASCENDING), ("state.waiting_since", ASCENDING)]
+_OF_JOB = [("project_id", ASCENDING), ("state.job_id", ASCENDING), ("state.queued_at", DESCENDING)]
+_BY_NAME = IndexModel([("project_id", ASCENDING), ("name", ASCENDING)])
+
+INDEXES = {
+    JOB.collection: [
+        IndexModel([("project_id", ASCENDING), ("_id", DESCENDING)]),
+        IndexModel([("state.next_tick", ASCENDING)]),
+        IndexModel(
+            [("state.clear_wanted_json", ASCENDING)],
+            partialFilterExpression={"state.clear_wanted_json": {"$type": "string"}},
+        ),
+    ],
+    RUN.collection: [IndexModel(_WAITING), IndexModel(_OF_JOB)],
+    SOURCES.collection: [_BY_NAME],
+    DESTINATIONS.collection: [_BY_NAME],
+    RESERVED: RESERVED_INDEXES,
+    KEYED_IDS: KEYED_IDS_INDEXES,
+    **run_records.INDEXES,
+}
+
+
+@asynccontextmanager
+async def start(context: ServiceContext[JobOrchestratorSettings]) -> AsyncIterator[Sequence[web.AbstractRouteDef]]:
+    documents, commands, clock = context.documents, context.commands, context.clock
+    changed = asyncio.Event()
+    records = RunRecords(documents, clock)
+    control = RunControl(documents, commands, changed.set)
+    queries = JobQueries(documents, records, clock)
+    writing = JobWriting(documents, commands, queries, context.sequences, context.internal, clock)
+    claims = Claims(documents, commands, control, records, context.principals, clock, context.settings)
+    scheduler = Scheduler(documents, control, clock, changed)
+    context.tasks.start("scheduler", lambda: context.leases.run_while_leader("scheduler", scheduler.run))
+    context.tasks.start("measurements", Measurements(documents, clock).run)
+    yield [
+        *JobRoutes(documents, commands, queries, writing, control).routes(),
+        *TaskRoutes(documents, queries, records).routes(),
+        *SettingsRoutes(documents, clock).routes(),
+        *InternalRoutes(documents, claims).routes(),
+    ]
+
+
+SERVICE = ServiceDefinition(
+    name="job_orchestrator",
+    settings=JobOrchestratorSettings,
+    aggregates=(JOB, RUN),
+    projections=(SOURCES, DESTINATIONS),
+    indexes=INDEXES,
+    start=start,
+)

@@ -1,0 +1,238 @@
+"""How workers get runs and keep them: claims under growing epochs, leases by the store's clock, reports, ends.
+
+The lease only keeps two workers off one run most of the time. The run's stream decides whose report counts, and the
+epoch, which grows across all runs of a job, lets the destination refuse a worker that woke up late.
+"""
+
+import contextlib
+import random
+from datetime import UTC, datetime, timedelta
+
+from libs.contracts.internal import (
+    ClaimedRun,
+    FinishAnswer,
+    Heartbeat,
+    HeartbeatAnswer,
+)
+from libs.contracts.internal import (
+    FinishRun as FinishReport,
+)
+from libs.contracts.jobs import RunOutcome
+from libs.core.clock import Clock
+from libs.core.envelope import Metadata
+from libs.core.errors import Conflict, FixRequest
+from libs.runtime.command_handler import CommandHandler, Entity
+from libs.runtime.documents import Documents, entity_of
+from libs.runtime.mongo import Document, DuplicateKeyError, ReturnDocument
+from libs.runtime.principals import PrincipalSigner
+from services.job_orchestrator.config import JobOrchestratorSettings
+from services.job_orchestrator.domain.job import JOB, JobState
+from services.job_orchestrator.domain.run import RUN, FinishRun, RunState, ScheduleRetry, StartRun, retry_allowed
+from services.job_orchestrator.run_control import RunControl
+from services.job_orchestrator.run_records import RunRecords
+
+LEASES = "run_leases"
+CANDIDATES_MAX = 10
+BACKOFF_SECONDS_MAX = 300.0
+GRANT_SECONDS = 60.0
+
+
+class Claims:
+    """The worker's side of runs.
+
+    Args:
+        started_at: when this instance began; living workers get one lease's time to report after an outage before
+            their runs are handed to others.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        commands: CommandHandler,
+        control: RunControl,
+        records: RunRecords,
+        principals: PrincipalSigner,
+        clock: Clock,
+        settings: JobOrchestratorSettings,
+    ) -> None:
+        self._documents = documents
+        self._commands = commands
+        self._control = control
+        self._records = records
+        self._principals = principals
+        self._clock = clock
+        self._settings = settings
+        self._takeovers_from = clock.now() + timedelta(seconds=settings.run_lease_seconds)
+        self._leases = documents.plain(LEASES)
+
+    async def claim(self, worker_id: str) -> ClaimedRun | None:
+        """The run that has waited longest, one that lost its worker before one that never had any; None for none."""
+        for run in [*await self._lost(), *await self._waiting()]:
+            claimed = await self._try_claim(run, worker_id)
+            if claimed is not None:
+                return claimed
+        return None
+
+    async def heartbeat(self, report: Heartbeat) -> HeartbeatAnswer:
+        """Renew the lease and keep what the worker reports; ``fenced`` when its epoch is no longer the run's."""
+        run = await self._documents.get(RUN, report.run_id)
+        if run is None or run.state.status != "running" or run.state.epoch != report.epoch:
+            return HeartbeatAnswer(verdict="fenced")
+        if not await self._renew(run.state.job_id, report.run_id, report.epoch):
+            return HeartbeatAnswer(verdict="fenced")
+        if report.streams:
+            await self._records.save_progress(report.run_id, report.epoch, report.streams)
+        await self._records.add_lines(report.run_id, report.epoch, report.log_sequence, report.log_lines)
+        grant = self._grant(run, await self._job(run))
+        return HeartbeatAnswer(verdict="cancel" if run.state.cancel_requested else "continue", grant=grant)
+
+    async def finish(self, report: FinishReport) -> FinishAnswer:
+        """Record an attempt's end: the run's end, or a retry where the failure is worth one."""
+        run = await self._documents.get(RUN, report.run_id)
+        if run is None or run.state.epoch != report.epoch:
+            return FinishAnswer(verdict="fenced")
+        if run.state.status != "running":
+            # The same report again, after its answer was lost.
+            repeated = run.state.status in (report.outcome, "queued")
+            return FinishAnswer(verdict="recorded" if repeated else "fenced")
+        if report.progress:
+            await self._records.save_progress(report.run_id, report.epoch, report.progress)
+        await self._records.add_lines(report.run_id, report.epoch, report.log_sequence, report.log_lines, last=True)
+        try:
+            await self._end(run, report)
+        except Conflict as refusal:
+            if refusal.code != "fenced":
+                raise
+            return FinishAnswer(verdict="fenced")
+        await self._release(run.state.job_id, report.run_id, report.epoch)
+        return FinishAnswer(verdict="recorded")
+
+    async def _end(self, run: Entity[RunState], report: FinishReport) -> None:
+        metadata = _metadata(run)
+        retry = report.outcome == "failed" and report.retryable
+        if retry and retry_allowed(run.state, retries_max=self._settings.max_retries):
+            command = ScheduleRetry(
+                epoch=report.epoch,
+                error=report.error or "the attempt failed",
+                not_before=self._clock.now() + self._backoff(run.state.attempts),
+            )
+            try:
+                return await self._control.retry(str(run.id), command, metadata)
+            except Conflict as refusal:
+                # A cancellation came between reading the run and deciding: no retry then.
+                if refusal.code != "run_changed":
+                    raise
+        finish = FinishRun(epoch=report.epoch, outcome=report.outcome, error=report.error, streams=report.streams)
+        await self._control.finish(str(run.id), run.state, finish, metadata)
+        return None
+
+    def _backoff(self, attempts: int) -> timedelta:
+        """Exponential with full jitter in its upper half, so that runs that failed together don't return together."""
+        pause_seconds = min(BACKOFF_SECONDS_MAX, self._settings.retry_backoff_seconds * 2 ** (attempts - 1))
+        return timedelta(seconds=pause_seconds * random.uniform(0.5, 1.0))
+
+    async def _waiting(self) -> list[Entity[RunState]]:
+        due = {"state.status": "queued", "state.waiting_since": {"$lte": self._clock.now()}}
+        return await self._documents.find(RUN, due, sort=[("state.waiting_since", 1), ("_id", 1)], limit=CANDIDATES_MAX)
+
+    async def _lost(self) -> list[Entity[RunState]]:
+        """Running runs without a lease in force."""
+        if self._clock.now() < self._takeovers_from:
+            return []
+        in_force = {"$gt": [{"$max": "$lease.expires_at"}, "$$NOW"]}
+        pipeline: list[Document] = [
+            {"$match": {"state.status": "running"}},
+            {"$lookup": {"from": LEASES, "localField": "state.job_id", "foreignField": "_id", "as": "lease"}},
+            {"$match": {"$expr": {"$not": [in_force]}}},
+            {"$sort": {"state.started_at": 1}},
+            {"$limit": CANDIDATES_MAX},
+        ]
+        found = await self._documents.collection(RUN.collection).aggregate(pipeline).to_list(CANDIDATES_MAX)
+        return [entity_of(RUN, document) for document in found]
+
+    async def _try_claim(self, run: Entity[RunState], worker_id: str) -> ClaimedRun | None:
+        if run.state.status == "running" and run.state.attempts > self._settings.max_retries:
+            await self._give_up(run)
+            return None
+        epoch = await self._take_lease(run)
+        if epoch is None:
+            return None
+        try:
+            claimed = await self._commands.handle(
+                RUN, run.id, StartRun(worker_id=worker_id, epoch=epoch), _metadata(run)
+            )
+        except FixRequest:
+            await self._release(run.state.job_id, str(run.id), epoch)
+            return None
+        return await self._claimed(claimed)
+
+    async def _claimed(self, run: Entity[RunState]) -> ClaimedRun:
+        job = await self._job(run)
+        return ClaimedRun(
+            run_id=str(run.id),
+            job_id=run.state.job_id,
+            project_id=run.state.project_id,
+            kind=run.state.kind,
+            epoch=run.state.epoch,
+            lease_seconds=self._settings.run_lease_seconds,
+            grant=self._grant(run, job),
+            streams_config_json=run.state.streams_config_json or job.state.definition.streams_config_json,
+            advanced_settings_json=job.state.definition.advanced_settings_json,
+            cancel_requested=run.state.cancel_requested,
+        )
+
+    async def _give_up(self, run: Entity[RunState]) -> None:
+        """End a run that lost its worker more often than it may be tried."""
+        error = f"the worker {run.state.worker_id} stopped reporting, and the run had {run.state.attempts} attempts"
+        outcome: RunOutcome = "cancelled" if run.state.cancel_requested else "failed"
+        finish = FinishRun(epoch=run.state.epoch, outcome=outcome, error=error)
+        try:
+            await self._control.finish(str(run.id), run.state, finish, _metadata(run))
+        except Conflict as refusal:
+            if refusal.code != "fenced":
+                raise
+
+    async def _job(self, run: Entity[RunState]) -> Entity[JobState]:
+        job = await self._documents.get(JOB, run.state.job_id)
+        assert job is not None, "a run's job is never removed, only marked as deleted"
+        return job
+
+    def _grant(self, run: Entity[RunState], job: Entity[JobState]) -> str:
+        """What lets the worker have this run's configuration from catalog, and nothing else."""
+        return self._principals.sign_grant(
+            {
+                "run_id": str(run.id),
+                "project_id": run.state.project_id,
+                "source_id": job.state.definition.source_id,
+                "destination_id": job.state.definition.destination_id,
+            },
+            ttl_seconds=GRANT_SECONDS,
+        )
+
+    async def _take_lease(self, run: Entity[RunState]) -> int | None:
+        """Take the job's lease for this run under the next epoch; None while it is in force for somebody."""
+        criteria: Document = {"_id": run.state.job_id, "$expr": {"$lte": ["$expires_at", "$$NOW"]}}
+        # $expr may not stand in an upsert, so the first claim of a job makes the lease, already over.
+        unclaimed = {"epoch": 0, "run_id": "", "expires_at": datetime.fromtimestamp(0, UTC)}
+        with contextlib.suppress(DuplicateKeyError):
+            await self._leases.update_one({"_id": run.state.job_id}, {"$setOnInsert": unclaimed}, upsert=True)
+        epoch = {"$add": [{"$max": ["$epoch", run.state.epoch]}, 1]}
+        change = [{"$set": {"epoch": epoch, "run_id": str(run.id), "expires_at": self._expiry()}}]
+        taken = await self._leases.find_one_and_update(criteria, change, return_document=ReturnDocument.AFTER)
+        return int(taken["epoch"]) if taken else None
+
+    async def _renew(self, job_id: int, run_id: str, epoch: int) -> bool:
+        criteria = {"_id": job_id, "run_id": run_id, "epoch": epoch}
+        result = await self._leases.update_one(criteria, [{"$set": {"expires_at": self._expiry()}}])
+        return bool(result.matched_count)
+
+    async def _release(self, job_id: int, run_id: str, epoch: int) -> None:
+        criteria = {"_id": job_id, "run_id": run_id, "epoch": epoch}
+        await self._leases.update_one(criteria, [{"$set": {"expires_at": "$$NOW"}}])
+
+    def _expiry(self) -> Document:
+        return {"$add": ["$$NOW", int(self._settings.run_lease_seconds * 1000)]}
+
+
+def _metadata(run: Entity[RunState]) -> Metadata:
+    return Metadata(project_id=run.state.project_id, correlation_id=str(run.id))

@@ -1,0 +1,1 @@
+"""The job and the run: pure decisions, no I/O."""

@@ -1,0 +1,483 @@
+"""The routes: jobs, their tasks and logs, settings; and the internal calls of workers and catalog."""
+
+import contextlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from aiohttp import web
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from libs.contracts import internal
+from libs.core.clock import Clock
+from libs.core.errors import Conflict, FieldError, InvalidInput, NotFound
+from libs.core.json import JsonObject, parse_json
+from libs.runtime.command_handler import CommandHandler, Entity
+from libs.runtime.documents import Documents
+from libs.runtime.http import (
+    idempotency_of,
+    if_match_of,
+    internal_route,
+    metadata_of,
+    project_of,
+    read_body,
+    read_query,
+    success,
+)
+from services.job_orchestrator.claims import Claims
+from services.job_orchestrator.domain.job import JOB, JobState, SetActivation
+from services.job_orchestrator.domain.schedule import FREQUENCY_LENGTH_MAX, parse_frequency
+from services.job_orchestrator.domain.streams import catalog_text, difference, object_text, selects_streams
+from services.job_orchestrator.job_writing import EndpointGiven, JobGiven, JobWriting, name_taken
+from services.job_orchestrator.queries import RUNS_LISTED_MAX, JobQueries, Side, line_view, run_id_of
+from services.job_orchestrator.run_control import RunControl
+from services.job_orchestrator.run_records import PAGE_LINES_MAX, RunRecords
+
+PROJECT = "/api/v1/project/{projectid}"
+JOBS = f"{PROJECT}/jobs"
+ID_MAX = 2**53
+NAME_LENGTH_MAX = 255
+HISTORY_EVENTS_MAX = 1000
+SETTINGS = "project_settings"
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=NAME_LENGTH_MAX, pattern=r"\S")]
+Id = Annotated[int, Field(ge=1, le=ID_MAX)]
+
+
+class Body(BaseModel):
+    """A body of the project family: what it does not know it does not mind, and gives back in its echo."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, hide_input_in_errors=True)
+
+
+class EndpointBody(Body):
+    id: Id | None = None
+    name: Name | None = None
+    type: str | None = Field(default=None, max_length=64)
+    version: str | None = Field(default=None, max_length=64)
+    config: Any = None
+
+    def given(self) -> EndpointGiven:
+        return EndpointGiven(self.id, self.name, self.type, self.version, self.config)
+
+
+class JobBody(Body):
+    name: Name
+    source: EndpointBody
+    destination: EndpointBody
+    streams_config: Any
+    frequency: Annotated[str, StringConstraints(max_length=FREQUENCY_LENGTH_MAX)] | None = ""
+    advanced_settings: Any = None
+    activate: bool | None = None
+
+    def given(self, *, activate: bool) -> JobGiven:
+        """The checked job; ``activate`` is what holds when the body does not say."""
+        return JobGiven(
+            name=self.name,
+            source=self.source.given(),
+            destination=self.destination.given(),
+            frequency=parse_frequency(self.frequency or ""),
+            streams_config_json=catalog_text(self.streams_config),
+            advanced_settings_json=_advanced_settings(self.advanced_settings),
+            activate=activate if self.activate is None else self.activate,
+        )
+
+
+class JobChangeBody(JobBody):
+    difference_streams: Any = None
+
+    def streams_to_clear(self) -> str | None:
+        if self.difference_streams in (None, ""):
+            return None
+        text = catalog_text(self.difference_streams, "difference_streams")
+        return text if selects_streams(parse_json(text.encode())) else None
+
+
+class ActivationBody(Body):
+    activate: bool
+
+
+class LogsBody(Body):
+    file_path: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
+class StreamsBody(Body):
+    updated_streams_config: Any
+
+
+class NameBody(Body):
+    name: Name
+    entity_type: Literal["source", "destination", "job"]
+
+
+class SettingsBody(Body):
+    webhook_alert_url: Annotated[str, StringConstraints(max_length=2048)]
+
+
+class Query(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class JobsQuery(Query):
+    source_id: Id | None = None
+    dest_id: Id | None = None
+    expand: Literal["config"] | None = None
+
+
+class JobQuery(Query):
+    as_of: AwareDatetime | None = None
+    expand: Literal["config"] | None = None
+
+
+class TasksQuery(Query):
+    limit: int = Field(default=RUNS_LISTED_MAX, ge=1, le=RUNS_LISTED_MAX)
+
+
+class LogsQuery(Query):
+    cursor: int = Field(default=-1, ge=-1, le=ID_MAX)
+    limit: int = Field(default=1000, ge=1, le=PAGE_LINES_MAX)
+    direction: Literal["older", "newer"] = "older"
+
+
+class DownloadQuery(Query):
+    file_path: str = Field(min_length=1, max_length=512)
+
+
+class HistoryQuery(Query):
+    before: int = Field(default=ID_MAX, ge=1, le=ID_MAX)
+    limit: int = Field(default=100, ge=1, le=HISTORY_EVENTS_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRoutes:
+    """The handlers of a project's jobs."""
+
+    documents: Documents
+    commands: CommandHandler
+    queries: JobQueries
+    writing: JobWriting
+    control: RunControl
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        one = f"{JOBS}/{{id:\\d+}}"
+        return [
+            web.post(JOBS, self.create),
+            web.get(JOBS, self.list),
+            web.get(f"{JOBS}/{{filter:(?:source|dest)_id=.*}}", self.list),
+            web.get(one, self.get),
+            web.put(one, self.update),
+            web.delete(one, self.delete),
+            web.get(f"{one}/history", self.history),
+            web.post(f"{one}/activate", self.activate),
+            web.post(f"{one}/sync", self.sync),
+            web.get(f"{one}/cancel", self.cancel),
+            web.post(f"{one}/cancel", self.cancel),
+            web.get(f"{one}/clear-destination", self.clearing),
+            web.post(f"{one}/clear-destination", self.clear),
+            web.post(f"{one}/stream-difference", self.stream_difference),
+            web.post(f"{PROJECT}/check-unique", self.check_unique),
+        ]
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        project_id = project_of(request)
+        body = await read_body(request, JobBody)
+        given = body.given(activate=True)
+        job = await self.writing.create(project_id, given, metadata_of(request), idempotency_of(request))
+        return await self._echo(job, body, f"job {given.name} created")
+
+    async def list(self, request: web.Request) -> web.StreamResponse:
+        project_id = project_of(request)
+        query = _filter_of(request) or read_query(request, JobsQuery)
+        jobs = await self.queries.jobs(
+            project_id, source_id=query.source_id, destination_id=query.dest_id, objects=query.expand is not None
+        )
+        return success(jobs)
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        project_id = project_of(request)
+        query = read_query(request, JobQuery)
+        job = await self._job(request)
+        if query.as_of is not None:
+            job = await self._as_of(job, query.as_of)
+        view = await self.queries.job(project_id, job, objects=query.expand is not None)
+        return success(view, etag=job.version, embeds_others=True)
+
+    async def update(self, request: web.Request) -> web.StreamResponse:
+        job = await self._job(request)
+        body = await read_body(request, JobChangeBody)
+        given, clear = body.given(activate=job.state.definition.activate), body.streams_to_clear()
+        metadata = metadata_of(request)
+        changed = await self.writing.update(job, given, clear, metadata, expected_version=if_match_of(request))
+        if clear is not None and changed.state.active_run_id is not None:
+            with contextlib.suppress(Conflict):
+                await self.control.cancel(changed, metadata)
+        self.control.changed()
+        return await self._echo(changed, body, f"job {given.name} updated")
+
+    async def delete(self, request: web.Request) -> web.StreamResponse:
+        job = await self._job(request)
+        await self.control.delete(job, metadata_of(request), expected_version=if_match_of(request))
+        name = job.state.definition.name
+        return success({"name": name}, message=f"job {name} deleted")
+
+    async def history(self, request: web.Request) -> web.StreamResponse:
+        query = read_query(request, HistoryQuery)
+        job = await self._job(request)
+        return success(await self.queries.history(job, before_version=query.before, limit=query.limit))
+
+    async def activate(self, request: web.Request) -> web.StreamResponse:
+        job = await self._job(request)
+        body = await read_body(request, ActivationBody)
+        await self.commands.handle(
+            JOB,
+            job.id,
+            SetActivation(activate=body.activate),
+            metadata_of(request),
+            expected_version=if_match_of(request),
+            idempotency=idempotency_of(request),
+        )
+        self.control.changed()
+        verb = "resumed" if body.activate else "paused"
+        return success(body.model_dump(), message=f"job {job.state.definition.name} {verb}")
+
+    async def sync(self, request: web.Request) -> web.StreamResponse:
+        return await self._begin(request, "sync", "sync started")
+
+    async def clear(self, request: web.Request) -> web.StreamResponse:
+        return await self._begin(request, "clear", "clearing the destination started")
+
+    async def clearing(self, request: web.Request) -> web.StreamResponse:
+        job = await self._job(request)
+        return success({"running": job.state.is_clearing})
+
+    async def cancel(self, request: web.Request) -> web.StreamResponse:
+        job = await self._job(request)
+        ended = await self.control.cancel(job, metadata_of(request), idempotency=idempotency_of(request))
+        message = "the run is cancelled" if ended else "the run is being cancelled"
+        return success({"message": message}, message=message)
+
+    async def stream_difference(self, request: web.Request) -> web.StreamResponse:
+        job = await self._job(request)
+        body = await read_body(request, StreamsBody)
+        after = catalog_text(body.updated_streams_config, "updated_streams_config")
+        before = job.state.definition.streams_config_json
+        found = difference(parse_json(before.encode()), parse_json(after.encode()))
+        return success({"difference_streams": found})
+
+    async def check_unique(self, request: web.Request) -> web.StreamResponse:
+        project_id = project_of(request)
+        body = await read_body(request, NameBody)
+        if body.entity_type == "job":
+            if await self.queries.job_named(project_id, body.name) is not None:
+                raise name_taken()
+        elif await self.queries.endpoint_named(body.entity_type, project_id, body.name) is not None:
+            message = f"a {body.entity_type} of this name exists in the project"
+            raise Conflict(message, code="already_exists", errors=[FieldError("name", message, "taken")])
+        return success({"unique": True})
+
+    async def _begin(self, request: web.Request, kind: Literal["sync", "clear"], message: str) -> web.StreamResponse:
+        job = await self._job(request)
+        run_id = await self.control.begin(
+            int(job.id), kind, "manual", metadata_of(request), idempotency=idempotency_of(request)
+        )
+        return success({"task_id": run_id, "message": message}, message=message)
+
+    async def _job(self, request: web.Request) -> Entity[JobState]:
+        return await self.documents.require(JOB, path_id(request), project_of(request))
+
+    async def _as_of(self, job: Entity[JobState], moment: datetime) -> Entity[JobState]:
+        before = await self.documents.as_of(JOB, job.id, moment.astimezone(UTC))
+        if before is None:
+            raise NotFound(f"job {job.id} did not exist then")
+        return before
+
+    async def _echo(self, job: Entity[JobState], body: JobBody, message: str) -> web.StreamResponse:
+        """What was sent and the id; each ``config`` as catalog keeps it, its secrets replaced by references."""
+        view = await self.queries.job(job.state.project_id, job, objects=False)
+        echo = body.model_dump(exclude_unset=True)
+        sides: tuple[Side, ...] = ("source", "destination")
+        for side in sides:
+            if "config" in echo[side]:
+                masked = view[side]["config"]
+                as_text = isinstance(echo[side]["config"], str)
+                echo[side]["config"] = masked if as_text else parse_json(masked.encode())
+        return success(echo | {"id": job.id}, message=message, etag=job.version)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRoutes:
+    """The handlers of a job's tasks (its runs) and their logs."""
+
+    documents: Documents
+    queries: JobQueries
+    records: RunRecords
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        one = f"{JOBS}/{{id:\\d+}}"
+        return [
+            web.get(f"{one}/tasks", self.list),
+            web.get(f"{one}/tasks/{{taskid}}", self.get),
+            web.post(f"{one}/tasks/{{taskid}}/logs", self.page),
+            web.get(f"{one}/task/{{taskid}}/logs", self.logs),
+            web.get(f"{one}/logs/download", self.download),
+        ]
+
+    async def list(self, request: web.Request) -> web.StreamResponse:
+        query = read_query(request, TasksQuery)
+        project_id, job_id = await self._job(request)
+        return success(await self.queries.tasks(project_id, job_id, query.limit))
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        project_id, job_id = await self._job(request)
+        run = await self.queries.task(project_id, job_id, request.match_info["taskid"])
+        return success(await self.queries.task_detail(run), etag=run.version, embeds_others=True)
+
+    async def logs(self, request: web.Request) -> web.StreamResponse:
+        project_id, job_id = await self._job(request)
+        run = await self.queries.task(project_id, job_id, request.match_info["taskid"])
+        return success({"task_logs": await self.queries.task_logs(str(run.id))})
+
+    async def page(self, request: web.Request) -> web.StreamResponse:
+        query = read_query(request, LogsQuery)
+        body = await read_body(request, LogsBody)
+        project_id, job_id = await self._job(request)
+        run = await self.queries.task(project_id, job_id, run_id_of(body.file_path, job_id))
+        page = await self.records.page(str(run.id), query.cursor, query.limit, newer=query.direction == "newer")
+        return success(
+            {
+                "logs": [line_view(line) for line in page.lines],
+                "older_cursor": page.older_cursor,
+                "newer_cursor": page.newer_cursor,
+                "has_more_older": page.has_more_older,
+                "has_more_newer": page.has_more_newer,
+            },
+        )
+
+    async def download(self, request: web.Request) -> web.StreamResponse:
+        query = read_query(request, DownloadQuery)
+        project_id, job_id = await self._job(request)
+        run = await self.queries.task(project_id, job_id, run_id_of(query.file_path, job_id))
+        return _attachment(request, f"job-{job_id}-run-{run.id}.tar.gz", await self.queries.log_archive(run))
+
+    async def _job(self, request: web.Request) -> tuple[int, int]:
+        project_id = project_of(request)
+        job = await self.documents.require(JOB, path_id(request), project_id)
+        return project_id, int(job.id)
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsRoutes:
+    """The handlers of a project's settings: a plain document, there when somebody first changed it."""
+
+    documents: Documents
+    clock: Clock
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        return [web.get(f"{PROJECT}/settings", self.get), web.put(f"{PROJECT}/settings", self.put)]
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        project_id = project_of(request)
+        kept = await self.documents.plain(SETTINGS).find_one({"_id": project_id}) or {}
+        return success(_settings_view(project_id, kept.get("webhook_alert_url", "")))
+
+    async def put(self, request: web.Request) -> web.StreamResponse:
+        project_id = project_of(request)
+        body = await read_body(request, SettingsBody)
+        url = body.webhook_alert_url.strip()
+        if url and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", url):
+            message = "must be an http or https address without credentials, or empty"
+            raise InvalidInput(f"webhook_alert_url {message}", errors=[FieldError("webhook_alert_url", message)])
+        document = {
+            "webhook_alert_url": url,
+            "updated_at": self.clock.now(),
+            "updated_by": metadata_of(request).actor,
+        }
+        await self.documents.plain(SETTINGS).replace_one({"_id": project_id}, document, upsert=True)
+        return success(_settings_view(project_id, url), message="settings updated")
+
+
+@dataclass(frozen=True, slots=True)
+class InternalRoutes:
+    """The handlers of the internal calls."""
+
+    documents: Documents
+    claims: Claims
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        return [
+            internal_route(internal.CLAIM_RUN, self.claim),
+            internal_route(internal.HEARTBEAT, self.claims.heartbeat),
+            internal_route(internal.FINISH_RUN, self.claims.finish),
+            internal_route(internal.JOBS_EXISTING, self.jobs_existing),
+        ]
+
+    async def claim(self, call: internal.ClaimRun) -> internal.RunClaim:
+        return internal.RunClaim(run=await self.claims.claim(call.worker_id))
+
+    async def jobs_existing(self, call: internal.JobsAsked) -> internal.JobsExisting:
+        criteria = {"_id": {"$in": list(call.job_ids)}, "state.deleted": False}
+        jobs = await self.documents.find(JOB, criteria, limit=len(call.job_ids) or 1)
+        endpoints = [
+            internal.JobEndpoints(
+                job_id=int(job.id),
+                source_id=job.state.definition.source_id,
+                destination_id=job.state.definition.destination_id,
+            )
+            for job in jobs
+        ]
+        return internal.JobsExisting(job_ids=tuple(item.job_id for item in endpoints), endpoints=tuple(endpoints))
+
+
+def path_id(request: web.Request) -> int:
+    """The job's id in the path; a number that no id can have names nothing."""
+    identifier = int(request.match_info["id"][:20])
+    if identifier > ID_MAX:
+        raise NotFound(f"job {identifier} does not exist")
+    return identifier
+
+
+def _filter_of(request: web.Request) -> JobsQuery | None:
+    """The seed's literal filter ``/jobs/dest_id=5``, the number with or without quotes."""
+    text = request.match_info.get("filter")
+    if text is None:
+        return None
+    field, value = text.split("=", 1)
+    number = value.strip("\"'")
+    if not re.fullmatch(r"[1-9]\d{0,15}", number):
+        message = f"{field} must be an id"
+        raise InvalidInput(message, errors=[FieldError(field, message)])
+    return JobsQuery(source_id=int(number)) if field == "source_id" else JobsQuery(dest_id=int(number))
+
+
+def _advanced_settings(value: Any) -> str:
+    if value is None or value == "":
+        return "null"
+    text = object_text(value, "advanced_settings")
+    threads = parse_json(text.encode()).get("max_discover_threads")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1000):
+        field, message = "advanced_settings.max_discover_threads", "must be a whole number from 1 to 1000, or null"
+        raise InvalidInput(f"{field} {message}", errors=[FieldError(field, message)])
+    return text
+
+
+def _settings_view(project_id: int, webhook_alert_url: str) -> JsonObject:
+    return {"id": project_id, "project_id": project_id, "webhook_alert_url": webhook_alert_url}
+
+
+def _attachment(request: web.Request, name: str, content: bytes) -> web.Response:
+    """A file of which a single range may be asked for (RFC 9110 section 14)."""
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Accept-Ranges": "bytes"}
+    try:
+        asked = request.http_range
+    except ValueError:
+        asked = slice(None)
+    if asked.start is None and asked.stop is None:
+        return web.Response(body=content, content_type="application/gzip", headers=headers)
+    start, stop, _ = asked.indices(len(content))
+    if start >= stop:
+        headers["Content-Range"] = f"bytes */{len(content)}"
+        return web.Response(status=416, headers=headers)
+    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+    return web.Response(status=206, body=content[start:stop], content_type="application/gzip", headers=headers)

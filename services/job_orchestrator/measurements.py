@@ -1,0 +1,33 @@
+"""What autoscaling looks at: how many runs wait for a worker, and for how long."""
+
+import asyncio
+
+from libs.core.clock import Clock
+from libs.runtime.documents import Documents
+from libs.runtime.telemetry import OLDEST_WAIT_SECONDS, RUNS_ACTIVE, RUNS_WAITING
+from services.job_orchestrator.domain.run import RUN
+
+INTERVAL_SECONDS = 2.0
+
+
+class Measurements:
+    """Keeps the gauges of runs, which every instance shows alike."""
+
+    def __init__(self, documents: Documents, clock: Clock) -> None:
+        self._documents = documents
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Measure again and again, until cancelled."""
+        while True:
+            await self.measure()
+            await asyncio.sleep(INTERVAL_SECONDS)
+
+    async def measure(self) -> None:
+        """Count the runs; one whose retry is not due yet does not wait."""
+        runs, now = self._documents.collection(RUN.collection), self._clock.now()
+        due = {"state.status": "queued", "state.waiting_since": {"$lte": now}}
+        RUNS_WAITING.set(await runs.count_documents(due))
+        RUNS_ACTIVE.set(await runs.count_documents({"state.status": {"$in": ["queued", "running"]}}))
+        oldest = await self._documents.find(RUN, due, sort=[("state.waiting_since", 1)], limit=1)
+        OLDEST_WAIT_SECONDS.set((now - oldest[0].state.waiting_since).total_seconds() if oldest else 0)

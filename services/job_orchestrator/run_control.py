@@ -1,0 +1,147 @@
+"""Beginning, cancelling and ending runs: each is one work on the run's stream and, where it matters, on the job's."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from libs.contracts.jobs import RunKind, RunOutcome, RunTrigger
+from libs.core.decider import Act
+from libs.core.envelope import Metadata
+from libs.core.errors import Conflict, NotFound
+from libs.core.ids import uuid7
+from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey, Outcome, Work
+from libs.runtime.documents import Documents
+from services.job_orchestrator.domain.job import JOB, DeleteJob, EndRun, JobState, RequestRun
+from services.job_orchestrator.domain.run import (
+    RUN,
+    CancelWaiting,
+    FinishRun,
+    QueueRun,
+    RequestCancel,
+    RunState,
+    ScheduleRetry,
+)
+
+ATTEMPTS_MAX = 5
+
+
+class RunControl:
+    """Commands that concern a job and its run together.
+
+    Args:
+        on_change: called after a run began, was cancelled or ended: the scheduler may have something to do.
+    """
+
+    def __init__(self, documents: Documents, commands: CommandHandler, on_change: Callable[[], None]) -> None:
+        self._documents = documents
+        self._commands = commands
+        self.changed = on_change
+
+    async def begin(
+        self,
+        job_id: int,
+        kind: RunKind,
+        trigger: RunTrigger,
+        metadata: Metadata,
+        *,
+        scheduled_for: datetime | None = None,
+        streams_config_json: str | None = None,
+        expected_version: int | None = None,
+        idempotency: IdempotencyKey | None = None,
+    ) -> str:
+        """Queue a run; returns its id, raises ``Conflict`` when the job's state does not admit one."""
+        run_id = uuid7()
+        request = RequestRun(run_id=run_id, kind=kind, trigger=trigger, scheduled_for=scheduled_for)
+        queue = QueueRun(
+            job_id=job_id,
+            kind=kind,
+            trigger=trigger,
+            scheduled_for=scheduled_for,
+            streams_config_json=streams_config_json,
+        )
+        acts = [Act(JOB, job_id, request, expected_version), Act(RUN, run_id, queue)]
+        outcome = await self._commands.execute(Work(acts, metadata, idempotency=idempotency))
+        self.changed()
+        run = outcome.entities[1]
+        assert run is not None
+        return str(run.id)
+
+    async def cancel(
+        self, job: Entity[JobState], metadata: Metadata, *, idempotency: IdempotencyKey | None = None
+    ) -> bool:
+        """Cancel the job's active run; True when that ended it at once, False when a worker has to stop first.
+
+        Raises:
+            Conflict: no run is active.
+        """
+        for _ in range(ATTEMPTS_MAX):
+            run = await self._active_run(job)
+            if run is None:
+                raise Conflict("the job has no active run", code="no_active_run")
+            acts = _cancelling(job, run)
+            if await self._unless_changed(Work(acts, metadata, idempotency=idempotency)):
+                return run.state.status == "queued"
+            job = await self._documents.require(JOB, job.id, job.state.project_id)
+        raise Conflict("the run keeps changing; try again", code="contention")
+
+    async def delete(
+        self,
+        job: Entity[JobState],
+        metadata: Metadata,
+        *,
+        expected_version: int | None,
+    ) -> None:
+        """Delete a job; an active run of it is cancelled in the same work."""
+        for _ in range(ATTEMPTS_MAX):
+            run = await self._active_run(job)
+            left_active = job.state.active_run_id if run is not None and run.state.status == "running" else None
+            delete = Act(JOB, job.id, DeleteJob(active_run_id=left_active))
+            acts = _cancelling(job, run) if run is not None else []
+            # Only the first act on the job's stream can be held to the version that the caller read.
+            acts = _expecting([*acts, delete], job, expected_version)
+            if await self._unless_changed(Work(acts, metadata)):
+                return
+            job = await self._documents.require(JOB, job.id, job.state.project_id)
+        raise Conflict("the job's runs keep changing; try again", code="contention")
+
+    async def finish(self, run_id: str, run: RunState, command: FinishRun, metadata: Metadata) -> Outcome:
+        """End a run together with its job's part of it; raises ``Conflict`` (``fenced``) under an old epoch."""
+        end = EndRun(run_id=run_id, outcome=command.outcome)
+        outcome = await self._commands.execute(Work([Act(RUN, run_id, command), Act(JOB, run.job_id, end)], metadata))
+        self.changed()
+        return outcome
+
+    async def retry(self, run_id: str, command: ScheduleRetry, metadata: Metadata) -> None:
+        """Let a run wait for its next attempt."""
+        await self._commands.handle(RUN, run_id, command, metadata)
+
+    async def _active_run(self, job: Entity[JobState]) -> Entity[RunState] | None:
+        if job.state.active_run_id is None:
+            return None
+        run = await self._documents.get(RUN, job.state.active_run_id)
+        if run is None:
+            raise NotFound(f"run {job.state.active_run_id} does not exist")
+        return run
+
+    async def _unless_changed(self, work: Work) -> bool:
+        """False when the run moved on between reading it and deciding."""
+        try:
+            await self._commands.execute(work)
+        except Conflict as refusal:
+            if refusal.code != "run_changed":
+                raise
+            return False
+        self.changed()
+        return True
+
+
+def _cancelling(job: Entity[JobState], run: Entity[RunState]) -> list[Act]:
+    if run.state.status == "running":
+        return [Act(RUN, run.id, RequestCancel())]
+    outcome: RunOutcome = "cancelled"
+    return [Act(RUN, run.id, CancelWaiting()), Act(JOB, job.id, EndRun(run_id=str(run.id), outcome=outcome))]
+
+
+def _expecting(acts: Sequence[Act], job: Entity[JobState], expected_version: int | None) -> list[Act]:
+    first = next(index for index, act in enumerate(acts) if act.aggregate is JOB)
+    return [replace(act, expected_version=expected_version) if at == first else act for at, act in enumerate(acts)]

@@ -1,0 +1,140 @@
+"""What workers report while a run goes on, outside event sourcing: its progress and its log lines."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from libs.contracts.internal import LogLine, StreamProgress
+from libs.core.clock import Clock
+from libs.core.errors import FieldError, InvalidInput
+from libs.runtime.documents import Documents
+from libs.runtime.mongo import ASCENDING, DESCENDING, BulkWriteError, Document, IndexModel
+
+PROGRESS = "run_progress"
+LOGS = "run_logs"
+KEPT_SECONDS = 30 * 24 * 3600
+
+LINES_PER_ATTEMPT_MAX = 100_000
+LAST_LINES_KEPT = 100
+MESSAGE_LENGTH_MAX = 16_384
+PAGE_LINES_MAX = 10_000
+
+_SEQUENCE_BITS = 24
+"""A line's ordinal is its epoch and its number within it; together they stay below 2^53, which browsers need."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """Lines oldest first, and the cursors that lead on from them in both directions."""
+
+    lines: list[Document]
+    older_cursor: int
+    newer_cursor: int
+    has_more_older: bool
+    has_more_newer: bool
+
+
+_EXPIRY = IndexModel([("created_at", ASCENDING)], expireAfterSeconds=KEPT_SECONDS)
+INDEXES = {
+    PROGRESS: [_EXPIRY],
+    LOGS: [_EXPIRY, IndexModel([("run_id", ASCENDING), ("ordinal", ASCENDING)])],
+}
+
+
+class RunRecords:
+    """Reads and writes of progress and logs; every call is for a run that the caller has checked."""
+
+    def __init__(self, documents: Documents, clock: Clock) -> None:
+        self._progress = documents.plain(PROGRESS)
+        self._logs = documents.plain(LOGS)
+        self._clock = clock
+
+    async def save_progress(self, run_id: str, epoch: int, streams: Sequence[StreamProgress]) -> None:
+        """Replace the run's progress."""
+        document = {
+            "epoch": epoch,
+            "streams": [stream.model_dump() for stream in streams],
+            "created_at": self._clock.now(),
+        }
+        await self._progress.replace_one({"_id": run_id}, document, upsert=True)
+
+    async def progress(self, run_id: str) -> list[StreamProgress]:
+        """The last reported progress, by stream."""
+        document = await self._progress.find_one({"_id": run_id})
+        return [] if document is None else [StreamProgress.model_validate(stream) for stream in document["streams"]]
+
+    async def add_lines(
+        self, run_id: str, epoch: int, first: int, lines: Sequence[LogLine], *, last: bool = False
+    ) -> None:
+        """Add lines numbered from ``first`` within the epoch; a repeated line is kept once.
+
+        Of an attempt that writes more than ``LINES_PER_ATTEMPT_MAX`` lines only those and its last ones are kept.
+        """
+        now = self._clock.now()
+        kept_from = max(0, len(lines) - LAST_LINES_KEPT) if last else len(lines)
+        documents = [
+            _line(run_id, epoch, first + index, line) | {"created_at": now}
+            for index, line in enumerate(lines)
+            if first + index < LINES_PER_ATTEMPT_MAX or index >= kept_from
+        ]
+        if not documents:
+            return
+        try:
+            await self._logs.insert_many(documents, ordered=False)
+        except BulkWriteError as error:
+            if any(item["code"] != 11000 for item in error.details["writeErrors"]):
+                raise
+
+    async def page(self, run_id: str, cursor: int, limit: int, *, newer: bool = False) -> LogPage:
+        """Up to ``limit`` lines on one side of a cursor; -1 is the log's end, whatever the direction."""
+        from_end = cursor < 0
+        newer = newer and not from_end
+        bound: Document = {} if from_end else {"ordinal": {"$gt" if newer else "$lt": cursor}}
+        order = ASCENDING if newer else DESCENDING
+        found = await self._logs.find({"run_id": run_id, **bound}).sort("ordinal", order).to_list(limit + 1)
+        more, lines = len(found) > limit, found[:limit]
+        if not newer:
+            lines.reverse()
+        oldest, newest = (lines[0]["ordinal"], lines[-1]["ordinal"]) if lines else (max(cursor, 0), max(cursor, 0))
+        if newer:
+            return LogPage(lines, oldest, newest, await self._any(run_id, {"$lt": oldest}), more)
+        newer_there = not from_end and await self._any(run_id, {"$gt": newest} if lines else {"$gte": cursor})
+        return LogPage(lines, oldest, newest, more, newer_there)
+
+    async def _any(self, run_id: str, ordinal: Document) -> bool:
+        return await self._logs.find_one({"run_id": run_id, "ordinal": ordinal}, {"_id": 1}) is not None
+
+
+def _line(run_id: str, epoch: int, sequence: int, line: LogLine) -> Document:
+    if sequence >= 1 << _SEQUENCE_BITS:
+        message = f"log_sequence is over {(1 << _SEQUENCE_BITS) - 1}"
+        raise InvalidInput(message, errors=[FieldError("log_sequence", message)])
+    ordinal = epoch << _SEQUENCE_BITS | sequence
+    return {
+        "_id": f"{run_id}/{ordinal}",
+        "run_id": run_id,
+        "ordinal": ordinal,
+        "time": line.time,
+        "level": line.level,
+        "message": line.message[:MESSAGE_LENGTH_MAX],
+    }
+
+
+def percent_done(streams: Sequence[StreamProgress]) -> int:
+    """0 to 99 from the reported streams: by rows where every total is known, by finished streams otherwise."""
+    if not streams:
+        return 0
+    totals = [stream.rows_total for stream in streams]
+    if all(total is not None for total in totals) and sum(total or 0 for total in totals) > 0:
+        done = sum(
+            stream.rows_total or 0 if stream.state == "completed" else min(stream.rows_written, stream.rows_total or 0)
+            for stream in streams
+        )
+        return min(99, 100 * done // sum(total or 0 for total in totals))
+    finished = sum(_fraction(stream) for stream in streams)
+    return min(99, int(100 * finished / len(streams)))
+
+
+def _fraction(stream: StreamProgress) -> float:
+    if stream.state == "completed":
+        return 1.0
+    return min(0.99, stream.rows_written / stream.rows_total) if stream.rows_total else 0.0
