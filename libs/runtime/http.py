@@ -527,8 +527,9 @@ def idempotency_of(request: web.Request, body: bytes | None = None) -> Idempoten
         return None
     if not 1 <= len(key) <= IDEMPOTENCY_KEY_LENGTH_MAX or not key.isascii() or not key.isprintable():
         raise _invalid("Idempotency-Key", f"must be 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} printable ASCII characters")
-    principal = principal_of(request)
-    parts = (principal.kind, principal.subject, request.method, request.path, key)
+    principal = request.get(PRINCIPAL)
+    caller = ("anonymous", "") if principal is None else (principal.kind, principal.subject)
+    parts = (*caller, request.method, request.path, key)
     identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     content = request.get(BODY, b"") if body is None else body
     return IdempotencyKey(identity, hashlib.sha256(content).hexdigest())
