@@ -31,7 +31,8 @@ from libs.runtime.suite import (
 )
 
 READY_TIMEOUT_SECONDS = 120.0
-STOP_TIMEOUT_SECONDS = 30.0
+STOP_TIMEOUT_SECONDS = 60.0
+STAGE_STOP_TIMEOUT_SECONDS = 26.0
 MONGOD_STOP_TIMEOUT_SECONDS = 20.0
 BACKOFF_SECONDS_MIN = 0.5
 BACKOFF_SECONDS_MAX = 30.0
@@ -289,7 +290,7 @@ class Supervisor:
         for stage in sorted({service.stop_stage for service in SERVICES}):
             names = [service.name for service in SERVICES if service.stop_stage == stage]
             children = [self._services[name] for name in names if name in self._services]
-            left_seconds = max(1.0, deadline - time.monotonic())
+            left_seconds = max(2.0, min(STAGE_STOP_TIMEOUT_SECONDS, deadline - time.monotonic()))
             await asyncio.gather(*(child.stop(left_seconds) for child in children))
         if self._mongod is not None:
             await self._mongod.stop(MONGOD_STOP_TIMEOUT_SECONDS)

@@ -20,7 +20,7 @@ from libs.runtime.child_process import die_with_parent, free_port
 from libs.runtime.suite import SERVICES
 
 START_TIMEOUT_SECONDS = 120.0
-STOP_TIMEOUT_SECONDS = 60.0
+STOP_TIMEOUT_SECONDS = 90.0
 
 
 class SuiteFailed(Exception):
