@@ -1,0 +1,21 @@
+"""The settings of the catalog service."""
+
+from pydantic import Field, SecretStr
+
+from libs.runtime.settings import ServiceSettings
+
+
+class CatalogSettings(ServiceSettings):
+    """What an installation may choose about sources and destinations.
+
+    Args:
+        encryption_keys: what wraps the data keys of secrets, 32 bytes in base64 by key id; the first encrypts, all
+            of them decrypt.
+        reservation_seconds: how long a job may take to appear after it reserved its source and destination.
+        reservation_sweep_seconds: how often reservations without a job are looked for.
+    """
+
+    port: int = 8082
+    encryption_keys: dict[str, SecretStr] = Field(min_length=1)
+    reservation_seconds: float = Field(default=30.0, ge=1)
+    reservation_sweep_seconds: float = Field(default=10.0, gt=0)

@@ -1,0 +1,1 @@
+"""Sources and destinations: two aggregates of one shape."""

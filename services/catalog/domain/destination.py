@@ -1,0 +1,17 @@
+"""A destination: where jobs write to."""
+
+from libs.contracts import catalog
+from services.catalog.domain.connection import Vocabulary, connection_aggregate
+
+DESTINATION = connection_aggregate(
+    Vocabulary(
+        role="destination",
+        collection="destinations",
+        created=catalog.DestinationCreated,
+        updated=catalog.DestinationUpdated,
+        referenced=catalog.DestinationReferenced,
+        confirmed=catalog.DestinationReferenceConfirmed,
+        released=catalog.DestinationReleased,
+        deleted=catalog.DestinationDeleted,
+    )
+)
