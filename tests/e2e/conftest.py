@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from libs.testing.rest import Rest, rest
-from libs.testing.servers import Kafka
+from libs.testing.servers import Kafka, Postgres
 from libs.testing.suite import Suite
+from tests.e2e.replication import execute, unique
 
 QUICK = {"RETRY_BACKOFF_SECONDS": "0.2", "RUN_LEASE_SECONDS": "3"}
 """Settings that let tests of faults come to their end sooner."""
@@ -38,3 +39,12 @@ async def api(suite: Suite) -> AsyncIterator[Rest]:
     """A client with the installation's first key."""
     async with rest(suite.base_url, api_key=suite.api_key) as client:
         yield client
+
+
+@pytest.fixture
+async def replica(postgres_server: Postgres) -> AsyncIterator[str]:
+    """An empty database beside the source's."""
+    name = unique("replica").replace("-", "_")
+    await execute(postgres_server.dsn, f"CREATE DATABASE {name}")
+    yield postgres_server.dsn_of(name)
+    await execute(postgres_server.dsn, f"DROP DATABASE {name} WITH (FORCE)")

@@ -1,7 +1,6 @@
 """The main job, end to end: tables of a PostgreSQL replicated through the gateway."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
@@ -9,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from libs.testing.rest import CallFailed, Rest
-from libs.testing.servers import Postgres
 from tests.e2e.replication import (
     discover,
     execute,
@@ -19,7 +17,6 @@ from tests.e2e.replication import (
     postgres_config,
     rows_of,
     sync,
-    unique,
 )
 
 THINGS = """
@@ -44,15 +41,6 @@ SIMPLE = """
     INSERT INTO things SELECT n, 'thing ' || n, n / 7.0, timestamptz '2024-01-01 00:00Z' + n * interval '1 second'
     FROM generate_series(1, 5000) n;
 """
-
-
-@pytest.fixture
-async def replica(postgres_server: Postgres) -> AsyncIterator[str]:
-    """An empty database beside the source's."""
-    name = unique("replica").replace("-", "_")
-    await execute(postgres_server.dsn, f"CREATE DATABASE {name}")
-    yield postgres_server.dsn_of(name)
-    await execute(postgres_server.dsn, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def test_tables_arrive_row_by_row_the_same_in_another_postgres(

@@ -1,0 +1,213 @@
+"""Everything is killed at some moment; what was acknowledged stays, and runs come to their end."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import aiohttp
+import pytest
+
+from libs.runtime.child_process import die_with_parent, free_port
+from libs.runtime.suite import SERVICES, SuiteSettings, load_keys, service_environment
+from libs.testing.rest import Rest, rest
+from libs.testing.servers import Kafka
+from libs.testing.suite import Suite
+from tests.e2e.conftest import QUICK
+from tests.e2e.replication import (
+    await_end,
+    execute,
+    make_endpoint,
+    make_job,
+    newest_run,
+    postgres_config,
+    rows_of,
+    unique,
+)
+from tests.e2e.stores import head_position, projected, stored_events
+
+WRITERS = 6
+BETWEEN_KILLS_SECONDS = 0.7
+SETTLED_WITHIN_SECONDS = 60.0
+ROWS = 1_500_000
+SUMMARY = "SELECT count(*), count(DISTINCT id), sum(hashtext(t::text)::bigint) FROM many t"
+
+
+@contextmanager
+def suite_on(kind: str) -> Iterator[tuple[Suite, Kafka | None]]:
+    """A suite that may be broken, on a log that may be."""
+    if kind == "embedded":
+        with Suite(QUICK) as suite:
+            yield suite, None
+    else:
+        with Kafka() as kafka, Suite({**QUICK, "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers}) as suite:
+            yield suite, kafka
+
+
+async def create_until_told(suite: Suite, body: dict[str, Any], stop: asyncio.Event, made: dict[str, int]) -> None:
+    """Make sources one after the other, each repeated with its Idempotency-Key until it is acknowledged."""
+    async with rest(suite.base_url, api_key=suite.api_key) as api:
+        while not stop.is_set():
+            name = unique("source")
+            made[name] = await _created(api, {**body, "name": name})
+
+
+async def _created(api: Rest, body: dict[str, Any]) -> int:
+    deadline = time.monotonic() + SETTLED_WITHIN_SECONDS
+    headers = {"Idempotency-Key": body["name"]}
+    while True:
+        with suppress(aiohttp.ClientError, TimeoutError):
+            answer = await api.answer("POST", f"/api/v1/project/{api.project_id}/sources", body, headers=headers)
+            if answer.status == 200:
+                identifier: int = answer.data["id"]
+                return identifier
+            # Anything else than "later" would be a wrong answer to a good request.
+            assert answer.status >= 500 or answer.status in (409, 429), answer
+            assert answer.status != 409 or "Idempotency-Key" in str(answer.body) or "running" in str(answer.body), (
+                answer
+            )
+        assert time.monotonic() < deadline, f"{body['name']} was never acknowledged"
+        await asyncio.sleep(0.1)
+
+
+async def eventually(condition: Any, what: str) -> None:
+    """Wait until ``condition`` holds."""
+    deadline = time.monotonic() + SETTLED_WITHIN_SECONDS
+    while not await asyncio.to_thread(condition):
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        await asyncio.sleep(0.1)
+
+
+async def test_no_acknowledged_command_is_lost_whatever_is_killed(event_log_kind: str) -> None:
+    with suite_on(event_log_kind) as (suite, kafka):
+        async with rest(suite.base_url, api_key=suite.api_key) as api:
+            version = (await api.project("GET", "sources/versions", type="postgres"))["version"][0]
+        config = {"host": "127.0.0.1", "port": 1, "database": "d", "username": "u", "password": "p"}
+        body = {"type": "postgres", "version": version, "config": config}
+        stop, made = asyncio.Event(), dict[str, int]()
+        async with asyncio.TaskGroup() as writers:
+            for _ in range(WRITERS):
+                writers.create_task(create_until_told(suite, body, stop, made))
+            await _kill_everything_once(suite, kafka)
+            stop.set()
+
+        async with rest(suite.base_url, api_key=suite.api_key) as api:
+            listed = {source["name"]: source["id"] for source in await api.project("GET", "sources")}
+        assert listed == made
+        assert len(made) >= WRITERS
+        events = stored_events(suite, "catalog")
+        assert [event["position"] for event in events] == list(range(1, head_position(suite, "catalog") + 1))
+        await eventually(
+            lambda: set(projected(suite, "job_orchestrator", "sources")) == set(made.values()),
+            "the orchestrator knows every source",
+        )
+
+
+async def _kill_everything_once(suite: Suite, kafka: Kafka | None) -> None:
+    victims = ["catalog", "mongod", "gateway", "auth", "job_orchestrator", *(["kafka"] if kafka else [])]
+    random.shuffle(victims)
+    for victim in victims:
+        await asyncio.sleep(BETWEEN_KILLS_SECONDS)
+        if victim == "kafka":
+            assert kafka is not None
+            await asyncio.to_thread(kafka.kill)
+            await asyncio.to_thread(kafka.start)
+        else:
+            await eventually(lambda name=victim: name in suite.processes(), f"{victim} is up")
+            os.kill(suite.processes()[victim], signal.SIGKILL)
+    await asyncio.to_thread(suite.await_ready)
+
+
+async def started_run(api: Rest, source_dsn: str, replica: str) -> int:
+    """A job whose run moves rows at this moment."""
+    await execute(
+        source_dsn,
+        f"CREATE TABLE many AS SELECT n AS id, md5(n::text) AS name FROM generate_series(1, {ROWS}) n;"
+        " ALTER TABLE many ADD PRIMARY KEY (id)",
+    )
+    source = await make_endpoint(api, "sources", "postgres", postgres_config(source_dsn))
+    destination = await make_endpoint(api, "destinations", "postgres", postgres_config(replica))
+    job_id = await make_job(api, source, destination)
+    await api.project("POST", f"jobs/{job_id}/sync", {})
+    async with asyncio.timeout(30):
+        while (await newest_run(api, job_id))["status"] != "running":
+            await asyncio.sleep(0.02)
+    return job_id
+
+
+@pytest.mark.parametrize("victim", ["worker", "job_orchestrator", "mongod"])
+async def test_a_run_ends_with_every_row_once_when_it_loses(
+    victim: str, suite: Suite, api: Rest, postgres_database: str, replica: str
+) -> None:
+    job_id = await started_run(api, postgres_database, replica)
+    os.kill(suite.processes()[victim], signal.SIGKILL)
+    await asyncio.to_thread(suite.await_ready)
+
+    run = await await_end(api, job_id)
+
+    assert run["status"] == "completed", run
+    assert await rows_of(replica, SUMMARY) == await rows_of(postgres_database, SUMMARY)
+
+
+@contextmanager
+def second_worker(suite: Suite) -> Iterator[None]:
+    """Another worker beside the suite's own."""
+    settings = SuiteSettings.model_validate({**suite.settings, "data_dir": suite.directory})
+    worker = next(service for service in SERVICES if service.name == "worker")
+    environment = service_environment(worker, settings, load_keys(suite.directory, settings), suite.mongodb_url)
+    environment |= {key.upper(): value for key, value in suite.settings.items() if key not in ("host", "port")}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "services.worker"],
+        env={**environment, "PORT": str(free_port())},
+        stdout=subprocess.DEVNULL,
+        preexec_fn=die_with_parent,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+async def test_a_paused_worker_that_wakes_up_can_not_commit(
+    suite: Suite, api: Rest, postgres_database: str, replica: str
+) -> None:
+    job_id = await started_run(api, postgres_database, replica)
+    paused = suite.processes()["worker"]
+    os.kill(paused, signal.SIGSTOP)
+    try:
+        with second_worker(suite):
+            run = await await_end(api, job_id)
+            assert run["status"] == "completed", run
+            expected = await rows_of(postgres_database, SUMMARY)
+            assert await rows_of(replica, SUMMARY) == expected
+            os.kill(paused, signal.SIGCONT)
+            # Its next heartbeat tells it; whatever it still tried has then been refused.
+            await asyncio.sleep(3)
+            assert await rows_of(replica, SUMMARY) == expected
+            assert (await newest_run(api, job_id))["status"] == "completed"
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(paused, signal.SIGCONT)
+
+
+async def test_a_revoked_key_is_refused_within_a_second_while_kafka_is_down(event_log_kind: str) -> None:
+    with suite_on(event_log_kind) as (suite, kafka):
+        if kafka is not None:
+            kafka.kill()
+        async with rest(suite.base_url, api_key=suite.api_key) as owner:
+            issued = await owner.answer("POST", "/api/v2/keys", {"name": "short-lived"})
+            assert issued.status in (200, 201), issued
+            async with rest(suite.base_url, api_key=issued.body["key"]) as holder:
+                assert (await holder.answer("GET", "/api/v1/project/123/sources")).status == 200
+                assert (await owner.answer("DELETE", f"/api/v2/keys/{issued.body['id']}")).status in (200, 204)
+                revoked = time.monotonic()
+                while (await holder.answer("GET", "/api/v1/project/123/sources")).status != 401:
+                    assert time.monotonic() - revoked < 1.0
+                    await asyncio.sleep(0.02)
