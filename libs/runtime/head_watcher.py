@@ -17,6 +17,8 @@ POLL_SECONDS = 0.25
 POLL_SECONDS_WHILE_WATCHING = 1.0
 RETRY_SECONDS = 0.5
 
+_FIELDS = {"$project": {"ns": 1, "position": "$updateDescription.updatedFields.position"}}
+
 log = structlog.get_logger(__name__)
 
 
@@ -36,6 +38,7 @@ class HeadWatcher:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._watching = False
+        self._positions: dict[str, int] = {}
 
     @contextmanager
     def listen(self, database: str) -> Iterator[asyncio.Event]:
@@ -48,6 +51,10 @@ class HeadWatcher:
             yield event
         finally:
             self._listeners[database].discard(event)
+
+    def has_moved_past(self, database: str, position: int) -> bool:
+        """False when the last change that was seen leaves the head at or below ``position``; True while unknown."""
+        return not self._watching or self._positions.get(database, position + 1) > position
 
     async def wait(self, event: asyncio.Event, timeout_seconds: float) -> None:
         """Wait until ``event`` is set, the poll is due or the time is over."""
@@ -76,6 +83,7 @@ class HeadWatcher:
                     log.warning("head_watch_failed", error=type(error).__name__)
             finally:
                 self._watching = False
+                self._positions.clear()
             self._stop.wait(RETRY_SECONDS)
 
     def _watch(self) -> None:
@@ -89,16 +97,18 @@ class HeadWatcher:
                 change = changes.try_next()
                 self._watching = True
                 if change is not None:
-                    self._notify(change["ns"]["db"])
+                    self._notify(change["ns"]["db"], change.get("position"))
 
-    def _notify(self, database: str) -> None:
+    def _notify(self, database: str, position: int | None) -> None:
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(self._set, database)
+            self._loop.call_soon_threadsafe(self._set, database, position)
         except RuntimeError:
             # The loop is closed: nobody listens any more.
             self._stop.set()
 
-    def _set(self, database: str) -> None:
+    def _set(self, database: str, position: int | None) -> None:
+        if position is not None:
+            self._positions[database] = position
         for event in self._listeners.get(database, ()):
             event.set()

@@ -71,6 +71,7 @@ __all__ = [
     "SyncCollection",
     "SyncDatabase",
     "UpdateOne",
+    "WriteConcern",
     "connect",
     "duplicate_key_of",
     "synchronous",

@@ -200,7 +200,7 @@ async def _open_context(
     signer = PrincipalSigner(definition.name, settings.signing_key)
     internal = InternalClient(settings, signer)
     stack.push_async_callback(internal.close)
-    event_log = await open_event_log(settings, client)
+    event_log = await open_event_log(settings, client, definition.name)
     stack.push_async_callback(event_log.close)
     context = ServiceContext(
         settings=settings,
@@ -269,8 +269,7 @@ def _follow_events(definition: ServiceDefinition[SettingsT], context: ServiceCon
     if not definition.uses_store:
         return
     if context.event_log.needs_relay and definition.aggregates:
-        topics = tuple(dict.fromkeys(_topics_owned(definition)))
-        relay = Relay(context.store, context.event_log, context.commands, context.health, topics)
+        relay = Relay(context.store, context.event_log, context.commands)
         context.tasks.start("relay", lambda: context.leases.run_while_leader("relay", relay.run))
     for topic in definition.topics:
         consumer = Consumer(

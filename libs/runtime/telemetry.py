@@ -70,6 +70,12 @@ CONSUMER_LAG_SECONDS = Gauge(
 CONSUMER_PARKED = Gauge(
     "datasync_consumer_parked_messages", "Messages that could not be handled", ["topic"], registry=REGISTRY
 )
+CONSUMER_LAG_MESSAGES = Gauge(
+    "datasync_consumer_lag_messages", "Messages of a topic that are not yet handled", ["topic"], registry=REGISTRY
+)
+CONSUMER_STOPPED = Gauge(
+    "datasync_consumer_stopped", "1 while a topic waits for an operator's repair", ["topic"], registry=REGISTRY
+)
 RUNS_WAITING = Gauge("datasync_runs_waiting", "Runs that no worker has claimed yet", registry=REGISTRY)
 OLDEST_WAIT_SECONDS = Gauge(
     "datasync_runs_oldest_wait_seconds", "How long the oldest waiting run has waited", registry=REGISTRY

@@ -63,15 +63,16 @@ class EmbeddedSubscription:
         self._topic = topic
         self._watcher = watcher
         self._changed = changed
+        self._drained = False
         self.next_offset = 0
 
     async def next_batch(self, messages_max: int, timeout_seconds: float) -> Sequence[Message]:
         """The next events of the topic; waits for the head to move when there are none."""
+        if self._drained and not self._changed.is_set():
+            if timeout_seconds <= 0:
+                return []
+            await self._watcher.wait(self._changed, timeout_seconds)
         self._changed.clear()
-        messages = await self._read(messages_max)
-        if messages or timeout_seconds <= 0:
-            return messages
-        await self._watcher.wait(self._changed, timeout_seconds)
         return await self._read(messages_max)
 
     async def end_offsets(self) -> Mapping[int, int]:
@@ -101,7 +102,8 @@ class EmbeddedSubscription:
             raise OffsetOutOfRange(
                 f"{self._topic}: the next offset is {self.next_offset}, but its store ends at position {position}"
             )
-        if self.next_offset > position:
+        self._drained = self.next_offset > position
+        if self._drained:
             return []
         criteria = {"topic": self._topic, "position": {"$gte": self.next_offset, "$lte": position}}
         try:
@@ -110,7 +112,8 @@ class EmbeddedSubscription:
             raise ConnectionError(f"the store of {self._topic} does not answer: {type(error).__name__}") from error
         messages = [_message(self._topic, store_id, document) for document in documents]
         # Below the head the topic has no more than was found, unless the limit cut it off.
-        self.next_offset = messages[-1].offset + 1 if len(messages) == messages_max else position + 1
+        self._drained = len(messages) < messages_max
+        self.next_offset = position + 1 if self._drained else messages[-1].offset + 1
         return messages
 
 

@@ -1,0 +1,337 @@
+"""Follows one topic: every event updates the projections and causes its reactions exactly once.
+
+The offset of each partition lies in the consumer's own database and moves in the transaction that writes what the
+messages caused. Whatever goes wrong, the consumer begins again from the stored offsets; a message that comes again is
+known by its position, which is not above the highest one seen in its partition.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from libs.core.clock import Clock, SystemClock
+from libs.core.decider import Act, Projection, Reaction
+from libs.core.envelope import Envelope, Metadata
+from libs.core.errors import Conflict, FixRequest, RetryLater
+from libs.runtime.command_handler import CommandHandler, ConsumerWork, PureCodeFailed
+from libs.runtime.event_log.port import EventLog, Message, OffsetOutOfRange, Subscription
+from libs.runtime.event_store import EventStore, OffsetMove, OffsetMoved, SideWrite
+from libs.runtime.http import Health
+from libs.runtime.mongo import PyMongoError
+from libs.runtime.parking import STREAM_IS_PARKED, Parking, parking_write, unparking_write
+from libs.runtime.telemetry import (
+    CONSUMER_LAG_MESSAGES,
+    CONSUMER_LAG_SECONDS,
+    CONSUMER_STOPPED,
+    consumer_span,
+    current_traceparent,
+)
+
+MESSAGES_MAX = 400
+WAIT_SECONDS = 1.0
+CHORES_SECONDS = 1.0
+LAG_SECONDS = 5.0
+STOPPED_POLL_SECONDS = 2.0
+BACKOFF_SECONDS_MAX = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class StoreReplaced(Exception):
+    """The messages come from another store than before: its owner's database was restored or replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a partition is handled; offset 0 is the partition's beginning, wherever that is."""
+
+    offset: int = 0
+    position: int = 0
+    store_id: str = ""
+
+
+@dataclass(slots=True)
+class _Step:
+    """What some messages of one partition come to."""
+
+    place: Place
+    projections: list[tuple[Projection, Envelope]] = field(default_factory=list)
+    acts: list[tuple[Act, Metadata]] = field(default_factory=list)
+    parked: list[tuple[Message, str]] = field(default_factory=list)
+    last: Envelope | None = None
+
+
+class Consumer:
+    """A service's reader of one topic.
+
+    Args:
+        topic: the topic to follow.
+        event_log: where from.
+        store, commands: the service's own; everything is written through them.
+        health: told while the topic waits for a repair.
+        projections, reactions: those of the service that follow this topic.
+    """
+
+    def __init__(
+        self,
+        *,
+        topic: str,
+        event_log: EventLog,
+        store: EventStore,
+        commands: CommandHandler,
+        health: Health,
+        projections: Sequence[Projection] = (),
+        reactions: Sequence[Reaction] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        self._topic = topic
+        self._event_log = event_log
+        self._store = store
+        self._commands = commands
+        self._projections = projections
+        self._reactions = reactions
+        self._clock = clock or SystemClock()
+        self._parking = Parking(store.database, topic)
+        self._places: dict[int, Place] = {}
+        self._failures = 0
+        self._chores_at = 0.0
+        self._lag_at = 0.0
+        self._stopped_because: str | None = None
+        health.add(f"consumer {topic}", self._reason_to_be_stopped)
+
+    async def run(self) -> None:
+        """Follow the topic until cancelled; one instance at a time, under the topic's lease."""
+        try:
+            while True:
+                try:
+                    await self._follow()
+                except (OffsetOutOfRange, StoreReplaced) as error:
+                    await self._wait_for_repair(error)
+                except (OSError, PyMongoError, RetryLater, OffsetMoved) as error:
+                    await self._back_off(error)
+        finally:
+            self._resume()
+
+    async def _follow(self) -> None:
+        self._places = await stored_places(self._store, self._topic)
+        await self._parking.load()
+        offsets = {partition: place.offset for partition, place in self._places.items() if place.offset > 0}
+        async with self._event_log.subscribe(self._topic, offsets) as subscription:
+            while True:
+                batches = await _gather(subscription)
+                if batches:
+                    await self._consume(batches)
+                await self._chores(subscription)
+
+    async def _consume(self, batches: Mapping[int, Sequence[Message]]) -> None:
+        """Partitions go to the write path together, which commits them in one transaction where it can."""
+        works = [self._consume_partition(partition, messages) for partition, messages in batches.items()]
+        outcomes = await asyncio.gather(*works, return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if failures:
+            raise failures[0]
+        self._failures = 0
+
+    async def _consume_partition(self, partition: int, messages: Sequence[Message]) -> None:
+        own = self._until_store_changes(messages)
+        if own:
+            try:
+                await self._commit(partition, own, {})
+            except (PureCodeFailed, FixRequest) as error:
+                _raise_if_transient(error)
+                for message in own:
+                    await self._consume_one(partition, message)
+        if len(own) < len(messages):
+            foreign = messages[len(own)]
+            raise StoreReplaced(
+                f"{self._topic}: partition {partition} goes on with events of the store {foreign.store_id}, "
+                f"so far they came from {self._store_id()}"
+            )
+
+    async def _consume_one(self, partition: int, message: Message) -> None:
+        try:
+            await self._commit(partition, [message], {})
+        except (PureCodeFailed, FixRequest) as error:
+            _raise_if_transient(error)
+            await self._commit(partition, [message], {message.offset: f"{type(error).__name__}: {error}"[:1000]})
+
+    async def _commit(self, partition: int, messages: Sequence[Message], failures: Mapping[int, str]) -> None:
+        """Handle messages in one transaction with the offset that they move to.
+
+        Args:
+            failures: the messages, by offset, that are known to fail, and why.
+        """
+        before = self._places.get(partition, Place())
+        step = self._plan(before, messages, failures)
+        now = self._clock.now()
+        side_writes = [parking_write(message, reason, now) for message, reason in step.parked]
+        await self._write(partition, before, step, side_writes)
+        self._places[partition] = step.place
+        self._parking.parked([message for message, _ in step.parked])
+        for message, reason in step.parked:
+            if reason is not STREAM_IS_PARKED:
+                log.error(
+                    "message_parked",
+                    topic=self._topic,
+                    stream=message.stream,
+                    event_id=message.event_id,
+                    event_type=message.event_type,
+                    reason=reason,
+                    repair=f"datasync parked retry {self._service}",
+                )
+        if step.last is not None:
+            CONSUMER_LAG_SECONDS.labels(self._topic).set((now - step.last.time).total_seconds())
+
+    def _plan(self, before: Place, messages: Sequence[Message], failures: Mapping[int, str]) -> _Step:
+        step = _Step(before)
+        parked_streams: set[str] = set()
+        for message in messages:
+            # A message without a readable position can't be told from a repeat, and is never passed over.
+            repeated = 0 < message.position <= step.place.position
+            position, store_id = max(step.place.position, message.position), message.store_id or step.place.store_id
+            step.place = Place(message.offset + 1, position, store_id)
+            if repeated:
+                continue
+            reason = failures.get(message.offset) or message.failure
+            if self._parking.holds(message.stream) or message.stream in parked_streams:
+                reason = STREAM_IS_PARKED
+            if reason is not None:
+                step.parked.append((message, reason))
+                parked_streams.add(message.stream)
+            elif message.envelope is not None:
+                self._plan_event(step, message.envelope, message.headers)
+        return step
+
+    def _plan_event(self, step: _Step, envelope: Envelope, headers: Mapping[str, str]) -> None:
+        try:
+            concerned = [item for item in self._projections if item.key(envelope) is not None]
+            acts = [act for reaction in self._reactions for act in reaction.react(envelope)]
+        except Exception as error:
+            raise PureCodeFailed(f"{envelope.type} {envelope.id}: {error!r}") from error
+        step.projections += [(projection, envelope) for projection in concerned]
+        step.last = envelope
+        if acts:
+            with consumer_span(f"consume {envelope.type}", headers):
+                metadata = Metadata(
+                    project_id=envelope.metadata.project_id,
+                    correlation_id=envelope.metadata.correlation_id,
+                    causation_id=envelope.id,
+                    traceparent=current_traceparent(),
+                )
+            step.acts += [(act, metadata) for act in acts]
+
+    async def _write(self, partition: int, before: Place, step: _Step, side_writes: Sequence[SideWrite]) -> None:
+        after = step.place
+        move = OffsetMove(self._topic, partition, before.offset, after.offset, after.position, after.store_id)
+        await self._commands.consume(ConsumerWork(move, step.projections, step.acts, side_writes))
+
+    async def _chores(self, subscription: Subscription) -> None:
+        now = time.monotonic()
+        next_offsets = {partition: place.offset for partition, place in self._places.items()}
+        await subscription.report_progress(next_offsets)
+        if now - self._chores_at >= CHORES_SECONDS and not self._parking.is_empty:
+            self._chores_at = now
+            for stream in await self._parking.streams_to_retry():
+                await self._retry_stream(stream)
+        if now - self._lag_at >= LAG_SECONDS:
+            self._lag_at = now
+            ends = await subscription.end_offsets()
+            lag = sum(max(0, end - next_offsets.get(partition, 0)) for partition, end in ends.items())
+            CONSUMER_LAG_MESSAGES.labels(self._topic).set(lag)
+
+    async def _retry_stream(self, stream: str) -> None:
+        """Handle a stream's parked messages in order, up to the first that still fails."""
+        for identifier, message in await self._parking.messages_of(stream):
+            place = self._places[message.partition]
+            try:
+                if message.envelope is None:
+                    raise PureCodeFailed(message.failure)
+                step = _Step(place)
+                self._plan_event(step, message.envelope, message.headers)
+                await self._write(message.partition, place, step, [unparking_write(identifier)])
+            except (PureCodeFailed, FixRequest) as error:
+                _raise_if_transient(error)
+                await self._parking.failed_again(identifier, stream, f"{type(error).__name__}: {error}"[:1000])
+                return
+            log.info("parked_message_handled", topic=self._topic, stream=stream, parked=identifier)
+        await self._parking.released()
+
+    def _until_store_changes(self, messages: Sequence[Message]) -> Sequence[Message]:
+        known = self._store_id()
+        for index, message in enumerate(messages):
+            if message.store_id and known and message.store_id != known:
+                return messages[:index]
+            known = known or message.store_id
+        return messages
+
+    def _store_id(self) -> str:
+        return next((place.store_id for place in self._places.values() if place.store_id), "")
+
+    @property
+    def _service(self) -> str:
+        return self._store.database.name.removeprefix("datasync_")
+
+    async def _wait_for_repair(self, error: Exception) -> None:
+        """The topic stands still, loudly, until an operator has changed the stored offsets."""
+        repair = f"datasync repair {self._service} {self._topic}"
+        self._stopped_because = f"stopped: {error}; repair it with `{repair}`"
+        CONSUMER_STOPPED.labels(self._topic).set(1)
+        log.error("consumer_stopped", topic=self._topic, reason=str(error), repair=repair)
+        before = await self._places_when_reachable()
+        while await self._places_when_reachable() == before:  # noqa: ASYNC110 - the change comes from another process
+            await asyncio.sleep(STOPPED_POLL_SECONDS)
+        log.info("consumer_repaired", topic=self._topic)
+        self._resume()
+
+    async def _places_when_reachable(self) -> dict[int, Place]:
+        while True:
+            try:
+                return await stored_places(self._store, self._topic)
+            except PyMongoError as error:
+                await self._back_off(error)
+
+    async def _back_off(self, error: Exception) -> None:
+        self._failures += 1
+        delay_seconds = min(BACKOFF_SECONDS_MAX, 0.05 * 2.0 ** min(self._failures, 10)) * (0.5 + random.random() / 2)
+        log.warning("consumer_waits", topic=self._topic, error=f"{type(error).__name__}: {error}"[:300])
+        await asyncio.sleep(delay_seconds)
+
+    async def _reason_to_be_stopped(self) -> str | None:
+        return self._stopped_because
+
+    def _resume(self) -> None:
+        self._stopped_because = None
+        CONSUMER_STOPPED.labels(self._topic).set(0)
+
+
+async def stored_places(store: EventStore, topic: str) -> dict[int, Place]:
+    """How far each partition of a topic is handled, from the consumer's own database."""
+    cursor = store.database["offsets"].find({"_id": {"$gte": f"{topic}/", "$lt": f"{topic}0"}})
+    return {
+        int(document["_id"].rsplit("/", 1)[1]): Place(document["offset"], document["position"], document["store_id"])
+        async for document in cursor
+    }
+
+
+async def _gather(subscription: Subscription) -> dict[int, list[Message]]:
+    """What has come, by partition: waits for the first batch, then takes what is there, up to the limit."""
+    batches: dict[int, list[Message]] = {}
+    total = 0
+    batch = await subscription.next_batch(MESSAGES_MAX, WAIT_SECONDS)
+    while batch:
+        batches.setdefault(batch[0].partition, []).extend(batch)
+        total += len(batch)
+        if total >= MESSAGES_MAX:
+            break
+        batch = await subscription.next_batch(MESSAGES_MAX - total, 0)
+    return batches
+
+
+def _raise_if_transient(error: Exception) -> None:
+    """Contention is no property of the message: the same step may go through the next time."""
+    if isinstance(error, Conflict) and error.code == "contention":
+        raise RetryLater(error.message) from error

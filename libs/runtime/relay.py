@@ -1,0 +1,171 @@
+"""Publishes a service's committed events on the log: at least once, first occurrences in position order.
+
+Only what follows directly on the last acknowledged position is ever published. So two relays at once (one that was
+stopped past its lease and woke up) repeat each other, but neither can get an event ahead of an earlier one; the lease
+merely saves the repetition.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+
+import structlog
+
+from libs.core.envelope import Envelope
+from libs.runtime.command_handler import CommandHandler
+from libs.runtime.event_log.port import EventLog
+from libs.runtime.event_store import EventStore
+from libs.runtime.head_watcher import HeadWatcher
+from libs.runtime.mongo import PyMongoError, WriteConcern
+from libs.runtime.telemetry import RELAY_LAG_EVENTS
+
+PUBLISHED_TOGETHER_MAX = 500
+READ_TOGETHER_MAX = 100
+HANDED_OVER_MAX = 4_096
+HANDED_OVER_BYTES_MAX = 32 * 1024 * 1024
+STORE_POSITION_SECONDS = 0.1
+POLL_SECONDS = 1.0
+BACKOFF_SECONDS_MAX = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class Relay:
+    """The publisher of one service.
+
+    Args:
+        store: the service's store, the truth.
+        event_log: where to.
+        commands: hands over what this process commits, which saves reading it.
+    """
+
+    def __init__(self, store: EventStore, event_log: EventLog, commands: CommandHandler) -> None:
+        self._store = store
+        self._event_log = event_log
+        # A lost position only means that some events are published again.
+        self._positions = store.database.get_collection("relay", write_concern=WriteConcern(w=1))
+        self._handed: deque[Envelope] = deque()
+        self._handed_bytes = 0
+        self._leading = False
+        self._wake = asyncio.Event()
+        self._failures = 0
+        self._position = 0
+        self._position_stored = 0
+        self._position_stored_at = 0.0
+        self._read_at = 0.0
+        commands.on_commit(self._hand_over)
+
+    async def run(self) -> None:
+        """Publish until cancelled; one instance at a time, under the service's lease."""
+        watcher = HeadWatcher(self._store.client, [self._store.database.name])
+        try:
+            with watcher.listen(self._store.database.name) as self._wake:
+                while True:
+                    try:
+                        await self._publish_from_stored_position(watcher)
+                    except (OSError, PyMongoError) as error:
+                        await self._back_off(error)
+        finally:
+            self._leading = False
+            self._forget_handed()
+            watcher.close()
+            RELAY_LAG_EVENTS.set(0)
+
+    async def stored_position(self) -> int:
+        """The position up to which everything is acknowledged."""
+        document = await self._positions.find_one({"_id": "relay"})
+        return 0 if document is None else int(document["position"])
+
+    async def _publish_from_stored_position(self, watcher: HeadWatcher) -> None:
+        self._position = self._position_stored = await self.stored_position()
+        self._leading = True
+        self._read_at = 0.0
+        try:
+            while True:
+                self._wake.clear()
+                if envelopes := await self._next(watcher):
+                    await self._publish(envelopes)
+                elif self._position > self._position_stored:
+                    await self._store_position()
+                elif not self._handed:
+                    RELAY_LAG_EVENTS.set(0)
+                    await watcher.wait(self._wake, POLL_SECONDS)
+        finally:
+            await self._store_position_if_possible()
+
+    async def _next(self, watcher: HeadWatcher) -> Sequence[Envelope]:
+        """The events that follow directly on the position: handed over, or else read from the store."""
+        while self._handed and self._handed[0].position <= self._position:
+            self._take_handed()
+        if self._handed and self._handed[0].position == self._position + 1:
+            return self._contiguous_handed()
+        now = asyncio.get_running_loop().time()
+        moved = self._handed or watcher.has_moved_past(self._store.database.name, self._position)
+        if not moved and now - self._read_at < POLL_SECONDS:
+            return ()
+        envelopes = await self._store.read_after(self._position, READ_TOGETHER_MAX)
+        # What fills the limit has more behind it.
+        self._read_at = now if len(envelopes) < READ_TOGETHER_MAX else 0.0
+        return envelopes
+
+    def _contiguous_handed(self) -> Sequence[Envelope]:
+        envelopes: list[Envelope] = []
+        position = self._position
+        while self._handed and len(envelopes) < PUBLISHED_TOGETHER_MAX and self._handed[0].position == position + 1:
+            envelopes.append(self._take_handed())
+            position += 1
+        return envelopes
+
+    async def _publish(self, envelopes: Sequence[Envelope]) -> None:
+        assert envelopes[0].position == self._position + 1, "a relay never publishes past a gap"
+        by_topic: dict[str, list[Envelope]] = {}
+        for envelope in envelopes:
+            by_topic.setdefault(envelope.data.TOPIC, []).append(envelope)
+        for topic, wanted in by_topic.items():
+            await self._event_log.publish(topic, wanted)
+        self._position = envelopes[-1].position
+        self._failures = 0
+        RELAY_LAG_EVENTS.set((self._handed[-1].position if self._handed else self._position) - self._position)
+        if asyncio.get_running_loop().time() - self._position_stored_at > STORE_POSITION_SECONDS:
+            await self._store_position()
+
+    async def _store_position(self) -> None:
+        await self._positions.update_one({"_id": "relay"}, {"$max": {"position": self._position}}, upsert=True)
+        self._position_stored = self._position
+        self._position_stored_at = asyncio.get_running_loop().time()
+
+    async def _store_position_if_possible(self) -> None:
+        if self._position > self._position_stored:
+            with suppress(PyMongoError):
+                await self._store_position()
+
+    async def _back_off(self, error: Exception) -> None:
+        self._leading = False
+        self._forget_handed()
+        self._failures += 1
+        delay_seconds = min(BACKOFF_SECONDS_MAX, 0.05 * 2.0 ** min(self._failures, 8)) * (0.5 + random.random() / 2)
+        log.warning("relay_waits", position=self._position, error=f"{type(error).__name__}: {error}"[:300])
+        with suppress(PyMongoError):
+            RELAY_LAG_EVENTS.set((await self._store.head()).position - self._position)
+        await asyncio.sleep(delay_seconds)
+
+    def _hand_over(self, envelopes: Sequence[Envelope]) -> None:
+        """Takes what a batch of this process committed; past the bound everything is read from the store instead."""
+        if not self._leading:
+            return
+        self._handed.extend(envelopes)
+        self._handed_bytes += sum(len(envelope.data_json) for envelope in envelopes)
+        if len(self._handed) > HANDED_OVER_MAX or self._handed_bytes > HANDED_OVER_BYTES_MAX:
+            self._forget_handed()
+        self._wake.set()
+
+    def _take_handed(self) -> Envelope:
+        envelope = self._handed.popleft()
+        self._handed_bytes -= len(envelope.data_json)
+        return envelope
+
+    def _forget_handed(self) -> None:
+        self._handed.clear()
+        self._handed_bytes = 0
