@@ -56,6 +56,9 @@ from libs.runtime.telemetry import (
 BODY_BYTES_MAX = 1024 * 1024
 BODY_TIMEOUT_SECONDS = 30.0
 COMPRESS_BYTES_MIN = 1024
+COMPRESSED_TYPES = frozenset(
+    {"application/json", "application/problem+json", "application/xml", "text/csv", "text/plain"}
+)
 IDEMPOTENCY_KEY_LENGTH_MAX = 255
 
 PUBLIC_PATHS = frozenset(
@@ -177,29 +180,34 @@ class _Shell:
 
     async def _answer(self, request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
         try:
-            if not self._is_public:
-                self._authenticate(request)
+            if self._is_public:
+                return await handler(request)
+            self._authenticate(request)
             return _finished(request, await handler(request))
-        except DataSyncError as error:
-            if isinstance(error, CallOperator):
-                log.error("request_failed", path=request.path, error=error.message, code=error.code)
-            return error_answer(error, request.path, request.headers.get("Accept", ""), request_id)
-        except web.HTTPException as error:
-            if error.status < 400:
-                raise
-            answer = error_answer(
-                of_http_exception(error, request.path), request.path, request.headers.get("Accept", ""), request_id
-            )
-            if "Allow" in error.headers:
-                answer.headers["Allow"] = error.headers["Allow"]
-            return answer
         except ConnectionError:
             raise
         except Exception as error:
-            log.exception("request_crashed", path=request.path, error=repr(error))
-            return error_answer(
-                CallOperator(INTERNAL_MESSAGE), request.path, request.headers.get("Accept", ""), request_id
-            )
+            if request.writer.output_size > 0:
+                raise _cut(request, error) from error
+            return self._answer_error(request, error, request_id)
+
+    def _answer_error(self, request: web.Request, error: Exception, request_id: str) -> web.StreamResponse:
+        path, accept = request.path, request.headers.get("Accept", "")
+        match error:
+            case DataSyncError():
+                if isinstance(error, CallOperator):
+                    log.error("request_failed", path=path, error=error.message, code=error.code)
+                return error_answer(error, path, accept, request_id)
+            case web.HTTPException() if error.status < 400:
+                raise error
+            case web.HTTPException():
+                answer = error_answer(of_http_exception(error, path), path, accept, request_id)
+                if "Allow" in error.headers:
+                    answer.headers["Allow"] = error.headers["Allow"]
+                return answer
+            case _:
+                log.error("request_crashed", path=path, error=repr(error), exc_info=error)
+                return error_answer(CallOperator(INTERNAL_MESSAGE), path, accept, request_id)
 
     def _authenticate(self, request: web.Request) -> None:
         path = request.path
@@ -252,9 +260,20 @@ def _require_write_scope(principal: Principal, method: str, path: str) -> None:
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    headers = request.get(RESPONSE_HEADERS)
+    headers: dict[str, str] | None = request.get(RESPONSE_HEADERS)
     if headers is not None:
+        vary = response.headers.get("Vary")
         response.headers.update(headers)
+        if vary is not None and "Vary" in headers:
+            response.headers["Vary"] = f"{vary}, {headers['Vary']}"
+
+
+def _cut(request: web.Request, error: Exception) -> ConnectionResetError:
+    """After the head has gone out the only honest end is an incomplete body: the connection is cut."""
+    log.error("response_broken_off", path=request.path, error=repr(error), exc_info=error)
+    if request.transport is not None:
+        request.transport.abort()
+    return ConnectionResetError("the answer was broken off")
 
 
 def _finished(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
@@ -267,7 +286,7 @@ def _finished(request: web.Request, response: web.StreamResponse) -> web.StreamR
         if known is not None and _matches(known, tag):
             return web.Response(status=304, headers={"ETag": tag})
     body = response.body
-    if isinstance(body, bytes) and len(body) >= COMPRESS_BYTES_MIN and "Content-Encoding" not in response.headers:
+    if isinstance(body, bytes) and len(body) >= COMPRESS_BYTES_MIN and response.content_type in COMPRESSED_TYPES:
         response.headers["Vary"] = "Accept-Encoding"
         if "gzip" in request.headers.get("Accept-Encoding", ""):
             response.enable_compression(web.ContentCoding.gzip)

@@ -28,6 +28,7 @@ from libs.runtime.event_log import open_event_log
 from libs.runtime.event_log.port import EventLog
 from libs.runtime.event_store import EventStore
 from libs.runtime.http import Health, create_app
+from libs.runtime.http_server import ServiceRunner
 from libs.runtime.internal_client import InternalClient
 from libs.runtime.leases import Leases
 from libs.runtime.logs import configure_logs
@@ -257,7 +258,7 @@ async def _store_answers(store: EventStore) -> str | None:
 
 
 async def _serve(app: web.Application, settings: ServiceSettings, stack: AsyncExitStack) -> int:
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=settings.shutdown_timeout_seconds)
+    runner = ServiceRunner(app, shutdown_timeout_seconds=settings.shutdown_timeout_seconds)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     site = web.TCPSite(runner, settings.host, settings.port, reuse_address=True, backlog=1024)

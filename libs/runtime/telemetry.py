@@ -6,7 +6,7 @@ kept child, a tenth of the OpenTelemetry SDK's) and read from its registry for `
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -134,7 +134,7 @@ def client_span(name: str) -> Iterator[Span]:
         yield span
 
 
-def inject_trace(headers: dict[str, str]) -> None:
+def inject_trace(headers: MutableMapping[str, str]) -> None:
     """Add ``traceparent`` (and ``tracestate``) of the current span to outgoing headers."""
     if _Tracing.tracer is not None:
         inject(headers)

@@ -1,0 +1,105 @@
+"""The HTTP/1.1 server under every service: what is not HTTP gets an answer in our shape, what never ends is cut off."""
+
+import asyncio
+from typing import Any
+
+import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from libs.core.errors import CallOperator, DataSyncError, FixRequest
+from libs.core.ids import uuid7
+from libs.runtime.http_errors import INTERNAL_MESSAGE, error_answer
+
+HEAD_TIMEOUT_SECONDS = 15.0
+IDLE_SECONDS = 75.0
+
+log = structlog.get_logger(__name__)
+
+
+class ServiceRunner(web.AppRunner):
+    """Runs an application with our connections.
+
+    Args:
+        shutdown_timeout_seconds: how long requests in flight may take to finish when it is cleaned up.
+    """
+
+    def __init__(self, app: web.Application, *, shutdown_timeout_seconds: float) -> None:
+        super().__init__(
+            app, access_log=None, shutdown_timeout=shutdown_timeout_seconds, keepalive_timeout=IDLE_SECONDS
+        )
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        return _Server(
+            server.request_handler,
+            request_factory=server.request_factory,
+            loop=asyncio.get_running_loop(),
+            **server._kwargs,
+        )
+
+
+class _Server(web.Server):
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(RequestHandler):
+    """One client's connection."""
+
+    __slots__ = ("_head_deadline",)
+
+    def __init__(self, manager: web.Server, **kwargs: Any) -> None:
+        super().__init__(manager, **kwargs)
+        self._head_deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        heads = self._request_count
+        super().data_received(data)
+        if self._request_count > heads:
+            if self._head_deadline is not None:
+                self._head_deadline.cancel()
+                self._head_deadline = None
+        elif self._head_deadline is None and not self._request_in_progress and not self._messages:
+            self._expect_head()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        """A request that has begun, or a new connection, has this long to say what it wants."""
+        self._head_deadline = self._loop.call_later(HEAD_TIMEOUT_SECONDS, self.force_close)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what could not be read as HTTP; the connection ends with the answer."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun, so the error can't be told")
+        request_id = uuid7()
+        answer = error_answer(self._error_of(exc, status, request_id), request.path, "", request_id)
+        answer.headers["X-Request-Id"] = request_id
+        answer.headers["Server"] = "datasync"
+        answer.force_close()
+        return answer
+
+    def _error_of(self, exc: BaseException | None, status: int, request_id: str) -> DataSyncError:
+        if status >= 500:
+            log.error("connection_crashed", error=repr(exc), exc_info=exc, request_id=request_id)
+            return CallOperator(INTERNAL_MESSAGE)
+        if isinstance(exc, LineTooLong):
+            too_long = FixRequest("a line of the request's head is too long", code="head_too_large")
+            too_long.status = 431
+            return too_long
+        return FixRequest("the request is not valid HTTP/1.1", code="malformed_request")

@@ -1,0 +1,7 @@
+"""``python -m services.gateway``"""
+
+from libs.runtime.service import run_service
+from services.gateway.app import SERVICE
+
+if __name__ == "__main__":
+    run_service(SERVICE)

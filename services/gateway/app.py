@@ -1,0 +1,51 @@
+"""The composition root of the gateway."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import aiohttp
+from aiohttp import web
+
+from libs.runtime.http import Check
+from libs.runtime.service import ServiceContext, ServiceDefinition
+from services.gateway.config import GatewaySettings
+from services.gateway.credentials import Credentials
+from services.gateway.http import Gateway
+from services.gateway.origins import Origins
+from services.gateway.upstream import Upstream
+
+FORWARDED_TO = ("auth", "catalog", "job_orchestrator", "record_sync", "webhooks")
+NEEDED = ("auth", "catalog", "job_orchestrator")
+READINESS_TIMEOUT_SECONDS = 1.0
+
+
+@asynccontextmanager
+async def start(context: ServiceContext[GatewaySettings]) -> AsyncIterator[Sequence[web.AbstractRouteDef]]:
+    """Open the connections to the services behind."""
+    settings = context.settings
+    async with AsyncExitStack() as stack:
+        upstream = Upstream({service: settings.url_of(service) for service in FORWARDED_TO}, settings.server_timeout)
+        stack.push_async_callback(upstream.close)
+        credentials = Credentials(context.internal)
+        stack.push_async_callback(credentials.close)
+        probes = await stack.enter_async_context(
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=READINESS_TIMEOUT_SECONDS))
+        )
+        for service in NEEDED:
+            context.health.add(service, _readiness_of(probes, settings.url_of(service)))
+        gateway = Gateway(credentials, Origins(settings.allowed_origins), upstream, context.principals)
+        yield gateway.routes()
+
+
+def _readiness_of(probes: aiohttp.ClientSession, url: str) -> Check:
+    async def check() -> str | None:
+        try:
+            async with probes.get(f"{url}/readyz") as response:
+                return None if response.status == 200 else "the service is not ready"
+        except (TimeoutError, aiohttp.ClientError) as error:
+            return f"the service does not answer: {type(error).__name__}"
+
+    return check
+
+
+SERVICE = ServiceDefinition(name="gateway", settings=GatewaySettings, start=start, uses_store=False)

@@ -1,0 +1,83 @@
+"""Every request from outside: whose it is, where it goes, and what comes back."""
+
+import orjson
+from aiohttp import web
+from multidict import CIMultiDict
+
+from libs.core.errors import NotFound
+from libs.runtime.http import (
+    PUBLIC_PATHS,
+    REQUEST_ID,
+    RESPONSE_HEADERS,
+    ROUTE_LABEL,
+    metrics,
+    read_bytes,
+)
+from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner
+from libs.runtime.telemetry import inject_trace
+from services.gateway.credentials import Credentials
+from services.gateway.origins import Origins
+from services.gateway.routes import Target, target_of, target_of_entity_type
+from services.gateway.upstream import Upstream, forwarded_headers
+
+CLIENT_ADDRESS_HEADER = "X-DataSync-Client-Address"
+
+
+class Gateway:
+    """The handler of everything."""
+
+    def __init__(
+        self, credentials: Credentials, origins: Origins, upstream: Upstream, principals: PrincipalSigner
+    ) -> None:
+        self._credentials = credentials
+        self._origins = origins
+        self._upstream = upstream
+        self._principals = principals
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.get("/metrics", self.metrics), web.route("*", "/{path:.*}", self.handle)]
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        request[RESPONSE_HEADERS].update(self._origins.headers_for(request.headers))
+        if request.method == "OPTIONS":
+            request[ROUTE_LABEL] = "preflight"
+            return web.Response(status=204, headers=self._origins.preflight_headers(request.headers))
+        path, _, _ = request.raw_path.partition("?")
+        target = target_of(path)
+        if target is None or "/../" in path or path.endswith("/.."):
+            raise NotFound(f"there is nothing at {request.path[:200]}", code="unknown_route")
+        request[ROUTE_LABEL] = target.label
+        headers = forwarded_headers(request, with_credentials=target.service == "auth")
+        if path not in PUBLIC_PATHS:
+            caller = await self._credentials.caller_of(request.headers, request.cookies)
+            if caller.by_cookie:
+                self._origins.require_intended(request.method, path, request.headers)
+            if target.by_entity_type:
+                target = await _by_entity_type(request, target)
+            headers[PRINCIPAL_HEADER] = self._principals.sign(caller.principal, target.service)
+        self._introduce(request, headers)
+        return await self._upstream.forward(request, target, headers)
+
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
+        """What Prometheus scrapes; on the public port it needs a credential like everything else."""
+        await self._credentials.caller_of(request.headers, request.cookies)
+        return await metrics(request)
+
+    def _introduce(self, request: web.Request, headers: CIMultiDict[str]) -> None:
+        headers["X-Request-Id"] = REQUEST_ID.get()
+        headers["X-Forwarded-Host"] = request.host
+        headers["X-Forwarded-Proto"] = request.scheme
+        if request.remote is not None:
+            headers["X-Forwarded-For"] = request.remote
+            headers[CLIENT_ADDRESS_HEADER] = request.remote
+        inject_trace(headers)
+
+
+async def _by_entity_type(request: web.Request, target: Target) -> Target:
+    """Look into the one body whose content decides where it goes; what is not JSON is left to the service to refuse."""
+    body = await read_bytes(request)
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return target
+    return target_of_entity_type(target, fields.get("entity_type") if isinstance(fields, dict) else None)

@@ -1,0 +1,83 @@
+"""What browsers are allowed: cross-origin reads (the Fetch standard's CORS protocol) and calls by cookie."""
+
+import re
+from collections.abc import Mapping
+
+from libs.core.errors import Forbidden
+
+METHODS = "GET, POST, PUT, PATCH, DELETE, OPTIONS"
+REQUEST_HEADERS = (
+    "Origin, Content-Type, Accept, Authorization, X-Requested-With, X-Request-Id, Idempotency-Key, If-Match, "
+    "If-None-Match, Range, Last-Event-ID, traceparent, tracestate"
+)
+RESPONSE_HEADERS = (
+    "X-Request-Id, ETag, Location, Retry-After, Allow, Content-Disposition, WWW-Authenticate, RateLimit, "
+    "RateLimit-Policy, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset"
+)
+PREFLIGHT_SECONDS = 600
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_STATE_CHANGING_GET = re.compile(r"/jobs/[^/]+/cancel/?$")
+
+
+class Origins:
+    """The rules for the pages that may call.
+
+    Args:
+        allowed: origins such as ``http://localhost:8000``.
+    """
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        self._allowed = frozenset(origin.lower() for origin in allowed)
+
+    def headers_for(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """What every response to this request carries, errors too."""
+        origin = headers.get("Origin")
+        if origin is None or origin.lower() not in self._allowed:
+            return {"Vary": "Origin"}
+        return {
+            "Vary": "Origin",
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Allow-Credentials": "true",
+            "Access-Control-Expose-Headers": RESPONSE_HEADERS,
+        }
+
+    def preflight_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """The answer to ``OPTIONS``, which needs no login."""
+        if "Access-Control-Allow-Origin" not in self.headers_for(headers):
+            return {"Allow": METHODS}
+        return {
+            "Allow": METHODS,
+            "Access-Control-Allow-Methods": METHODS,
+            "Access-Control-Allow-Headers": REQUEST_HEADERS,
+            "Access-Control-Max-Age": str(PREFLIGHT_SECONDS),
+        }
+
+    def require_intended(self, method: str, path: str, headers: Mapping[str, str]) -> None:
+        """Refuse a state-changing call by cookie that a page of somebody else may have made.
+
+        Raises:
+            Forbidden: neither an allowed (or our own) ``Origin`` or ``Referer`` nor ``Sec-Fetch-Site`` vouches for it.
+        """
+        if method in _SAFE_METHODS and not (method == "GET" and _STATE_CHANGING_GET.search(path)):
+            return
+        if headers.get("Sec-Fetch-Site") in ("same-origin", "same-site"):
+            return
+        origin = headers.get("Origin") or _origin_of(headers.get("Referer", ""))
+        if origin.lower() in self._allowed or _is_own(origin, headers.get("Host", "")):
+            return
+        raise Forbidden(
+            "calls by session cookie that change something must come from an allowed origin; "
+            "add it to ALLOWED_ORIGINS, or send a token in Authorization",
+            code="origin_not_allowed",
+        )
+
+
+def _origin_of(referer: str) -> str:
+    scheme, separator, rest = referer.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}" if separator else ""
+
+
+def _is_own(origin: str, host: str) -> bool:
+    _, separator, origin_host = origin.partition("://")
+    return bool(separator and host) and origin_host.lower() == host.lower()

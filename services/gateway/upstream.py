@@ -1,0 +1,258 @@
+"""Forwarding: one request to the service behind, its answer back, bodies streamed both ways.
+
+The only module that knows how the gateway talks to services.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from libs.core.errors import FixRequest, RequestTimeout, RetryLater, TooLarge, UpstreamTimeout
+from libs.runtime.http import BODY
+from libs.runtime.telemetry import UPSTREAM_UNAVAILABLE
+from services.gateway.breaker import Breaker
+from services.gateway.routes import Target
+
+CONNECTIONS_PER_SERVICE_MAX = 256
+CONNECT_TIMEOUT_SECONDS = 1.0
+# Shorter than the services keep idle connections, so that one is not reused in the moment that it is closed.
+IDLE_SECONDS = 20.0
+BODY_IDLE_SECONDS = 30.0
+STREAM_IDLE_SECONDS = 120.0
+BUFFERED_BYTES_MAX = 64 * 1024
+
+_HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""RFC 9110 section 7.6.1: meant for one connection, not for the next."""
+
+_NOT_ANSWERED_BACK = _HOP_BY_HOP | {"date", "server", "x-request-id"}
+OUR_PREFIX = "x-datasync-"
+
+
+class Upstream:
+    """Connections to the services, kept alive, bounded, each service's apart from the others'.
+
+    Args:
+        urls: where each service listens.
+        timeout_seconds: until an answer begins, where the target says nothing else.
+    """
+
+    def __init__(self, urls: Mapping[str, str], timeout_seconds: float) -> None:
+        self._urls = urls
+        self._timeout_seconds = timeout_seconds
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._breakers: dict[str, Breaker] = {service: Breaker(time.monotonic) for service in urls}
+
+    async def close(self) -> None:
+        for session in self._sessions.values():
+            await session.close()
+        self._sessions.clear()
+
+    async def forward(self, request: web.Request, target: Target, headers: CIMultiDict[str]) -> web.StreamResponse:
+        """Send the request on and answer it with what comes back.
+
+        Args:
+            headers: what the service gets, see ``forwarded_headers``.
+
+        Raises:
+            RetryLater: the service can't be reached; at once while its circuit is open.
+            UpstreamTimeout: its answer did not begin in time.
+            TooLarge: the body is over the target's limit, found out before or while it is sent.
+            RequestTimeout: the body stopped coming.
+        """
+        breaker = self._breakers[target.service]
+        wait_seconds = breaker.refuses_for_seconds()
+        if wait_seconds is not None:
+            raise _unavailable(target.service, wait_seconds)
+        body = _Body(request, target.body_bytes_max)
+        try:
+            response = await self._send(request, target, headers, body, breaker)
+        except BaseException:
+            breaker.gave_up()
+            raise
+        breaker.connected()
+        try:
+            return await _answer(request, response)
+        finally:
+            response.release()
+
+    async def _send(
+        self, request: web.Request, target: Target, headers: CIMultiDict[str], body: "_Body", breaker: Breaker
+    ) -> aiohttp.ClientResponse:
+        timeout_seconds = target.timeout_seconds or self._timeout_seconds
+        url = URL(self._urls[target.service] + request.raw_path, encoded=True)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                data = await body.start()
+                return await self._session(target.service).request(
+                    request.method, url, headers=headers, data=data, allow_redirects=False
+                )
+        except aiohttp.ConnectionTimeoutError as error:
+            breaker.failed()
+            raise _unavailable(target.service) from error
+        except TimeoutError:
+            if body.is_coming:
+                raise RequestTimeout("the request body did not arrive in time") from None
+            raise UpstreamTimeout(f"no answer within {timeout_seconds:g} seconds", code="gateway_timeout") from None
+        except (aiohttp.ClientError, OSError) as error:
+            if body.refusal is not None:
+                raise body.refusal from None
+            if isinstance(error, aiohttp.ClientConnectorError):
+                breaker.failed()
+            raise _unavailable(target.service) from error
+
+    def _session(self, service: str) -> aiohttp.ClientSession:
+        session = self._sessions.get(service)
+        if session is None:
+            session = self._sessions[service] = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=CONNECTIONS_PER_SERVICE_MAX, keepalive_timeout=IDLE_SECONDS, ttl_dns_cache=10
+                ),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=CONNECT_TIMEOUT_SECONDS, sock_read=STREAM_IDLE_SECONDS
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+            )
+        return session
+
+
+def forwarded_headers(request: web.Request, *, with_credentials: bool) -> CIMultiDict[str]:
+    """The headers that a service may see: nothing of this connection, nothing that claims to be from us.
+
+    Args:
+        with_credentials: pass ``Authorization`` and ``Cookie`` on, to the service that issues them.
+    """
+    dropped = {"host", "expect", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded"}
+    if not with_credentials:
+        dropped |= {"authorization", "cookie"}
+    if "Content-Encoding" in request.headers and request.body_exists:
+        # The body was decompressed on its way in, so that its true size could be held to the limit.
+        dropped |= {"content-encoding", "content-length"}
+    connection = request.headers.get("Connection")
+    if connection is not None:
+        dropped |= {token.strip().lower() for token in connection.split(",")}
+    headers: CIMultiDict[str] = CIMultiDict()
+    for name, value in request.headers.items():
+        lowered = name.lower()
+        if lowered not in _HOP_BY_HOP and lowered not in dropped and not lowered.startswith(OUR_PREFIX):
+            headers.add(name, value)
+    headers["Host"] = request.host
+    return headers
+
+
+class _Body:
+    """The request's body on its way through: read ahead when it is small, streamed with its size watched else."""
+
+    def __init__(self, request: web.Request, size_bytes_max: int) -> None:
+        self._request = request
+        self._size_bytes_max = size_bytes_max
+        self.is_coming = False
+        self.refusal: FixRequest | RetryLater | None = None
+
+    async def start(self) -> bytes | AsyncIterator[bytes] | None:
+        request = self._request
+        known: bytes | None = request.get(BODY)
+        if known is not None or not request.body_exists:
+            return known
+        size_bytes = request.content_length
+        if size_bytes is not None and size_bytes > self._size_bytes_max:
+            raise self._too_large()
+        self.is_coming = True
+        is_small = size_bytes is not None and size_bytes <= BUFFERED_BYTES_MAX
+        if is_small and "Content-Encoding" not in request.headers:
+            whole = await request.content.read(-1)
+            self.is_coming = False
+            return whole
+        return self._chunks()
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        passed_bytes = 0
+        try:
+            while True:
+                async with asyncio.timeout(BODY_IDLE_SECONDS):
+                    chunk = await self._request.content.readany()
+                if not chunk:
+                    break
+                passed_bytes += len(chunk)
+                if passed_bytes > self._size_bytes_max:
+                    raise self._too_large()
+                yield chunk
+        except TimeoutError:
+            self.refusal = RequestTimeout("the request body did not arrive in time")
+            raise self.refusal from None
+        except (web.RequestPayloadError, aiohttp.http_exceptions.HttpProcessingError):
+            self.refusal = FixRequest("the request body can't be decoded", code="malformed_body")
+            raise self.refusal from None
+        self.is_coming = False
+
+    def _too_large(self) -> TooLarge:
+        self.refusal = TooLarge(f"the request body is over {self._size_bytes_max} bytes")
+        return self.refusal
+
+
+async def _answer(request: web.Request, response: aiohttp.ClientResponse) -> web.StreamResponse:
+    headers = _answered_headers(response)
+    size_bytes = response.content_length
+    if request.method == "HEAD" or response.status in (204, 304):
+        return web.Response(status=response.status, headers=headers)
+    if size_bytes is not None and size_bytes <= BUFFERED_BYTES_MAX:
+        return web.Response(status=response.status, headers=headers, body=await _whole(response))
+    answer = web.StreamResponse(status=response.status, headers=headers)
+    await answer.prepare(request)
+    try:
+        async for chunk in response.content.iter_any():
+            await answer.write(chunk)
+    except (aiohttp.ClientError, TimeoutError):
+        # The head has gone out, so the only honest end is an incomplete body: the connection is cut.
+        response.close()
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the service broke off its answer") from None
+    except BaseException:
+        response.close()
+        raise
+    await answer.write_eof()
+    return answer
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    try:
+        return await response.read()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise RetryLater("the service broke off its answer", code="upstream_broke_off") from error
+
+
+def _answered_headers(response: aiohttp.ClientResponse) -> CIMultiDict[str]:
+    headers: CIMultiDict[str] = CIMultiDict()
+    for name, value in response.headers.items():
+        lowered = name.lower()
+        if lowered not in _NOT_ANSWERED_BACK and not lowered.startswith(OUR_PREFIX):
+            headers.add(name, value)
+    return headers
+
+
+def _unavailable(service: str, retry_after_seconds: float = 1.0) -> RetryLater:
+    UPSTREAM_UNAVAILABLE.labels(service).inc()
+    return RetryLater(
+        f"the service {service} is not available at the moment",
+        code="service_unavailable",
+        retry_after_seconds=retry_after_seconds,
+    )
