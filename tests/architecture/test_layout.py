@@ -10,7 +10,13 @@ import pytest
 from tests.architecture.source import ROOT, python_files, services, tree_of
 
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
-READERS_OF_THE_ENVIRONMENT = {"libs/runtime/settings.py", "libs/runtime/suite.py", "libs/runtime/supervisor.py"}
+READERS_OF_THE_ENVIRONMENT = {
+    "libs/runtime/settings.py",
+    # These pass their own environment on to the processes and services that they start.
+    "libs/runtime/cli.py",
+    "libs/runtime/suite.py",
+    "libs/runtime/supervisor.py",
+}
 
 
 @pytest.mark.parametrize("service", services())
