@@ -307,18 +307,17 @@ class CommandHandler:
 
     def _again(self, open_works: list[_Pending], outdated: DecisionOutdated, later: list[_Pending]) -> list[_Pending]:
         """Count a failed decision against its culprits; one that keeps failing is tried by itself, then refused."""
+        culprits = [pending for pending in open_works if _concerns(pending, outdated)] or open_works
+        for pending in culprits:
+            pending.decisions += 1
+            if pending.decisions >= 2 and len(open_works) > 1:
+                pending.alone = True
         remaining = []
         for pending in open_works:
-            pending.result = None
-            pending.replay = None
-            if not _concerns(pending, outdated):
-                remaining.append(pending)
-                continue
-            pending.decisions += 1
+            pending.result, pending.replay = None, None
             if pending.decisions >= DECISIONS_MAX:
                 pending.result = Conflict("the entity keeps changing; try again", code="contention")
-            elif pending.decisions >= 2 and len(open_works) > 1:
-                pending.alone = True
+            elif pending.alone and len(open_works) > 1:
                 later.append(pending)
             else:
                 remaining.append(pending)
