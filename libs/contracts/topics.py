@@ -13,3 +13,8 @@ OWNERS: Mapping[str, str] = MappingProxyType(
         "datasync.webhooks.v1": "webhooks",
     }
 )
+
+
+def owner_of(topic: str) -> str:
+    """The service that publishes on a topic; for one that is not listed, the word that the topic is named for."""
+    return OWNERS.get(topic) or topic.split(".")[1]

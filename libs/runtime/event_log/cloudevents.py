@@ -10,7 +10,7 @@ from datetime import datetime
 
 from libs.contracts import auth, catalog, jobs, runs  # noqa: F401 - so that every event is registered
 from libs.contracts.registry import decode
-from libs.contracts.topics import OWNERS
+from libs.contracts.topics import owner_of
 from libs.core.clock import isoformat_z
 from libs.core.envelope import Envelope, Metadata
 from libs.runtime.event_log.port import Message
@@ -38,7 +38,7 @@ def headers_of(
         "ce_specversion": "1.0",
         "ce_id": event_id,
         "ce_type": f"{_short(topic)}.{event_type}.v{schema_version}",
-        "ce_source": f"/datasync/{OWNERS[topic]}",
+        "ce_source": f"/datasync/{owner_of(topic)}",
         "ce_subject": stream,
         "ce_time": isoformat_z(time),
         "ce_dataschema": f"proto:datasync.v1.{message_name(event_type)}",

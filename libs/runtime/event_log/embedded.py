@@ -4,12 +4,12 @@ A topic has one partition, 0, in which an event's offset is its position in the 
 topics numbers them together, so offsets within a topic have gaps.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
-from libs.contracts.topics import OWNERS
+from libs.contracts.topics import OWNERS, owner_of
 from libs.core.envelope import Envelope, Metadata
 from libs.runtime.event_log.cloudevents import decode_message, headers_of
 from libs.runtime.event_log.port import Message, OffsetOutOfRange
@@ -25,14 +25,15 @@ class EmbeddedEventLog:
     Args:
         client: a motor client of the server that holds the owners' databases.
         database_prefix: what their names begin with.
+        topics: those that may be followed.
     """
 
     needs_relay = False
 
-    def __init__(self, client: Client, database_prefix: str) -> None:
+    def __init__(self, client: Client, database_prefix: str, topics: Collection[str] = tuple(OWNERS)) -> None:
         self._client = client
         self._prefix = database_prefix
-        self._watcher = HeadWatcher(client, [database_prefix + owner for owner in set(OWNERS.values())])
+        self._watcher = HeadWatcher(client, sorted({database_prefix + owner_of(topic) for topic in topics}))
 
     async def publish(self, topic: str, envelopes: Sequence[Envelope]) -> None:
         """Nothing to do: what is committed is published."""
@@ -40,7 +41,7 @@ class EmbeddedEventLog:
     @asynccontextmanager
     async def subscribe(self, topic: str, offsets: Mapping[int, int] | None) -> AsyncIterator["EmbeddedSubscription"]:
         """Read the owner's store from an offset, from its beginning, or from its end (``offsets=None``)."""
-        database = self._prefix + OWNERS[topic]
+        database = self._prefix + owner_of(topic)
         with self._watcher.listen(database) as changed:
             subscription = EmbeddedSubscription(self._client, database, topic, self._watcher, changed)
             if offsets is None:
