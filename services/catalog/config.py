@@ -1,7 +1,8 @@
 """The settings of the catalog service."""
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
+from libs.runtime.encryption import Keyring
 from libs.runtime.settings import ServiceSettings
 
 
@@ -19,3 +20,9 @@ class CatalogSettings(ServiceSettings):
     encryption_keys: dict[str, SecretStr] = Field(min_length=1)
     reservation_seconds: float = Field(default=30.0, ge=1)
     reservation_sweep_seconds: float = Field(default=10.0, gt=0)
+
+    @field_validator("encryption_keys")
+    @classmethod
+    def _usable_keys(cls, keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        Keyring(keys)
+        return keys

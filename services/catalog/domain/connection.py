@@ -176,12 +176,19 @@ def decide(words: Vocabulary, state: Connection | None, command: Command) -> Seq
 
 
 def _update(words: Vocabulary, state: Connection, definition: Definition) -> Sequence[Event]:
-    if definition.type != state.definition.type:
-        message = f"the type of a {words.role} can't change from {state.definition.type} to {definition.type}"
-        raise InvalidInput(f"type: {message}", code="type_changed", errors=[FieldError("type", message)])
+    require_same_type(words.role, state.definition.type, definition.type)
     if definition == state.definition:
         return []
     return [words.updated(**definition.model_dump())]
+
+
+def require_same_type(role: Role, before: str, after: str) -> None:
+    """Raises ``InvalidInput`` where a change would make it another system's."""
+    if after != before:
+        message = f"the type of a {role} can't change from {before} to {after}"
+        raise InvalidInput(
+            f"type: {message}", code="type_changed", errors=[FieldError("type", message, "type_changed")]
+        )
 
 
 def _reserve(words: Vocabulary, state: Connection, command: Reserve) -> Sequence[Event]:

@@ -1,0 +1,163 @@
+"""The use cases of one's own sources and destinations: create, change, delete."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from libs.core.clock import Clock
+from libs.core.decider import Aggregate
+from libs.core.envelope import Metadata
+from libs.core.errors import Conflict, PreconditionFailed
+from libs.core.json import JsonObject
+from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey
+from libs.runtime.documents import Documents
+from libs.runtime.event_store import SideWrite
+from libs.runtime.sequences import Sequences
+from services.catalog.domain.connection import Connection, Create, Definition, Delete, Role, Update, require_same_type
+from services.catalog.domain.destination import DESTINATION
+from services.catalog.domain.source import SOURCE
+from services.catalog.vault import Configuration, Place, Vault
+
+ATTEMPTS_MAX = 5
+
+AGGREGATES: dict[Role, Aggregate[Connection]] = {"source": SOURCE, "destination": DESTINATION}
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A source or destination as a request gives it; ``version`` is canonical already."""
+
+    name: str
+    type: str
+    version: str
+    config: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A definition to be stored, and the secrets to be stored or forgotten with it."""
+
+    definition: Definition
+    side_writes: Sequence[SideWrite]
+
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """Writes sources and destinations, their secrets apart from their events."""
+
+    documents: Documents
+    commands: CommandHandler
+    sequences: Sequences
+    vault: Vault
+    clock: Clock
+
+    async def create(
+        self, role: Role, given: Given, metadata: Metadata, idempotency: IdempotencyKey | None = None
+    ) -> Entity[Connection]:
+        """Raises ``InvalidInput`` for a bad configuration, ``Conflict`` for a taken name."""
+        project_id = project_of(metadata)
+        configuration = await self.vault.configuration(project_id, role, given.type, given.config)
+        entity_id = await self.sequences.next(role)
+        written = self.written(project_id, entity_id, given, configuration)
+        return await self.commands.handle(
+            AGGREGATES[role],
+            entity_id,
+            Create(written.definition),
+            metadata,
+            side_writes=written.side_writes,
+            idempotency=idempotency,
+        )
+
+    async def update(
+        self, role: Role, entity_id: int, given: Given, metadata: Metadata, expected_version: int | None
+    ) -> Entity[Connection]:
+        """Raises besides ``NotFound``, and ``PreconditionFailed`` where ``expected_version`` is not the current one."""
+        for _ in range(ATTEMPTS_MAX):
+            before = await self._current(role, entity_id, metadata, expected_version)
+            written = await self._changed(role, before, given)
+            try:
+                return await self.commands.handle(
+                    AGGREGATES[role],
+                    entity_id,
+                    Update(written.definition),
+                    metadata,
+                    expected_version=before.version,
+                    side_writes=written.side_writes,
+                )
+            except PreconditionFailed:
+                if expected_version is not None:
+                    raise
+        raise _contended(role)
+
+    async def delete(
+        self, role: Role, entity_id: int, metadata: Metadata, expected_version: int | None
+    ) -> Entity[Connection]:
+        """Raises ``Conflict`` naming the jobs while any holds on to it; its secrets go with it."""
+        for _ in range(ATTEMPTS_MAX):
+            before = await self._current(role, entity_id, metadata, expected_version)
+            secret_ref = before.state.definition.secret_ref
+            try:
+                return await self.commands.handle(
+                    AGGREGATES[role],
+                    entity_id,
+                    Delete(),
+                    metadata,
+                    expected_version=before.version,
+                    side_writes=[] if secret_ref is None else [self.vault.forget(secret_ref)],
+                )
+            except PreconditionFailed:
+                if expected_version is not None:
+                    raise
+        raise _contended(role)
+
+    def written(self, project_id: int, entity_id: int, given: Given, configuration: Configuration) -> Written:
+        """A definition with secrets of its own, newly sealed."""
+        if not configuration.secrets:
+            return Written(self._definition(given, configuration, entity_id, None), [])
+        secret_ref = self.vault.new_ref()
+        place = Place(project_id, configuration.role, entity_id, secret_ref, configuration.type, configuration.address)
+        sealed = self.vault.seal(place, configuration.secrets, self.clock.now())
+        return Written(self._definition(given, configuration, entity_id, secret_ref), [sealed])
+
+    async def _changed(self, role: Role, before: Entity[Connection], given: Given) -> Written:
+        """Unchanged secrets stay where they are; other ones take their place."""
+        state, entity_id = before.state, int(before.id)
+        configuration = await self._configuration_of_change(role, before, given)
+        former_ref = state.definition.secret_ref
+        if former_ref is None:
+            return self.written(state.project_id, entity_id, given, configuration)
+        if await self.vault.stored(former_ref) == (configuration.secrets, configuration.address):
+            return Written(self._definition(given, configuration, entity_id, former_ref), [])
+        written = self.written(state.project_id, entity_id, given, configuration)
+        return Written(written.definition, [*written.side_writes, self.vault.forget(former_ref)])
+
+    async def _configuration_of_change(self, role: Role, before: Entity[Connection], given: Given) -> Configuration:
+        require_same_type(role, before.state.definition.type, given.type)
+        return await self.vault.configuration(before.state.project_id, role, given.type, given.config)
+
+    async def _current(
+        self, role: Role, entity_id: int, metadata: Metadata, expected_version: int | None
+    ) -> Entity[Connection]:
+        entity = await self.documents.require(AGGREGATES[role], entity_id, project_of(metadata))
+        if expected_version is not None and expected_version != entity.version:
+            raise PreconditionFailed(f"the current version is {entity.version}, not {expected_version}")
+        return entity
+
+    @staticmethod
+    def _definition(given: Given, configuration: Configuration, entity_id: int, secret_ref: str | None) -> Definition:
+        return Definition(
+            name=given.name,
+            type=configuration.type,
+            version=given.version,
+            config_json=configuration.masked_json(entity_id, secret_ref or ""),
+            secret_ref=secret_ref,
+        )
+
+
+def project_of(metadata: Metadata) -> int:
+    """The project that a command of a connection belongs to."""
+    assert metadata.project_id is not None
+    return metadata.project_id
+
+
+def _contended(role: Role) -> Conflict:
+    return Conflict(f"the {role} keeps changing; try again", code="contention")
