@@ -6,6 +6,7 @@ whatever the number of round trips. A caller is answered only when its batch is 
 """
 
 import asyncio
+import os
 import sys
 import threading
 from collections import deque
@@ -174,6 +175,7 @@ class CommandHandler:
     def start(self) -> None:
         """Begin to take commands."""
         self._loop_task = asyncio.get_running_loop().create_task(self._run(), name="write-path")
+        self._loop_task.add_done_callback(_crash_if_failed)
 
     async def close(self) -> None:
         """Finish what waits, then stop; later commands are refused with ``RetryLater``."""
@@ -675,6 +677,13 @@ def _store_failure(error: Exception) -> BaseException:
         return RetryLater("the store failed; the change was not made", retry_after_seconds=1)
     log.error("write_path_failed", exc_info=error)
     return error
+
+
+def _crash_if_failed(task: "asyncio.Task[None]") -> None:
+    """A write path that died would leave every caller waiting; a new process recovers by itself."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("write_path_died", exc_info=error)
+        os._exit(70)
 
 
 def _answer(pending: _Pending) -> None:

@@ -4,12 +4,13 @@ A benchmark is a module of this folder with ``async def run() -> list`` of ``{be
 ratio}``; the ratio is ours over the baseline's, better when higher.
 """
 
-import asyncio
 import json
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parents[1] / ".bench" / "results.json"
@@ -25,7 +26,7 @@ def main(wanted: list[str]) -> int:
         return 2
     for name in wanted or known:
         print(f"{name} …", flush=True)
-        results = asyncio.run(import_module(f"tests.benchmarks.{name}").run())
+        results = uvloop.run(import_module(f"tests.benchmarks.{name}").run())
         for result in results:
             print(_line(result), flush=True)
         _keep(name, results)
