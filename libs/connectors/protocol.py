@@ -8,7 +8,7 @@ Arrow record batches are the common currency (``Table.batches``). A destination 
 format recognises the table's class and passes its bytes through instead.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -132,7 +132,7 @@ class Table(Protocol):
     def parts(self) -> Sequence[Any]:
         """The ranges that together are the whole table, each row in one of them."""
 
-    def batches(self, part: Any) -> AsyncIterator["pyarrow.RecordBatch"]:
+    def batches(self, part: Any) -> AsyncGenerator["pyarrow.RecordBatch", None]:
         """The rows of one part; only as many batches are in memory as are being worked on."""
 
     async def count(self) -> int:

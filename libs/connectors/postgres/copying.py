@@ -1,0 +1,102 @@
+"""COPY from one PostgreSQL into another: the source's bytes are handed to the destination as they come."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Literal
+
+import asyncpg
+
+from libs.connectors.postgres.source import Part, PostgresTable
+
+QUEUE_BYTES = 4 * 1024 * 1024
+CHUNK_BYTES = 256 * 1024
+
+
+class Pipe:
+    """Bytes on their way, at most ``QUEUE_BYTES`` of them, gathered into larger chunks."""
+
+    def __init__(self) -> None:
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
+        self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE_BYTES // CHUNK_BYTES)
+
+    async def put(self, data: bytes) -> None:
+        self._gathered.append(data)
+        self._gathered_bytes += len(data)
+        if self._gathered_bytes >= CHUNK_BYTES:
+            await self._hand_on()
+
+    async def close(self) -> None:
+        if self._gathered:
+            await self._hand_on()
+        await self._chunks.put(None)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while (chunk := await self._chunks.get()) is not None:
+            yield chunk
+
+    async def _hand_on(self) -> None:
+        gathered, self._gathered, self._gathered_bytes = self._gathered, [], 0
+        await self._chunks.put(b"".join(gathered))
+
+
+async def copy_part(
+    table: PostgresTable,
+    part: Part,
+    destination: "asyncpg.Connection[Any]",
+    into: tuple[str, str],
+    *,
+    binary: bool,
+    moved: Callable[[int], None],
+    written_failed: Callable[[BaseException], Exception],
+) -> int:
+    """Copy one part's rows.
+
+    Args:
+        into: schema and name of the table that takes them.
+        binary: binary COPY, else text.
+        moved: told the size of what was read, in bytes.
+        written_failed: names an error of the writing side; the reading side's is named by ``table``.
+
+    Returns:
+        The rows that both ends counted.
+    """
+    pipe = Pipe()
+    copy_format: Literal["binary", "text"] = "binary" if binary else "text"
+
+    async def take(data: bytes) -> None:
+        moved(len(data))
+        await pipe.put(data)
+
+    async def read() -> int:
+        try:
+            async with table.snapshot.reader() as connection:
+                status = await connection.copy_from_query(table.select(part), output=take, format=copy_format)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise table.failed(error) from error
+        await pipe.close()
+        return _rows(status)
+
+    async def write() -> int:
+        try:
+            status = await destination.copy_to_table(
+                into[1],
+                schema_name=into[0],
+                columns=[column.name for column in table.columns],
+                source=pipe,
+                format=copy_format,
+            )
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise written_failed(error) from error
+        return _rows(status)
+
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(read())
+        writing = tasks.create_task(write())
+    assert reading.result() == writing.result(), "both ends count the rows of a COPY"
+    return writing.result()
+
+
+def _rows(status: str) -> int:
+    """``COPY 42`` is 42 rows."""
+    return int(status.rsplit(" ", 1)[1])

@@ -1,0 +1,151 @@
+"""What the destination itself knows of its writers: the epoch of each job and what was last committed by stream.
+
+``_datasync_state`` holds a row a job, locked and compared in every commit, so that a worker whose claim was taken
+over can't commit. ``_datasync_streams`` holds the marker of each stream's last commit, written in that commit.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from libs.connectors.postgres.connection import quoted
+from libs.connectors.protocol import Fenced, RunContext, StreamPlan, Target, Written
+
+DEFAULT_SCHEMA = "_datasync"
+APPLICATION_NAME = "datasync write job {job_id} epoch {epoch}"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The two tables, in a schema."""
+
+    schema: str
+
+    @property
+    def _jobs(self) -> str:
+        return quoted(self.schema, "_datasync_state")
+
+    @property
+    def _streams(self) -> str:
+        return quoted(self.schema, "_datasync_streams")
+
+    async def create(self, connection: "asyncpg.Connection[Any]") -> None:
+        await create_schema(connection, self.schema)
+        if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", self._streams):
+            return
+        await connection.execute(
+            f"""
+            CREATE TABLE IF NOT EXISTS {self._jobs} (
+                job_id bigint PRIMARY KEY, epoch bigint NOT NULL, run_id text NOT NULL, taken_at timestamptz NOT NULL
+            );
+            CREATE TABLE IF NOT EXISTS {self._streams} (
+                job_id bigint, namespace text, name text, target_schema text NOT NULL, target_table text NOT NULL,
+                run_id text NOT NULL, epoch bigint NOT NULL, row_count bigint NOT NULL, verified boolean,
+                verification_json text, committed_at timestamptz NOT NULL, PRIMARY KEY (job_id, namespace, name)
+            )
+            """
+        )
+
+    async def take_epoch(self, connection: "asyncpg.Connection[Any]", context: RunContext) -> None:
+        """Raises ``Fenced`` when a younger epoch has the job."""
+        taken = await connection.fetchval(
+            f"""
+            INSERT INTO {self._jobs} AS held VALUES ($1, $2, $3, now())
+            ON CONFLICT (job_id) DO UPDATE SET epoch = $2, run_id = $3, taken_at = now() WHERE held.epoch <= $2
+            RETURNING epoch
+            """,  # noqa: S608
+            context.job_id,
+            context.epoch,
+            context.run_id,
+        )
+        if taken is None:
+            raise _fenced(context)
+
+    async def lock_epoch(self, connection: "asyncpg.Connection[Any]", context: RunContext) -> None:
+        """Within a transaction: hold the job's row until its end; raises ``Fenced`` unless it has our epoch."""
+        epoch = await connection.fetchval(
+            f"SELECT epoch FROM {self._jobs} WHERE job_id = $1 FOR UPDATE",  # noqa: S608
+            context.job_id,
+        )
+        if epoch != context.epoch:
+            raise _fenced(context)
+
+    async def marker(
+        self, connection: "asyncpg.Connection[Any]", context: RunContext, plan: StreamPlan
+    ) -> Written | None:
+        """What this run has committed for the stream."""
+        row = await connection.fetchrow(
+            f"""
+            SELECT run_id, row_count, verified, verification_json FROM {self._streams}
+            WHERE job_id = $1 AND namespace = $2 AND name = $3
+            """,  # noqa: S608
+            context.job_id,
+            plan.stream.namespace,
+            plan.stream.name,
+        )
+        if row is None or row["run_id"] != context.run_id:
+            return None
+        verification = row["verification_json"]
+        return Written(row["row_count"], row["verified"], None if verification is None else json.loads(verification))
+
+    async def mark(
+        self, connection: "asyncpg.Connection[Any]", context: RunContext, plan: StreamPlan, written: Written
+    ) -> None:
+        await connection.execute(
+            f"""
+            INSERT INTO {self._streams} VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now())
+            ON CONFLICT (job_id, namespace, name) DO UPDATE SET target_schema = $4, target_table = $5, run_id = $6,
+                epoch = $7, row_count = $8, verified = $9, verification_json = $10, committed_at = now()
+            """,  # noqa: S608
+            context.job_id,
+            plan.stream.namespace,
+            plan.stream.name,
+            plan.target.namespace,
+            plan.target.table,
+            context.run_id,
+            context.epoch,
+            written.rows,
+            written.verified,
+            None if written.verification is None else json.dumps(written.verification),
+        )
+
+    async def unmark(self, connection: "asyncpg.Connection[Any]", target: Target) -> None:
+        await connection.execute(
+            f"DELETE FROM {self._streams} WHERE target_schema = $1 AND target_table = $2",  # noqa: S608
+            target.namespace,
+            target.table,
+        )
+
+    async def is_ours(self, connection: "asyncpg.Connection[Any]", target: Target) -> bool:
+        """Whether a job of DataSync has written the target."""
+        return bool(
+            await connection.fetchval(
+                f"SELECT EXISTS (SELECT FROM {self._streams} WHERE target_schema = $1 AND target_table = $2)",  # noqa: S608
+                target.namespace,
+                target.table,
+            )
+        )
+
+    async def end_older_writers(self, connection: "asyncpg.Connection[Any]", context: RunContext) -> None:
+        """End the sessions of the job's older epochs: one that is paused would hold its locks for ever."""
+        await connection.execute(
+            """
+            SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            WHERE usename = current_user AND datname = current_database() AND pid <> pg_backend_pid()
+              AND application_name ~ $1 AND substring(application_name from '[0-9]+$')::bigint < $2
+            """,
+            "^" + APPLICATION_NAME.format(job_id=context.job_id, epoch="[0-9]+$"),
+            context.epoch,
+        )
+
+
+async def create_schema(connection: "asyncpg.Connection[Any]", schema: str) -> None:
+    """Make a schema that is not there; asking first spares a role the right that it does not need."""
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)", schema):
+        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+
+
+def _fenced(context: RunContext) -> Fenced:
+    return Fenced(f"epoch {context.epoch} of job {context.job_id} is not the destination's: it may no longer write")
