@@ -1,0 +1,304 @@
+"""How the works of one batch are decided: in order, each seeing what those before it did, nothing written yet."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from libs.core.decider import Act, Aggregate, Projection
+from libs.core.envelope import EVENT_SIZE_BYTES_MAX, Envelope, Event, Frozen, Metadata
+from libs.core.errors import (
+    Conflict,
+    DataSyncError,
+    FieldError,
+    FixRequest,
+    NotFound,
+    PreconditionFailed,
+    TooLarge,
+    Unprocessable,
+)
+from libs.core.ids import uuid7
+from libs.runtime.event_store import Batch, Head, OffsetMove, OffsetMoved, SideWrite
+from libs.runtime.mongo import Document
+from libs.runtime.works import Entity, IdempotencyKey, Outcome, PureCodeFailed, stored_document
+
+DOCUMENTS_MAX = 1_000
+BATCH_BYTES_MAX = 8 * 1024 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A work that waits for its batch."""
+
+    acts: Sequence[tuple[Act, Metadata]]
+    projections: Sequence[tuple[Projection, Envelope]]
+    offset: OffsetMove | None
+    side_writes: Sequence[SideWrite]
+    idempotency: IdempotencyKey | None
+    future: "asyncio.Future[Outcome]"
+    decisions: int = 0
+    alone: bool = False
+    result: Outcome | BaseException | None = None
+    replay: Document | None = None
+
+
+Place = tuple[str, int | str]
+
+
+@dataclass(slots=True)
+class Known:
+    """One document as the batch sees it: what was loaded, then what the batch made of it."""
+
+    version: int
+    state: Frozen | None
+    project_id: int | None
+    keys: tuple[str, ...]
+    document: Document | None = None
+
+
+@dataclass(slots=True)
+class View:
+    """Everything a batch decides on."""
+
+    aggregates: dict[Place, Known] = field(default_factory=dict)
+    documents: dict[Place, Document | None] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)
+    idempotency: dict[str, Document] = field(default_factory=dict)
+    owners: dict[tuple[str, str], int | str | None] = field(default_factory=dict)
+    """Who holds a unique key of a collection: an entity id, or None for nobody; absent while not asked for."""
+
+
+class _Later(Exception):
+    """This work has to wait for the batch before it: it meets what that batch is about to change."""
+
+
+class DecisionPass:
+    """One run through a batch's works, from the loaded documents to what is to be written."""
+
+    def __init__(self, now: datetime, view: View, head: Head) -> None:
+        self._now = now
+        self._view = view
+        self._head = head
+        self._aggregates: dict[Place, Known] = {}
+        self._documents: dict[Place, Document | None] = {}
+        self._holders: dict[tuple[str, str], int | str | None] = {}
+        self._begun: set[str] = set()
+        self._events: dict[int, list[Envelope]] = {}
+        self._size_bytes = 0
+        self._size_documents = 0
+        self.claimed: dict[tuple[str, str], int | str] = {}
+        self.later: list[Pending] = []
+        self._accepted: list[Pending] = []
+
+    def run(self, works: Sequence[Pending]) -> None:
+        for pending in works:
+            pending.result = None
+            if self._accepted and self._full():
+                self.later.append(pending)
+                continue
+            try:
+                pending.result = self._work(pending)
+            except _Later:
+                self.later.append(pending)
+            except (FixRequest, OffsetMoved, PureCodeFailed) as refusal:
+                pending.result = refusal
+
+    def batch(self) -> Batch:
+        """What the accepted works write together."""
+        batch = Batch(self._head.collections)
+        for pending in self._accepted:
+            assert isinstance(pending.result, Outcome)
+            batch.events += pending.result.events
+            batch.side_writes += pending.side_writes
+            if pending.offset is not None:
+                batch.offsets.append(pending.offset)
+            if pending.idempotency is not None:
+                batch.idempotency.append(self._idempotency_record(pending, pending.result))
+        for (collection, identifier), known in self._aggregates.items():
+            assert known.state is not None
+            document = stored_document(identifier, known.version, known.project_id, known.keys, known.state)
+            new = (collection, identifier) not in self._view.aggregates
+            (batch.inserts if new else batch.replacements).setdefault(collection, []).append(document)
+        for (collection, identifier), projected in self._documents.items():
+            if projected is None:
+                batch.removals.setdefault(collection, []).append(identifier)
+            else:
+                batch.replacements.setdefault(collection, []).append({**projected, "_id": identifier})
+        return batch
+
+    def _full(self) -> bool:
+        return self._size_bytes >= BATCH_BYTES_MAX or self._size_documents >= DOCUMENTS_MAX
+
+    def _work(self, pending: Pending) -> Outcome:
+        if (key := pending.idempotency) is not None:
+            if key.id in self._begun:
+                raise _Later
+            if (record := self._view.idempotency.get(key.id)) is not None:
+                if record["request_hash"] != key.request_hash:
+                    raise Unprocessable("this Idempotency-Key was used with another request")
+                pending.replay = record
+                return Outcome((), replayed=True)
+        if (
+            pending.offset is not None
+            and self._view.offsets.get(pending.offset.key, 0) != pending.offset.expected_offset
+        ):
+            raise OffsetMoved(pending.offset.key)
+        draft = _Draft(self, pending)
+        outcome = draft.decide()
+        draft.accept()
+        if key is not None:
+            self._begun.add(key.id)
+        self._accepted.append(pending)
+        self._size_documents += len(outcome.events) * 2 + len(pending.side_writes) + len(pending.projections)
+        self._size_bytes += sum(len(envelope.data_json) for envelope in outcome.events)
+        return outcome
+
+    def _idempotency_record(self, pending: Pending, outcome: Outcome) -> Document:
+        assert pending.idempotency is not None
+        entities = [
+            {"aggregate": act.aggregate.name, "id": entity.id, "version": entity.version}
+            for (act, _), entity in zip(pending.acts, outcome.entities, strict=True)
+            if entity is not None
+        ]
+        return {
+            "_id": pending.idempotency.id,
+            "request_hash": pending.idempotency.request_hash,
+            "entities": entities,
+            "created_at": self._now,
+        }
+
+
+class _Draft:
+    """One work's effects, kept apart until all of it is accepted."""
+
+    def __init__(self, batch: DecisionPass, pending: Pending) -> None:
+        self._batch = batch
+        self._pending = pending
+        self._aggregates: dict[Place, Known] = {}
+        self._documents: dict[Place, Document | None] = {}
+        self._holders: dict[tuple[str, str], int | str | None] = {}
+        self._events: list[Envelope] = []
+
+    def decide(self) -> Outcome:
+        for projection, envelope in self._pending.projections:
+            self._project(projection, envelope)
+        entities = [self._act(act, metadata) for act, metadata in self._pending.acts]
+        return Outcome(entities, self._events)
+
+    def accept(self) -> None:
+        self._batch._aggregates.update(self._aggregates)
+        self._batch._documents.update(self._documents)
+        self._batch._holders.update(self._holders)
+
+    def _project(self, projection: Projection, envelope: Envelope) -> None:
+        try:
+            key = projection.key(envelope)
+            if key is None:
+                return
+            place = (projection.collection, key)
+            before = self._documents.get(
+                place, self._batch._documents.get(place, self._batch._view.documents.get(place))
+            )
+            self._documents[place] = projection.apply(before, envelope)
+        except Exception as error:
+            raise PureCodeFailed(f"{projection.collection}: {envelope.type} {envelope.id}: {error!r}") from error
+
+    def _act(self, act: Act, metadata: Metadata) -> Entity[Any] | None:
+        place = (act.aggregate.collection, act.entity_id)
+        known = (
+            self._aggregates.get(place) or self._batch._aggregates.get(place) or self._batch._view.aggregates.get(place)
+        )
+        try:
+            return self._decided(act, metadata, place, known)
+        except FixRequest:
+            if not act.ignore_refusal:
+                raise
+            return None if known is None or known.state is None else Entity(act.entity_id, known.version, known.state)
+
+    def _decided(self, act: Act, metadata: Metadata, place: Place, known: Known | None) -> Entity[Any]:
+        known = known or Known(0, None, None, ())
+        if act.expected_version is not None and act.expected_version != known.version:
+            raise PreconditionFailed(f"the current version is {known.version}, not {act.expected_version}")
+        if known.project_id is not None and metadata.project_id not in (None, known.project_id):
+            raise NotFound(f"{act.aggregate.name} {act.entity_id} does not exist")
+        project_id = known.project_id if known.version else metadata.project_id
+        if metadata.project_id != project_id:
+            metadata = replace(metadata, project_id=project_id)
+        try:
+            events = act.aggregate.decide(known.state, act.command)
+            state, version, envelopes = self._evolved(act, metadata, known, events)
+            keys = tuple(act.aggregate.unique_keys(state)) if state is not None else ()
+        except DataSyncError:
+            raise
+        except Exception as error:
+            raise PureCodeFailed(f"{act.aggregate.name} {act.entity_id}: {act.command!r:.200}: {error!r}") from error
+        if not envelopes:
+            if state is None:
+                raise NotFound(f"{act.aggregate.name} {act.entity_id} does not exist")
+            return Entity(act.entity_id, version, state)
+        self._claim(act, known.keys, keys)
+        self._aggregates[place] = Known(version, state, project_id, keys)
+        self._events += envelopes
+        assert state is not None
+        return Entity(act.entity_id, version, state)
+
+    def _evolved(
+        self, act: Act, metadata: Metadata, known: Known, events: Sequence[Event]
+    ) -> tuple[Frozen | None, int, list[Envelope]]:
+        state, version = known.state, known.version
+        envelopes = []
+        for event in events:
+            version += 1
+            envelope = Envelope(
+                id=uuid7(),
+                stream=act.aggregate.stream(act.entity_id),
+                version=version,
+                position=0,
+                store_id=self._batch._head.store_id,
+                time=self._batch._now,
+                data=event,
+                data_json=_encoded(event),
+                metadata=metadata,
+            )
+            state = act.aggregate.evolve(state, envelope)
+            envelopes.append(envelope)
+        return state, version, envelopes
+
+    def _claim(self, act: Act, before: tuple[str, ...], after: tuple[str, ...]) -> None:
+        collection = act.aggregate.collection
+        for key in set(before) - set(after):
+            self._holders[collection, key] = None
+        for key in after:
+            if key in before:
+                continue
+            place = (collection, key)
+            self._batch.claimed.setdefault(place, act.entity_id)
+            holder = self._batch._holders.get(place, self._batch._view.owners.get(place, _UNKNOWN))
+            if self._batch._holders.get(place, _UNKNOWN) is None:
+                # Freed earlier in this very batch: the unique index would meet both documents at once.
+                raise _Later
+            current = self._holders.get(place, holder)
+            if current not in (None, _UNKNOWN, act.entity_id):
+                field_error = FieldError(act.aggregate.conflict_field, act.aggregate.conflict_message, "taken")
+                raise Conflict(act.aggregate.conflict_message, code="already_exists", errors=[field_error])
+            self._holders[place] = act.entity_id
+
+
+_UNKNOWN: Any = object()
+
+
+def known_of(aggregate: Aggregate[Any], document: Document) -> Known:
+    state = aggregate.state.model_validate(document["state"])
+    return Known(document["version"], state, document["project_id"], tuple(document.get("keys", ())))
+
+
+def _encoded(event: Event) -> bytes:
+    encoded = event.model_dump_json().encode()
+    if len(encoded) > EVENT_SIZE_BYTES_MAX:
+        sizes = {name: sys.getsizeof(value) for name, value in event}
+        largest = max(sizes, key=lambda name: sizes[name])
+        message = f"{largest} is too large: {len(encoded)} bytes in all, at most {EVENT_SIZE_BYTES_MAX}"
+        raise TooLarge(message, errors=[FieldError(largest, "is too large", "too_large")])
+    return encoded
