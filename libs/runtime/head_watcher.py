@@ -10,16 +10,25 @@ from contextlib import contextmanager
 
 import structlog
 
-from libs.runtime.mongo import Client, Document, PyMongoError, synchronous
+from libs.runtime.event_store import EventStore
+from libs.runtime.mongo import Client, Document, InvalidOperation, PyMongoError, synchronous
 
 AWAIT_MS = 500
 POLL_SECONDS = 0.25
 POLL_SECONDS_WHILE_WATCHING = 1.0
 RETRY_SECONDS = 0.5
+FRESH_SECONDS = 1.0
 
 _FIELDS = {"$project": {"ns": 1, "position": "$updateDescription.updatedFields.position"}}
 
 log = structlog.get_logger(__name__)
+
+
+async def keep_head_fresh(store: EventStore) -> None:
+    """Notice within a second that a rebuild made other collections the live ones, also where nothing is written."""
+    while True:
+        await store.head()
+        await asyncio.sleep(FRESH_SECONDS)
 
 
 class HeadWatcher:
@@ -78,6 +87,9 @@ class HeadWatcher:
         while not self._stop.is_set():
             try:
                 self._watch()
+            except InvalidOperation:
+                # The client is closed: the process is on its way out.
+                return
             except PyMongoError as error:
                 if not self._stop.is_set():
                     log.warning("head_watch_failed", error=type(error).__name__)

@@ -27,6 +27,7 @@ from libs.runtime.documents import Documents
 from libs.runtime.event_log import open_event_log
 from libs.runtime.event_log.port import EventLog
 from libs.runtime.event_store import EventStore
+from libs.runtime.head_watcher import keep_head_fresh
 from libs.runtime.http import Health, create_app
 from libs.runtime.http_server import ServiceRunner
 from libs.runtime.internal_client import InternalClient
@@ -269,6 +270,7 @@ async def _serve(app: web.Application, settings: ServiceSettings, stack: AsyncEx
 def _follow_events(definition: ServiceDefinition[SettingsT], context: ServiceContext[SettingsT]) -> None:
     if not definition.uses_store:
         return
+    context.tasks.start("head", lambda: keep_head_fresh(context.store))
     if context.event_log.needs_relay and definition.aggregates:
         relay = Relay(context.store, context.event_log, context.commands)
         context.tasks.start("relay", lambda: context.leases.run_while_leader("relay", relay.run))

@@ -1,0 +1,151 @@
+"""Rebuilds beside a running service: what they find, what they mend, and that nothing is lost meanwhile."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from libs.runtime import consumer as consumer_module
+from libs.runtime.parking import list_parked, request_retry
+from libs.runtime.rebuild import Rebuild, RebuildFailed
+from libs.testing.followers import ECHO, Behaviour, Follower, Installation, Owner, installation
+from libs.testing.things import THING
+
+
+@pytest.fixture
+async def place(
+    event_log_kind: str, request: pytest.FixtureRequest, mongod: str, database_prefix: str
+) -> AsyncIterator[Installation]:
+    bootstrap_servers = request.getfixturevalue("kafka") if event_log_kind == "kafka" else None
+    async with installation(mongod, database_prefix, bootstrap_servers) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def embedded(mongod: str, database_prefix: str) -> AsyncIterator[Installation]:
+    async with installation(mongod, database_prefix, None) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer_module, "CHORES_SECONDS", 0.05)
+    monkeypatch.setattr(consumer_module, "WAIT_SECONDS", 0.1)
+
+
+def of_owner(place: Installation, owner: Owner) -> Rebuild:
+    return Rebuild(owner.store, place.open_log("rebuild"), aggregates=[THING])
+
+
+def of_follower(place: Installation, follower: Follower, behaviour: Behaviour) -> Rebuild:
+    log = place.open_log("rebuild")
+    return Rebuild(follower.store, log, aggregates=[ECHO], projections=[behaviour.projection()])
+
+
+async def collections_of(owner: Owner) -> set[str]:
+    return {name for name in await owner.store.database.list_collection_names() if name.startswith("things")}
+
+
+async def test_ten_rebuilds_under_a_stream_of_creations_lose_nothing(embedded: Installation) -> None:
+    async with embedded.owner() as owner:
+        made: list[str] = []
+        done = asyncio.Event()
+
+        async def create(client: int) -> None:
+            number = 0
+            while not done.is_set():
+                name = f"{client}-{number}"
+                await owner.make(name, name)
+                if number % 3 == 0:
+                    await owner.rename(name, f"{name} renamed")
+                made.append(name)
+                number += 1
+
+        async with asyncio.TaskGroup() as group:
+            for client in range(16):
+                group.create_task(create(client))
+            for _ in range(10):
+                report = await of_owner(embedded, owner).run(grace_seconds=0)
+                assert report.is_equal, report
+            done.set()
+        assert len(await collections_of(owner)) == 1
+        documents = {
+            item["_id"]: item async for item in owner.store.database[owner.store.live_collection("things")].find()
+        }
+        assert set(documents) == set(made)
+        report = await of_owner(embedded, owner).run(swap=False)
+        assert report.is_equal
+        assert report.collections[0].rebuilt_count == len(made) > 100
+
+
+async def test_a_comparison_names_what_differs_and_changes_nothing(embedded: Installation) -> None:
+    async with embedded.owner() as owner:
+        for number in range(5):
+            await owner.make(str(number), f"thing {number}")
+        things = owner.store.database["things"]
+        await things.update_one({"_id": "2"}, {"$set": {"state.name": "forged"}})
+        await things.delete_one({"_id": "4"})
+        report = await of_owner(embedded, owner).run(swap=False)
+        assert (report.position, report.is_equal, report.swapped) == (5, False, False)
+        [found] = report.collections
+        assert (found.live_count, found.rebuilt_count, found.different) == (4, 5, ("2", "4"))
+        assert await collections_of(owner) == {"things"}
+
+
+async def test_a_swap_mends_what_differs_and_commands_go_on(embedded: Installation) -> None:
+    async with embedded.owner() as owner:
+        await owner.make("1", "lamp")
+        await owner.store.database["things"].delete_one({"_id": "1"})
+        report = await of_owner(embedded, owner).run(grace_seconds=0)
+        assert report.swapped
+        assert (await owner.rename("1", "torch")).version == 2
+        assert (await of_owner(embedded, owner).run(swap=False)).is_equal
+
+
+async def test_a_followers_documents_are_rebuilt_from_the_log(place: Installation) -> None:
+    behaviour = Behaviour()
+    async with place.owner() as owner, place.follower(behaviour) as follower:
+        writing = asyncio.create_task(_write(owner))
+        while len(await follower.views()) < 50:
+            await asyncio.sleep(0.02)
+        report = await of_follower(place, follower, behaviour).run(grace_seconds=0)
+        assert report.is_equal, report
+        count = await writing
+        while len(await follower.views()) < count:
+            await asyncio.sleep(0.02)
+        assert {tuple(view["versions"]) for view in (await follower.views()).values()} == {(1,)}
+        assert (await of_follower(place, follower, behaviour).run(swap=False)).is_equal
+
+
+async def _write(owner: Owner) -> int:
+    for number in range(300):
+        await owner.make(str(number), f"thing {number}")
+    return 300
+
+
+async def test_what_is_parked_counts_only_once_it_was_handled(embedded: Installation) -> None:
+    behaviour = Behaviour(refuses={"poison"})
+    async with embedded.owner() as owner, embedded.follower(behaviour) as follower:
+        await owner.make("bad", "poison")
+        await owner.make("good", "cure")
+        while len(await list_parked(follower.store.database)) < 1 or not await follower.views():
+            await asyncio.sleep(0.02)
+        report = await of_follower(embedded, follower, behaviour).run(swap=False)
+        assert report.is_equal
+        assert {item.name: item.rebuilt_count for item in report.collections} == {"views": 1, "echoes": 1}
+        behaviour.refuses.clear()
+        await request_retry(follower.store.database)
+        while len(await follower.views()) < 2:
+            await asyncio.sleep(0.02)
+        assert (await of_follower(embedded, follower, behaviour).run(swap=False)).is_equal
+
+
+async def test_a_second_rebuild_at_the_same_time_is_refused(embedded: Installation) -> None:
+    async with embedded.owner() as owner:
+        await owner.make("1", "lamp")
+        first = asyncio.create_task(of_owner(embedded, owner).run(grace_seconds=0.5))
+        while not await owner.store.database["leases"].find_one({"_id": "rebuild"}):
+            await asyncio.sleep(0.01)
+        with pytest.raises(RebuildFailed, match="another rebuild"):
+            await of_owner(embedded, owner).run()
+        assert (await first).swapped
