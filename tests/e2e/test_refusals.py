@@ -73,7 +73,9 @@ async def test_one_of_five_hundred_sources_of_one_name_is_made_and_others_do_not
 
 async def test_another_project_is_closed(suite: Suite, api: Rest) -> None:
     source = await make_endpoint(api, "sources", "postgres", CONFIG)
-    async with rest(suite.base_url) as stranger:
+    async with rest(suite.base_url) as founder, rest(suite.base_url) as stranger:
+        # The first account of an installation owns project 123, so the stranger is another one.
+        await founder.sign_up_and_log_in(unique("founder").replace("-", "_"), "correct horse battery")
         await stranger.sign_up_and_log_in(unique("stranger").replace("-", "_"), "correct horse battery")
         assert (await stranger.answer("GET", f"{SOURCES}/{source.id}")).status == 403
         projects = await stranger.call("GET", "/api/v1/projects")
