@@ -41,7 +41,7 @@ from libs.core.ids import uuid7
 from libs.core.json import parse_json
 from libs.core.principal import Principal
 from libs.runtime.command_handler import IdempotencyKey
-from libs.runtime.http_errors import INTERNAL_MESSAGE, error_answer, of_http_exception
+from libs.runtime.http_errors import INTERNAL_MESSAGE, error_answer, family_of, of_http_exception
 from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalVerifier
 from libs.runtime.settings import ServiceSettings
 from libs.runtime.telemetry import (
@@ -184,30 +184,33 @@ class _Shell:
                 return await handler(request)
             self._authenticate(request)
             return _finished(request, await handler(request))
-        except ConnectionError:
-            raise
         except Exception as error:
+            if request.transport is None or request.transport.is_closing():
+                raise ConnectionResetError("the caller is gone") from error
             if request.writer.output_size > 0:
                 raise _cut(request, error) from error
             return self._answer_error(request, error, request_id)
 
     def _answer_error(self, request: web.Request, error: Exception, request_id: str) -> web.StreamResponse:
         path, accept = request.path, request.headers.get("Accept", "")
+        family = family_of(path)
+        if self._is_public and family == "internal":
+            family = "project"
         match error:
             case DataSyncError():
                 if isinstance(error, CallOperator):
                     log.error("request_failed", path=path, error=error.message, code=error.code)
-                return error_answer(error, path, accept, request_id)
+                return error_answer(error, family, accept, request_id)
             case web.HTTPException() if error.status < 400:
                 raise error
             case web.HTTPException():
-                answer = error_answer(of_http_exception(error, path), path, accept, request_id)
+                answer = error_answer(of_http_exception(error, path), family, accept, request_id)
                 if "Allow" in error.headers:
                     answer.headers["Allow"] = error.headers["Allow"]
                 return answer
             case _:
                 log.error("request_crashed", path=path, error=repr(error), exc_info=error)
-                return error_answer(CallOperator(INTERNAL_MESSAGE), path, accept, request_id)
+                return error_answer(CallOperator(INTERNAL_MESSAGE), family, accept, request_id)
 
     def _authenticate(self, request: web.Request) -> None:
         path = request.path

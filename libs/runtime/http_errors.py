@@ -38,17 +38,16 @@ def family_of(path: str) -> Family:
     return "project"
 
 
-def error_answer(error: DataSyncError, path: str, accept: str, request_id: str) -> web.Response:
+def error_answer(error: DataSyncError, family: Family, accept: str, request_id: str) -> web.Response:
     """The response that tells an error.
 
     Args:
-        path: the path that was called, for the family's shape.
+        family: whose shape it has, see ``family_of``.
         accept: the request's ``Accept``: ``application/problem+json`` gets RFC 9457 in any family.
     """
-    family = "sync" if PROBLEM in accept else family_of(path)
     body: Mapping[str, Any]
     content_type = "application/json"
-    match family:
+    match "sync" if PROBLEM in accept else family:
         case "v2":
             body = {"error": _title(error.status), "message": error.message, "code": error.code} | _fields(error)
         case "sync":

@@ -84,11 +84,13 @@ class _Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what could not be read as HTTP; the connection ends with the answer."""
+        """Answer what could not be read as HTTP; the connection ends with the answer, or has ended already."""
+        if isinstance(exc, ConnectionError):
+            raise exc
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun, so the error can't be told")
         request_id = uuid7()
-        answer = error_answer(self._error_of(exc, status, request_id), request.path, "", request_id)
+        answer = error_answer(self._error_of(exc, status, request_id), "project", "", request_id)
         answer.headers["X-Request-Id"] = request_id
         answer.headers["Server"] = "datasync"
         answer.force_close()

@@ -1,0 +1,79 @@
+"""A gateway in front of small real services."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import aiohttp
+import pytest
+from aiohttp import web
+from pydantic import SecretStr
+
+from libs.runtime.service import running_service
+from services.gateway.app import SERVICE
+from services.gateway.config import GatewaySettings
+from tests.integration.gateway.backends import (
+    API_KEY,
+    GATEWAY_KEY,
+    GATEWAY_PUBLIC_KEY,
+    Auth,
+    Backend,
+    Catalog,
+    echo,
+    started,
+)
+
+
+@dataclass
+class Suite:
+    """The gateway and what stands behind it."""
+
+    url: str
+    auth: Auth
+    catalog: Catalog
+    jobs: Backend
+
+
+@pytest.fixture
+async def suite() -> AsyncIterator[Suite]:
+    auth, catalog = Auth(), Catalog()
+    routes = [
+        web.route("*", path, echo)
+        for path in (
+            "/api/v1/project/{projectid}/jobs",
+            "/api/v1/project/{projectid}/jobs/{id}/{action}",
+            "/api/v1/project/{projectid}/check-unique",
+            "/api/v1/sync",
+            "/api/v1/sync/{id}",
+            "/api/v2/ingest",
+        )
+    ]
+    jobs = Backend("job_orchestrator", routes)
+    async with started(auth.backend, catalog.backend, jobs):
+        settings = GatewaySettings(
+            port=0,
+            auth_url=auth.backend.url,
+            catalog_url=catalog.backend.url,
+            job_orchestrator_url=jobs.url,
+            record_sync_url="http://127.0.0.1:1",
+            signing_key=SecretStr(GATEWAY_KEY),
+            trusted_keys={"gateway": GATEWAY_PUBLIC_KEY},
+            server_timeout=1.0,
+            shutdown_timeout_seconds=0.3,
+        )
+        async with running_service(SERVICE, settings) as running:
+            yield Suite(running.base_url, auth, catalog, jobs)
+
+
+@pytest.fixture
+async def client(suite: Suite) -> AsyncIterator[aiohttp.ClientSession]:
+    """A caller with an API key."""
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    async with aiohttp.ClientSession(suite.url, headers=headers, cookie_jar=aiohttp.DummyCookieJar()) as session:
+        yield session
+
+
+@pytest.fixture
+async def stranger(suite: Suite) -> AsyncIterator[aiohttp.ClientSession]:
+    """A caller without a credential."""
+    async with aiohttp.ClientSession(suite.url, cookie_jar=aiohttp.DummyCookieJar()) as session:
+        yield session

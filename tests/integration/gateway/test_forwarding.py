@@ -1,0 +1,312 @@
+"""What goes through the gateway, what it keeps back, and what it does when a service is gone."""
+
+import asyncio
+import gzip
+import time
+from collections.abc import AsyncIterator
+
+import aiohttp
+import jwt
+import pytest
+from yarl import URL
+
+from tests.integration.gateway.backends import API_KEY, PROJECT, SESSION
+from tests.integration.gateway.conftest import Suite
+
+SOURCES = f"/api/v1/project/{PROJECT}/sources"
+JOBS = f"/api/v1/project/{PROJECT}/jobs"
+MEBIBYTE = 1024 * 1024
+
+
+async def test_method_path_query_and_body_arrive_as_they_were_sent(suite: Suite, client: aiohttp.ClientSession) -> None:
+    body = b'{"name": "caf\\u00e9"}'
+    url = URL(f"{suite.url}{SOURCES}?a=1&b=%2F%20x&a=2", encoded=True)
+    async with client.put(url, data=body) as response:
+        seen = await response.json()
+    assert (seen["method"], seen["path"]) == ("PUT", f"{SOURCES}?a=1&b=%2F%20x&a=2")
+    assert seen["body"].encode() == body
+
+
+async def test_the_service_learns_who_is_calling_and_not_the_credential(client: aiohttp.ClientSession) -> None:
+    async with client.get(SOURCES, headers={"Cookie": f"datasync_session={SESSION}"}) as response:
+        seen = await response.json()
+    assert seen["principal"]["name"] == "ci"
+    assert "authorization" not in seen["headers"]
+    assert "cookie" not in seen["headers"]
+
+
+async def test_auth_alone_sees_the_credential_it_issued(client: aiohttp.ClientSession) -> None:
+    async with client.post("/logout") as response:
+        seen = await response.json()
+    assert seen["headers"]["authorization"] == f"Bearer {API_KEY}"
+
+
+async def test_headers_that_claim_to_be_ours_and_hop_by_hop_headers_are_stripped(
+    client: aiohttp.ClientSession,
+) -> None:
+    forged = {
+        "X-DataSync-Principal": "forged",
+        "x-datasync-client-address": "10.0.0.1",
+        "X-Forwarded-For": "10.0.0.1",
+        "Connection": "keep-alive, X-Private",
+        "X-Private": "for this connection",
+        "Keep-Alive": "timeout=5",
+        "Proxy-Authorization": "Basic eDp5",
+        "TE": "trailers",
+        "X-Custom": "passes",
+    }
+    async with client.get(SOURCES, headers=forged) as response:
+        assert response.status == 200
+        headers = (await response.json())["headers"]
+    assert headers["x-datasync-principal"] != "forged"
+    assert headers["x-datasync-client-address"] == "127.0.0.1"
+    assert headers["x-forwarded-for"] == "127.0.0.1"
+    assert headers["x-custom"] == "passes"
+    assert not {"x-private", "keep-alive", "proxy-authorization", "te"} & set(headers)
+
+
+async def test_the_service_sees_the_public_host_so_that_it_can_make_links(client: aiohttp.ClientSession) -> None:
+    async with client.get(SOURCES, headers={"Host": "data.example.com"}) as response:
+        headers = (await response.json())["headers"]
+    assert headers["host"] == headers["x-forwarded-host"] == "data.example.com"
+    assert headers["x-forwarded-proto"] == "http"
+
+
+async def test_login_needs_no_credential_and_every_cookie_it_sets_comes_back(stranger: aiohttp.ClientSession) -> None:
+    async with stranger.post("/login", json={"username": "ada", "password": "x"}) as response:
+        assert response.status == 200
+        assert len(response.headers.getall("Set-Cookie")) == 2
+
+
+async def test_the_callers_trace_goes_on(client: aiohttp.ClientSession) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    async with client.get(SOURCES, headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}) as response:
+        assert trace_id in (await response.json())["headers"]["traceparent"]
+
+
+async def test_a_sane_request_id_is_kept_and_shown_to_the_service(client: aiohttp.ClientSession) -> None:
+    async with client.get(SOURCES, headers={"X-Request-Id": "order-66.a_b"}) as response:
+        assert response.headers.getall("X-Request-Id") == ["order-66.a_b"]
+        assert (await response.json())["headers"]["x-request-id"] == "order-66.a_b"
+
+
+@pytest.mark.parametrize("request_id", ["with space", "x" * 129, "<script>", ""])
+async def test_another_request_id_is_replaced(client: aiohttp.ClientSession, request_id: str) -> None:
+    async with client.get(SOURCES, headers={"X-Request-Id": request_id}) as response:
+        assert response.headers["X-Request-Id"] not in ("", request_id)
+
+
+async def test_a_tag_that_the_caller_has_is_a_304_through_the_gateway(client: aiohttp.ClientSession) -> None:
+    async with client.get(f"{SOURCES}/tagged", headers={"If-None-Match": '"7"'}) as response:
+        assert response.status == 304
+        assert response.headers["ETag"] == '"7"'
+        assert await response.read() == b""
+
+
+async def test_a_compressed_answer_passes_as_it_is(client: aiohttp.ClientSession) -> None:
+    async with client.get(f"{SOURCES}/tagged", headers={"Accept-Encoding": "gzip"}) as response:
+        assert response.headers["Content-Encoding"] == "gzip"
+        assert int(response.headers["Content-Length"]) < 200
+        assert (await response.json())["some"].startswith("thingthing")
+        assert response.headers["Vary"] == "Accept-Encoding, Origin"
+
+
+async def test_head_tells_the_length_without_a_body(client: aiohttp.ClientSession) -> None:
+    async with client.get(f"{SOURCES}/tagged", headers={"Accept-Encoding": "identity"}) as got:
+        length = got.headers["Content-Length"]
+    async with client.head(f"{SOURCES}/tagged", headers={"Accept-Encoding": "identity"}) as response:
+        assert (response.status, response.headers["Content-Length"]) == (200, length)
+
+
+async def test_check_unique_goes_to_the_owner_of_the_entity_type(client: aiohttp.ClientSession) -> None:
+    path = f"/api/v1/project/{PROJECT}/check-unique"
+    for entity_type, service in (("source", "catalog"), ("job", "job_orchestrator")):
+        async with client.post(path, json={"name": "n", "entity_type": entity_type}) as response:
+            seen = await response.json()
+            assert response.status == 200
+            assert f'"entity_type": "{entity_type}"' in seen["body"]
+            assert _audience(seen["headers"]["x-datasync-principal"]) == service
+
+
+async def test_a_large_answer_is_streamed_and_arrives_whole(client: aiohttp.ClientSession) -> None:
+    size_bytes = 50 * MEBIBYTE
+    received = 0
+    async with client.get(f"{SOURCES}/stream?size={size_bytes}") as response:
+        assert response.headers["Content-Length"] == str(size_bytes)
+        async for chunk in response.content.iter_any():
+            received += len(chunk)
+    assert received == size_bytes
+
+
+async def test_events_arrive_one_by_one_while_the_answer_goes_on(suite: Suite, client: aiohttp.ClientSession) -> None:
+    async with client.get(f"{SOURCES}/events") as response:
+        assert await response.content.readuntil(b"\n\n") == b"data: 1\n\n"
+        suite.catalog.go_on.set()
+        assert await response.content.read() == b"data: 2\n\n"
+
+
+async def test_a_body_reaches_the_service_while_it_is_still_being_sent(
+    suite: Suite, client: aiohttp.ClientSession
+) -> None:
+    arrived = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x" * 1000
+        while suite.catalog.received_bytes < 1000:
+            await asyncio.sleep(0.001)
+        arrived.set()
+        yield b"x" * 1000
+
+    async with client.post(f"{SOURCES}/upload", data=body()) as response:
+        assert await response.json() == {"received": 2000}
+    assert arrived.is_set()
+
+
+async def test_an_answer_that_breaks_off_is_not_passed_for_a_whole_one(client: aiohttp.ClientSession) -> None:
+    async with client.get(f"{SOURCES}/broken") as response:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
+
+
+async def test_a_body_over_the_limit_is_refused_by_its_announced_length(
+    suite: Suite, client: aiohttp.ClientSession
+) -> None:
+    async with client.post(SOURCES, data=b"x" * (MEBIBYTE + 1)) as response:
+        assert response.status == 413
+        assert "1048576 bytes" in (await response.json())["message"]
+
+
+async def test_a_body_over_the_limit_is_refused_while_it_is_streamed(
+    suite: Suite, client: aiohttp.ClientSession
+) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 65536
+
+    async with client.post(f"{SOURCES}/upload", data=endless()) as response:
+        assert response.status == 413
+    assert suite.catalog.received_bytes <= MEBIBYTE
+
+
+async def test_a_compressed_body_is_measured_after_decompression(suite: Suite, client: aiohttp.ClientSession) -> None:
+    headers = {"Content-Encoding": "gzip"}
+    async with client.post(f"{SOURCES}/upload", data=gzip.compress(b"x" * 1000), headers=headers) as response:
+        assert await response.json() == {"received": 1000}
+    bomb = gzip.compress(b"x" * (20 * MEBIBYTE))
+    assert len(bomb) < MEBIBYTE
+    async with client.post(f"{SOURCES}/upload", data=bomb, headers=headers) as response:
+        assert response.status == 413
+
+
+async def test_a_body_that_is_not_what_its_encoding_says_is_refused(client: aiohttp.ClientSession) -> None:
+    async with client.post(SOURCES, data=b"not gzip at all", headers={"Content-Encoding": "gzip"}) as response:
+        assert response.status == 400
+
+
+async def test_ingest_takes_ten_mebibytes_and_no_more(client: aiohttp.ClientSession) -> None:
+    async with client.post("/api/v2/ingest", data=b"x" * (10 * MEBIBYTE)) as response:
+        assert response.status == 200
+    async with client.post("/api/v2/ingest", data=b"x" * (10 * MEBIBYTE + 1)) as response:
+        assert response.status == 413
+        assert set(await response.json()) == {"error", "message", "code"}
+
+
+async def test_an_answer_that_does_not_begin_in_time_is_a_504(suite: Suite, client: aiohttp.ClientSession) -> None:
+    async with client.get(f"{SOURCES}/hang") as response:
+        assert response.status == 504
+        assert "1 seconds" in (await response.json())["message"]
+    suite.catalog.go_on.set()
+
+
+async def test_a_dead_service_is_refused_at_once_and_found_again_when_it_is_back(
+    suite: Suite, client: aiohttp.ClientSession
+) -> None:
+    await suite.catalog.backend.stop()
+    for _ in range(4):
+        async with client.get(SOURCES) as response:
+            assert response.status == 503
+            assert int(response.headers["Retry-After"]) >= 1
+            assert (await response.json())["code"] == "service_unavailable"
+    sent_at = time.monotonic()
+    async with client.get(SOURCES) as response:
+        assert response.status == 503
+    assert time.monotonic() - sent_at < 0.1
+    async with client.get(JOBS) as response:
+        assert response.status == 200, "the other services are not affected"
+    await suite.catalog.backend.start()
+    back_at = time.monotonic()
+    while True:
+        async with client.get(SOURCES) as response:
+            if response.status == 200:
+                break
+        assert time.monotonic() - back_at < 2.0
+        await asyncio.sleep(0.02)
+
+
+async def test_kept_connections_that_the_service_closed_are_not_trusted(
+    suite: Suite, client: aiohttp.ClientSession
+) -> None:
+    async with client.post(SOURCES, data=b"{}") as response:
+        assert response.status == 200
+    await suite.catalog.backend.stop()
+    await suite.catalog.backend.start()
+    async with client.post(SOURCES, data=b"{}") as response:
+        assert response.status == 200
+
+
+async def test_ready_only_while_the_services_behind_are(suite: Suite, stranger: aiohttp.ClientSession) -> None:
+    async with stranger.get("/readyz") as response:
+        assert response.status == 200
+        assert set((await response.json())["checks"]) == {"auth", "catalog", "job_orchestrator"}
+    suite.catalog.backend.health.stop()
+    async with stranger.get("/readyz") as response:
+        assert response.status == 503
+        assert (await response.json())["checks"]["catalog"] == {"ready": False, "message": "the service is not ready"}
+    async with stranger.get("/healthz") as response:
+        assert response.status == 200
+
+
+async def test_metrics_on_the_public_port_need_a_credential(
+    client: aiohttp.ClientSession, stranger: aiohttp.ClientSession
+) -> None:
+    async with stranger.get("/metrics") as response:
+        assert response.status == 401
+    async with client.get("/metrics") as response:
+        assert response.status == 200
+        assert "datasync_http_server_request_duration_seconds_bucket" in await response.text()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/nowhere", "/api/v1/project/123", "/api/v1/project/123/nothing", "/internal/credentials/resolve"],
+)
+async def test_a_path_that_nobody_owns_is_a_404(client: aiohttp.ClientSession, path: str) -> None:
+    async with client.get(path) as response:
+        assert response.status == 404
+        body = await response.json()
+    assert (body["success"], body["code"]) == (False, "unknown_route")
+
+
+async def test_a_known_path_with_another_method_is_a_405_that_names_the_methods(client: aiohttp.ClientSession) -> None:
+    async with client.delete(f"{SOURCES}/tagged") as response:
+        assert response.status == 405
+        assert response.headers["Allow"] == "GET,HEAD"
+
+
+async def test_no_path_reaches_the_internal_calls_of_a_service(suite: Suite) -> None:
+    target = "/api/v1/project/1/sources/../../../../../internal/credentials/resolve"
+    host, port = suite.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\nAuthorization: {API_KEY}\r\n\r\n".encode())
+    assert (await reader.readline()).startswith(b"HTTP/1.1 404 ")
+    writer.close()
+
+
+async def test_an_unreachable_service_is_a_503_of_its_family(client: aiohttp.ClientSession) -> None:
+    async with client.get("/api/v1/sync/records") as response:
+        assert response.status == 503
+        assert response.content_type == "application/problem+json"
+
+
+def _audience(token: str) -> str:
+    return str(jwt.decode(token, options={"verify_signature": False})["aud"])

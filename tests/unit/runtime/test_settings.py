@@ -1,0 +1,157 @@
+"""Settings: environment over file over defaults, and what is bad is named."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from pydantic import Field, SecretStr, ValidationError
+
+from libs.runtime.settings import Seconds, ServiceSettings, load_settings
+
+
+class PublicSettings(ServiceSettings):
+    """A service of its own making."""
+
+    public: ClassVar[bool] = True
+    port: int = 8080
+    server_timeout: Seconds = 30.0
+    api_key: SecretStr | None = Field(default=None, min_length=8)
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that settings are read from."""
+    path = tmp_path / "datasync.yaml"
+    path.write_text("")
+    monkeypatch.setenv("DATASYNC_CONFIG", str(path))
+    return path
+
+
+def test_defaults_hold_where_nothing_is_said(file: Path) -> None:
+    settings = load_settings(ServiceSettings)
+    assert settings.kafka_bootstrap_servers is None
+    assert settings.url_of("catalog") == "http://127.0.0.1:8082"
+
+
+def test_the_file_counts_over_defaults_and_the_environment_over_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text("server: {port: 9000, timeout: 45s}\nlog: {level: debug}\n")
+    monkeypatch.setenv("LOG_LEVEL", "WARN")
+    settings = load_settings(PublicSettings)
+    assert (settings.port, settings.server_timeout, settings.log_level) == (9000, 45.0, "WARNING")
+
+
+def test_the_public_address_of_the_file_is_not_taken_by_inner_services(file: Path) -> None:
+    file.write_text("server: {port: 9000, host: 0.0.0.0}\n")
+    settings = load_settings(ServiceSettings)
+    assert (settings.port, settings.host) == (0, "127.0.0.1")
+
+
+def test_the_file_of_the_documentation_is_accepted_by_every_service(file: Path) -> None:
+    file.write_text(
+        """
+server:
+  port: 8080
+  timeout: 30s
+
+database:
+  url: postgresql://localhost/datasync
+  pool:
+    min: 5
+    max: 20
+
+sync:
+  interval: 30s
+  maxRetries: 3
+  backoff: exponential
+
+webhook:
+  timeout: 30s
+  retries: 3
+"""
+    )
+    settings = load_settings(PublicSettings)
+    assert settings.db_url is not None
+    assert settings.db_url.get_secret_value() == "postgresql://localhost/datasync"
+    assert settings.mongodb_url == "mongodb://localhost:27017/?replicaSet=datasync"
+
+
+def test_a_mongodb_url_in_db_url_is_the_state_store(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_URL", "mongodb://store/?replicaSet=a")
+    settings = load_settings(ServiceSettings)
+    assert settings.mongodb_url == "mongodb://store/?replicaSet=a"
+    assert settings.db_url is None
+
+
+def test_the_state_store_that_is_named_by_its_own_setting_decides(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_URL", "mongodb://other")
+    monkeypatch.setenv("MONGODB_URL", "mongodb://store")
+    assert load_settings(ServiceSettings).mongodb_url == "mongodb://store"
+
+
+def test_unknown_keys_of_the_file_are_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text("servers: {port: 1}\nsync: {maxretries: 3}\n")
+    said = _refused(capsys)
+    assert "servers.port" in said
+    assert "sync.maxretries" in said
+
+
+@pytest.mark.parametrize("text", ["a: [", "just text", "- a\n- b\n"])
+def test_a_file_that_is_no_mapping_is_refused(file: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    file.write_text(text)
+    assert str(file) in _refused(capsys)
+
+
+def test_a_file_that_was_named_and_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATASYNC_CONFIG", "/nowhere/datasync.yaml")
+    assert "/nowhere/datasync.yaml" in _refused(capsys)
+
+
+def test_every_bad_setting_is_listed_without_its_value(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PORT", "eighty")
+    monkeypatch.setenv("API_KEY", "hunter2")
+    monkeypatch.setenv("LOG_LEVEL", "LOUD")
+    said = _refused(capsys)
+    for name in ("PORT (in datasync.yaml: server.port)", "API_KEY", "LOG_LEVEL"):
+        assert name in said
+    assert "hunter2" not in said
+
+
+def test_settings_can_not_be_changed(file: Path) -> None:
+    settings = load_settings(ServiceSettings)
+    with pytest.raises(ValidationError):
+        settings.port = 1  # type: ignore[misc]
+
+
+def test_secrets_are_not_in_the_text_of_settings(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", "hunter22")
+    monkeypatch.setenv("MONGODB_URL", "mongodb://user:hunter22@store")
+    assert "hunter22" not in repr(load_settings(PublicSettings))
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("30", 30), ("30s", 30), ("1m30s", 90), ("500ms", 0.5), ("2 h", 7200), ("1d", 86400)]
+)
+def test_durations_may_have_units(file: Path, monkeypatch: pytest.MonkeyPatch, written: str, seconds: float) -> None:
+    monkeypatch.setenv("SERVER_TIMEOUT", written)
+    assert load_settings(PublicSettings).server_timeout == seconds
+
+
+@pytest.mark.parametrize("written", ["soon", "30 parsecs", "-1"])
+def test_what_is_no_duration_is_refused(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], written: str
+) -> None:
+    monkeypatch.setenv("SERVER_TIMEOUT", written)
+    assert "SERVER_TIMEOUT (in datasync.yaml: server.timeout)" in _refused(capsys)
+
+
+def _refused(capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        load_settings(PublicSettings)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
