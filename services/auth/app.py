@@ -48,6 +48,7 @@ async def start(context: ServiceContext[AuthSettings]) -> AsyncIterator[Sequence
         queries=queries,
         sessions=sessions,
         credentials=Credentials(queries, sessions, usage, clock, bootstrap_key),
+        passwords=passwords,
         version=_version(),
     )
     context.tasks.start("usage", usage.run)

@@ -6,6 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from aiohttp import web
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from libs.contracts.internal import RESOLVE_CREDENTIAL, CredentialPresented, CredentialResolved
+from libs.core.clock import isoformat_z
+from libs.core.envelope import Metadata
+from libs.core.errors import FieldError, Forbidden, InvalidInput, NotFound
+from libs.core.json import canonical_json
+from libs.core.principal import Principal, Role
+from libs.runtime.command_handler import Entity, IdempotencyKey
 from libs.runtime.http import (
     idempotency_of,
     if_match_of,
@@ -17,14 +26,6 @@ from libs.runtime.http import (
     read_query,
     success,
 )
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
-
-from libs.contracts.internal import RESOLVE_CREDENTIAL, CredentialPresented, CredentialResolved
-from libs.core.clock import isoformat_z
-from libs.core.envelope import Metadata
-from libs.core.errors import FieldError, Forbidden, InvalidInput, NotFound
-from libs.core.principal import Principal, Role
-from libs.runtime.command_handler import Entity
 from libs.runtime.mongo import Document
 from services.auth.accounts import Accounts, project_meant, require_owner
 from services.auth.config import AuthSettings
@@ -32,6 +33,7 @@ from services.auth.credentials import Credentials, without_scheme
 from services.auth.domain.api_key import ApiKey, Permission
 from services.auth.domain.user import User
 from services.auth.keys import IssuedKey, Keys, KeyWanted
+from services.auth.passwords import Passwords
 from services.auth.queries import KEYS_MAX, AuthQueries
 from services.auth.sessions import Sessions
 from services.auth.throttle import address_subject
@@ -128,6 +130,7 @@ class AuthHttp:
     queries: AuthQueries
     sessions: Sessions
     credentials: Credentials
+    passwords: Passwords
     version: str
 
     def routes(self) -> Sequence[web.AbstractRouteDef]:
@@ -159,8 +162,8 @@ class AuthHttp:
             message = "signing up is by invitation only: ask an owner of a project for an account"
             raise Forbidden(message, code="signup_closed")
         body = await read_body(request, SignupBody)
-        metadata = _anonymous_metadata(request, body.username)
-        idempotency = await idempotency_of(request)
+        metadata = replace(metadata_of(request), actor=body.username)
+        idempotency = await self._idempotency_of(request, body)
         user = await self.accounts.sign_up(body.username, body.email, body.password, metadata, idempotency)
         data = {"email": user.state.email, "username": user.state.username}
         return success(data, message="the account was made")
@@ -237,7 +240,7 @@ class AuthHttp:
             body.role,
             project_id,
             _in_project(metadata_of(request), project_id),
-            await idempotency_of(request),
+            await self._idempotency_of(request, body),
         )
         return success(user_body(user), message=f"the user {user.state.username} was added", etag=_etag(user))
 
@@ -269,6 +272,14 @@ class AuthHttp:
         username = "" if user is None else user.state.username
         message = f"the user {username} was removed from project {project_id}"
         return success({"id": user_id, "username": username}, message=message)
+
+    async def _idempotency_of(self, request: web.Request, body: SignupBody) -> IdempotencyKey | None:
+        """The request's key; the record of it must be no quicker way to guess the password than its hash is."""
+        salt = request.headers.get("Idempotency-Key")
+        if salt is None:
+            return None
+        fingerprint = await self.passwords.fingerprint(body.password, f"{body.username}\n{salt}")
+        return idempotency_of(request, canonical_json({**body.model_dump(), "password": fingerprint}))
 
     async def _visible_user_ids(self, principal: Principal) -> set[int]:
         projects = await self.queries.projects(principal.projects)
@@ -304,7 +315,7 @@ class AuthHttp:
         project_id = project_meant(principal, body.project_id)
         wanted = KeyWanted(body.name, body.permission, tuple(body.scopes), body.developer_id, body.expires_in_days)
         metadata = _in_project(metadata_of(request), project_id)
-        issued = await self.keys.issue(principal, project_id, wanted, metadata, await idempotency_of(request))
+        issued = await self.keys.issue(principal, project_id, wanted, metadata, idempotency_of(request))
         answer = json_answer(new_key_body(issued, project_id), status=201, etag=_etag(issued.entity))
         answer.headers["Cache-Control"] = "no-store"
         return answer

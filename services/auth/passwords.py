@@ -4,6 +4,7 @@ The cost is the first recommendation of the OWASP Password Storage Cheat Sheet: 
 """
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import TypeVar
 
 from argon2 import Parameters, PasswordHasher, Type
 from argon2.exceptions import Argon2Error, InvalidHashError
+from argon2.low_level import hash_secret_raw
 
 from libs.core.errors import RetryLater
 from libs.core.ids import random_base62
@@ -43,9 +45,22 @@ class Passwords:
         verified = await self._on_a_thread(lambda: self._verify(stored_hash or self._nobody_hash, password))
         return verified and stored_hash is not None
 
-    def outdated(self, stored_hash: str) -> bool:
-        """True when the hash was made at another cost than today's."""
-        return self._hasher.check_needs_rehash(stored_hash)
+    async def fingerprint(self, password: str, salt: str) -> str:
+        """What tells whether a repeated request held the same password, as dear to guess from as the hash itself."""
+        salt_bytes = hashlib.sha256(salt.encode()).digest()
+        raw = await self._on_a_thread(lambda: self._raw(password, salt_bytes))
+        return raw.hex()
+
+    def _raw(self, password: str, salt: bytes) -> bytes:
+        return hash_secret_raw(
+            password.encode(),
+            salt,
+            time_cost=self._hasher.time_cost,
+            memory_cost=self._hasher.memory_cost,
+            parallelism=self._hasher.parallelism,
+            hash_len=self._hasher.hash_len,
+            type=self._hasher.type,
+        )
 
     def _verify(self, stored_hash: str, password: str) -> bool:
         try:
