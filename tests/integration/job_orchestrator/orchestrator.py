@@ -234,8 +234,8 @@ async def running_orchestrator(
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(running_service(SERVICE, chosen, clock=clock))
         at = chosen.model_copy(update={"job_orchestrator_url": service.base_url})
-        clients = [InternalClient(at, signer(name)) for name in ("worker", "catalog")]
-        for client in clients:
-            stack.push_async_callback(client.close)
+        worker, catalog = InternalClient(at, signer("worker")), InternalClient(at, signer("catalog"))
+        stack.push_async_callback(worker.close)
+        stack.push_async_callback(catalog.close)
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Orchestrator(service.base_url, service.context, session, *clients)
+        yield Orchestrator(service.base_url, service.context, session, worker, catalog)
