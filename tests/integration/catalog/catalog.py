@@ -212,9 +212,7 @@ class Catalog:
     async def create_destination(self, name: str = "lake", **changes: Any) -> int:
         return int((await self.post("/destinations", destination_body(name, **changes))).data["id"])
 
-    async def call(
-        self, service: str, call: InternalCall[RequestT, ResponseT], request: RequestT
-    ) -> ResponseT:
+    async def call(self, service: str, call: InternalCall[RequestT, ResponseT], request: RequestT) -> ResponseT:
         """An internal call of a service."""
         return await self.clients[service].call(call, request)
 
@@ -225,7 +223,13 @@ class Catalog:
 
 
 def config(**changes: Any) -> JsonObject:
-    return {"host": "db.example.com", "port": 5432, "database": "flights", "username": "ada", "password": PASSWORD} | changes
+    return {
+        "host": "db.example.com",
+        "port": 5432,
+        "database": "flights",
+        "username": "ada",
+        "password": PASSWORD,
+    } | changes
 
 
 def source_body(name: str = "flights", **changes: Any) -> JsonObject:

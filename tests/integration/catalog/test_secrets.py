@@ -119,7 +119,9 @@ async def test_a_masked_secret_is_worth_nothing_in_another_project_role_or_field
     assert (await catalog.post("/sources/test", source_body(config=elsewhere))).fields == ["config.ssl.client_key"]
 
 
-@pytest.mark.parametrize("forged", ["********", "********:source/1/password/", "********:source/1/password/" + "A" * 22])
+@pytest.mark.parametrize(
+    "forged", ["********", "********:source/1/password/", "********:source/1/password/" + "A" * 22]
+)
 async def test_a_forged_mask_is_refused_and_never_stored(catalog: Catalog, forged: str) -> None:
     refused = await catalog.post("/sources", source_body(config=config(password=forged)))
     assert (refused.status, refused.fields) == (400, ["config.password"])
