@@ -69,12 +69,14 @@ class StreamPlan:
 
     Args:
         columns: the columns chosen, None for all.
+        left_out: columns not wanted, where all others are, also those that the source adds later.
         policies: what to do, by column, with a value that the destination can't hold; ``fail`` where absent.
     """
 
     stream: StreamName
     target: Target
     columns: tuple[str, ...] | None = None
+    left_out: frozenset[str] = frozenset()
     policies: dict[str, Policy] = field(default_factory=dict)
 
 

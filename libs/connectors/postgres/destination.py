@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -158,7 +159,7 @@ class PostgresRun:
         return Target(self._config.default_schema or plan.target.namespace, plan.target.table)
 
     def _placed(self, plan: StreamPlan) -> StreamPlan:
-        return StreamPlan(plan.stream, self._target(plan), plan.columns, plan.policies)
+        return replace(plan, target=self._target(plan))
 
     async def _controlling(self) -> "asyncpg.Connection[Any]":
         """The connection that decides and commits; opened again when it broke."""

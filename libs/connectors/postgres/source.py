@@ -280,7 +280,7 @@ async def close(connection: "asyncpg.Connection[Any]") -> None:
 
 def _choose(plan: StreamPlan, columns: list[Column]) -> list[Column]:
     if plan.columns is None:
-        chosen = columns
+        chosen = [column for column in columns if column.name not in plan.left_out]
     else:
         missing = sorted(set(plan.columns) - {column.name for column in columns})
         if missing:

@@ -1,0 +1,7 @@
+"""``python -m services.worker``."""
+
+from libs.runtime.service import run_service
+from services.worker.app import SERVICE
+
+if __name__ == "__main__":
+    run_service(SERVICE)

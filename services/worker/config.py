@@ -1,0 +1,26 @@
+"""The settings of the worker."""
+
+from pydantic import Field
+
+from libs.runtime.settings import Seconds, ServiceSettings
+
+
+class WorkerSettings(ServiceSettings):
+    """What an installation may choose about its workers.
+
+    Args:
+        worker_id: what runs show as their worker; host and process when empty.
+        worker_runs_max: how many runs one worker moves at once; each takes about 150 MB at most.
+        worker_heartbeat_seconds: how often a run reports; a third of the lease where that is shorter.
+        worker_poll_seconds: how often an idle worker asks for work when no event has told it of any.
+        worker_check_seconds: how long the test of a connection may take.
+        worker_discover_seconds: how long a discovery of streams may take.
+    """
+
+    port: int = 8086
+    worker_id: str = ""
+    worker_runs_max: int = Field(default=2, ge=1, le=64)
+    worker_heartbeat_seconds: Seconds = Field(default=5.0, gt=0)
+    worker_poll_seconds: Seconds = Field(default=5.0, gt=0)
+    worker_check_seconds: Seconds = Field(default=20.0, gt=0)
+    worker_discover_seconds: Seconds = Field(default=50.0, gt=0)

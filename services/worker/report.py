@@ -1,0 +1,85 @@
+"""What a run tells of itself: progress by stream and numbered log lines, handed out in bounded portions."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+from libs.connectors.protocol import StreamPlan
+from libs.contracts.internal import LogLine, StreamProgress
+from libs.contracts.runs import StreamResult
+from libs.core.clock import Clock
+
+LINE_CHARACTERS_MAX = 4_000
+LINES_WAITING_MAX = 5_000
+LINES_PER_REPORT = 200
+
+Level = Literal["debug", "info", "warning", "error"]
+StreamState = Literal["waiting", "running", "completed", "failed"]
+
+
+@dataclass
+class StreamReport:
+    """One stream's counts, as its connectors add to them."""
+
+    plan: StreamPlan
+    state: StreamState = "waiting"
+    rows_read: int = 0
+    rows_written: int = 0
+    bytes_read: int = 0
+    rows_total: int | None = None
+
+    def add(self, *, rows_read: int = 0, rows_written: int = 0, bytes_read: int = 0) -> None:
+        self.rows_read += rows_read
+        self.rows_written += rows_written
+        self.bytes_read += bytes_read
+
+    def progress(self) -> StreamProgress:
+        return StreamProgress(
+            namespace=self.plan.stream.namespace,
+            name=self.plan.stream.name,
+            state=self.state,
+            rows_read=self.rows_read,
+            rows_written=self.rows_written,
+            bytes_read=self.bytes_read,
+            rows_total=self.rows_total,
+        )
+
+
+@dataclass
+class RunReport:
+    """Everything that a run reports. Lines stay until a report that carried them was acknowledged."""
+
+    clock: Clock
+    streams: list[StreamReport] = field(default_factory=list)
+    results: list[StreamResult] = field(default_factory=list)
+    _lines: deque[LogLine] = field(default_factory=deque)
+    _first: int = 0
+    _left_out: int = 0
+
+    def log(self, level: str, message: str) -> None:
+        """Add a line; when too many wait, lines are counted instead, and the count becomes a line."""
+        if len(self._lines) >= LINES_WAITING_MAX:
+            self._left_out += 1
+            return
+        if self._left_out:
+            left_out, self._left_out = self._left_out, 0
+            self.log("warning", f"{left_out} lines were left out: they came faster than they could be reported")
+        text = message.replace("\x00", "")[:LINE_CHARACTERS_MAX]
+        self._lines.append(LogLine(time=self.clock.now(), level=cast(Level, level), message=text))
+
+    def progress(self) -> tuple[StreamProgress, ...]:
+        return tuple(stream.progress() for stream in self.streams)
+
+    def portion(self) -> tuple[int, tuple[LogLine, ...]]:
+        """The number of the first line that was not acknowledged, and as many lines as one report takes."""
+        return self._first, tuple(line for line, _ in zip(self._lines, range(LINES_PER_REPORT), strict=False))
+
+    def acknowledge(self, first: int, count: int) -> None:
+        """Forget the lines of a portion that has arrived."""
+        while self._lines and self._first < first + count:
+            self._lines.popleft()
+            self._first += 1
+
+    @property
+    def more_than_a_portion(self) -> bool:
+        return len(self._lines) > LINES_PER_REPORT
