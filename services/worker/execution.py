@@ -177,7 +177,7 @@ class RunExecution:
                 await self._heartbeat()
             except DataSyncError as error:
                 self._log.warning("heartbeat_failed", error=error.message)
-            except Exception:
+            except Exception:  # noqa: BLE001
                 # A report that can't be made must not look like a worker that is gone.
                 self._log.exception("heartbeat_failed_unexpectedly")
             if self._verdict != "continue":

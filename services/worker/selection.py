@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from libs.connectors.protocol import ConnectorRefused, Policy, StreamName, StreamPlan, Target
 from libs.core.json import parse_json
 
-
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
