@@ -140,6 +140,7 @@ class Orchestrator:
     worker_client: InternalClient
     catalog_client: InternalClient
     project: int = PROJECT
+    audience: str = "job_orchestrator"
 
     def in_new_project(self) -> "Orchestrator":
         """The same instance, as a project sees it that has nothing yet."""
@@ -159,7 +160,7 @@ class Orchestrator:
         """A call below the project's path, as the gateway forwards it."""
         project = project or self.project
         owner = ADA.model_copy(update={"projects": {self.project: "owner"}})
-        token = signer("gateway").sign(principal or owner, "job_orchestrator")
+        token = signer("gateway").sign(principal or owner, self.audience)
         all_headers = {PRINCIPAL_HEADER: token, **(headers or {})}
         sent: dict[str, Any] = {"json": body} if body is not None else {"data": data}
         url = f"{self.base_url}/api/v1/project/{project}{path}"
