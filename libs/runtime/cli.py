@@ -16,6 +16,7 @@ from libs.core.errors import DataSyncError
 from libs.runtime.encryption import Keyring, rewrap_secrets
 from libs.runtime.mongo import PyMongoError, connect
 from libs.runtime.mongod import mongod_url
+from libs.runtime.operator_cli import add_operator_commands, operate
 from libs.runtime.settings import EXIT_BAD_SETTINGS, BadSettings, describe_bad_settings, load_settings
 from libs.runtime.suite import SERVICES, CannotStart, SuiteSettings, load_keys, service_environment
 from libs.runtime.supervisor import up
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _serve(options.service)
         case "keys":
             return _rewrap()
+        case "rebuild" | "parked" | "repair":
+            return operate(options, _service_definition)
         case unknown:
             raise AssertionError(f"no such command: {unknown}")
 
@@ -44,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     keys = commands.add_parser("keys", help="the keys that encrypt connectors' secrets")
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("rewrap", help="wrap every stored secret by the first of ENCRYPTION_KEYS; safe while running")
+    add_operator_commands(commands)
     return parser
 
 

@@ -2,14 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 
 import pytest
 
 from libs.runtime import consumer as consumer_module
 from libs.runtime.parking import list_parked, request_retry
 from libs.runtime.rebuild import Rebuild, RebuildFailed
+from libs.runtime.repair import Operations
+from libs.runtime.service import ServiceDefinition
+from libs.runtime.settings import ServiceSettings
 from libs.testing.followers import ECHO, Behaviour, Follower, Installation, Owner, installation
-from libs.testing.things import THING
+from libs.testing.things import THING, TOPIC
 
 
 @pytest.fixture
@@ -29,6 +33,7 @@ async def embedded(mongod: str, database_prefix: str) -> AsyncIterator[Installat
 
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer_module, "STOPPED_POLL_SECONDS", 0.05)
     monkeypatch.setattr(consumer_module, "CHORES_SECONDS", 0.05)
     monkeypatch.setattr(consumer_module, "WAIT_SECONDS", 0.1)
 
@@ -149,3 +154,61 @@ async def test_a_second_rebuild_at_the_same_time_is_refused(embedded: Installati
         with pytest.raises(RebuildFailed, match="another rebuild"):
             await of_owner(embedded, owner).run()
         assert (await first).swapped
+
+
+def operations_on(place: Installation, follower: Follower, behaviour: Behaviour) -> Operations:
+    definition = ServiceDefinition(
+        name="follower",
+        settings=ServiceSettings,
+        start=lambda _: nullcontext(()),
+        aggregates=(ECHO,),
+        projections=(behaviour.projection(),),
+        reactions=(behaviour.reaction(),),
+    )
+    return Operations(definition, follower.store, place.open_log("operator"))
+
+
+async def test_lost_offsets_are_repaired_without_doing_anything_twice(place: Installation) -> None:
+    behaviour = Behaviour()
+    async with place.owner() as owner:
+        await owner.make("1", "lamp")
+        async with place.follower(behaviour) as follower:
+            await until_views(follower, 1)
+        await follower.store.database["offsets"].update_many({}, {"$inc": {"offset": 1_000}})
+        async with place.follower(behaviour) as follower:
+            await until_stopped(follower)
+            await owner.make("2", "torch")
+            repaired = await operations_on(place, follower, behaviour).repair(TOPIC)
+            assert repaired.rebuild is None
+            await until_views(follower, 2)
+            assert await follower.echoes() == {"1": 1, "2": 1}
+            assert {tuple(view["versions"]) for view in (await follower.views()).values()} == {(1,)}
+
+
+async def test_after_the_owners_store_was_replaced_the_projections_follow_the_new_one(embedded: Installation) -> None:
+    behaviour = Behaviour()
+    async with embedded.follower(behaviour) as follower:
+        async with embedded.owner() as owner:
+            await owner.make("1", "lamp")
+            await owner.make("2", "torch")
+            await until_views(follower, 2)
+            await owner.store.client.drop_database(owner.store.database.name)
+        async with embedded.owner() as owner:
+            await owner.make("3", "candle")
+            await until_stopped(follower)
+            repaired = await operations_on(embedded, follower, behaviour).repair(TOPIC, grace_seconds=0)
+            assert repaired.rebuild is not None
+            assert set(await follower.views()) == {"3"}
+            await owner.make("4", "match")
+            await until_views(follower, 2)
+            assert set(await follower.views()) == {"3", "4"}
+
+
+async def until_views(follower: Follower, count: int) -> None:
+    while len(await follower.views()) != count:
+        await asyncio.sleep(0.02)
+
+
+async def until_stopped(follower: Follower) -> None:
+    while (await follower.health.report())[f"consumer {TOPIC}"] is None:
+        await asyncio.sleep(0.02)
