@@ -235,7 +235,9 @@ class _Shell:
         if timer is None:
             timer = self._timers[key] = HTTP_REQUESTS.labels(method, route, f"{status // 100}xx")
         timer.observe(duration_seconds)
-        report = log.debug if request.path in OPERATIONAL_PATHS else log.info
+        # What came through the gateway stands in its log already.
+        is_news = status >= 500 or (self._is_public and request.path not in OPERATIONAL_PATHS)
+        report = log.info if is_news else log.debug
         report(
             "http_request",
             method=method,
