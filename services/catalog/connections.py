@@ -1,18 +1,27 @@
 """The use cases of one's own sources and destinations: create, change, delete."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from libs.core.clock import Clock
 from libs.core.decider import Aggregate
 from libs.core.envelope import Metadata
-from libs.core.errors import Conflict, PreconditionFailed
+from libs.core.errors import Conflict
 from libs.core.json import JsonObject
 from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey
 from libs.runtime.documents import Documents
 from libs.runtime.event_store import SideWrite
 from libs.runtime.sequences import Sequences
-from services.catalog.domain.connection import Connection, Create, Definition, Delete, Role, Update, require_same_type
+from services.catalog.domain.connection import (
+    SECRETS_CHANGED,
+    Connection,
+    Create,
+    Definition,
+    Delete,
+    Role,
+    Update,
+    require_same_type,
+)
 from services.catalog.domain.destination import DESTINATION
 from services.catalog.domain.source import SOURCE
 from services.catalog.vault import Configuration, Place, Vault
@@ -71,43 +80,40 @@ class Connections:
         self, role: Role, entity_id: int, given: Given, metadata: Metadata, expected_version: int | None
     ) -> Entity[Connection]:
         """Raises besides ``NotFound``, and ``PreconditionFailed`` where ``expected_version`` is not the current one."""
-        for _ in range(ATTEMPTS_MAX):
-            before = await self._current(role, entity_id, metadata, expected_version)
+
+        async def attempt() -> Entity[Connection]:
+            before = await self.documents.require(AGGREGATES[role], entity_id, project_of(metadata))
             written = await self._changed(role, before, given)
-            try:
-                return await self.commands.handle(
-                    AGGREGATES[role],
-                    entity_id,
-                    Update(written.definition),
-                    metadata,
-                    expected_version=before.version,
-                    side_writes=written.side_writes,
-                )
-            except PreconditionFailed:
-                if expected_version is not None:
-                    raise
-        raise _contended(role)
+            command = Update(written.definition, before.state.definition.secret_ref)
+            return await self.commands.handle(
+                AGGREGATES[role],
+                entity_id,
+                command,
+                metadata,
+                expected_version=expected_version,
+                side_writes=written.side_writes,
+            )
+
+        return await _while_secrets_change(attempt)
 
     async def delete(
         self, role: Role, entity_id: int, metadata: Metadata, expected_version: int | None
     ) -> Entity[Connection]:
         """Raises ``Conflict`` naming the jobs while any holds on to it; its secrets go with it."""
-        for _ in range(ATTEMPTS_MAX):
-            before = await self._current(role, entity_id, metadata, expected_version)
+
+        async def attempt() -> Entity[Connection]:
+            before = await self.documents.require(AGGREGATES[role], entity_id, project_of(metadata))
             secret_ref = before.state.definition.secret_ref
-            try:
-                return await self.commands.handle(
-                    AGGREGATES[role],
-                    entity_id,
-                    Delete(),
-                    metadata,
-                    expected_version=before.version,
-                    side_writes=[] if secret_ref is None else [self.vault.forget(secret_ref)],
-                )
-            except PreconditionFailed:
-                if expected_version is not None:
-                    raise
-        raise _contended(role)
+            return await self.commands.handle(
+                AGGREGATES[role],
+                entity_id,
+                Delete(secret_ref),
+                metadata,
+                expected_version=expected_version,
+                side_writes=[] if secret_ref is None else [self.vault.forget(secret_ref)],
+            )
+
+        return await _while_secrets_change(attempt)
 
     def written(self, project_id: int, entity_id: int, given: Given, configuration: Configuration) -> Written:
         """A definition with secrets of its own, newly sealed."""
@@ -134,14 +140,6 @@ class Connections:
         require_same_type(role, before.state.definition.type, given.type)
         return await self.vault.configuration(before.state.project_id, role, given.type, given.config)
 
-    async def _current(
-        self, role: Role, entity_id: int, metadata: Metadata, expected_version: int | None
-    ) -> Entity[Connection]:
-        entity = await self.documents.require(AGGREGATES[role], entity_id, project_of(metadata))
-        if expected_version is not None and expected_version != entity.version:
-            raise PreconditionFailed(f"the current version is {entity.version}, not {expected_version}")
-        return entity
-
     @staticmethod
     def _definition(given: Given, configuration: Configuration, entity_id: int, secret_ref: str | None) -> Definition:
         return Definition(
@@ -159,5 +157,12 @@ def project_of(metadata: Metadata) -> int:
     return metadata.project_id
 
 
-def _contended(role: Role) -> Conflict:
-    return Conflict(f"the {role} keeps changing; try again", code="contention")
+async def _while_secrets_change(attempt: Callable[[], Awaitable[Entity[Connection]]]) -> Entity[Connection]:
+    """Prepare and decide again when other secrets were stored in between."""
+    for _ in range(ATTEMPTS_MAX - 1):
+        try:
+            return await attempt()
+        except Conflict as conflict:
+            if conflict.code != SECRETS_CHANGED:
+                raise
+    return await attempt()

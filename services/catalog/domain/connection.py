@@ -23,6 +23,7 @@ from libs.core.errors import Conflict, FieldError, InvalidInput, NotFound
 Role = Literal["source", "destination"]
 
 JOBS_NAMED_MAX = 5
+SECRETS_CHANGED = "secrets_changed"
 
 
 class Definition(Frozen):
@@ -71,7 +72,10 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Update:
+    """``secret_ref_before`` names the secrets that the new definition keeps or replaces."""
+
     definition: Definition
+    secret_ref_before: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,9 @@ class Expire:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    pass
+    """``secret_ref_before`` names the secrets that are deleted along."""
+
+    secret_ref_before: str | None
 
 
 Command = Create | Update | Reserve | Confirm | Release | Expire | Delete
@@ -153,8 +159,8 @@ def decide(words: Vocabulary, state: Connection | None, command: Command) -> Seq
     if state is None or state.deleted:
         raise NotFound(f"there is no such {words.role}")
     match command:
-        case Update(definition):
-            return _update(words, state, definition)
+        case Update():
+            return _update(words, state, command)
         case Reserve():
             return _reserve(words, state, command)
         case Confirm():
@@ -167,19 +173,27 @@ def decide(words: Vocabulary, state: Connection | None, command: Command) -> Seq
             held = state.reference_of(job_id)
             ended = held is not None and held.reserved_until == reserved_until
             return [words.released(job_id=job_id)] if ended else []
-        case Delete():
+        case Delete(secret_ref_before):
             if state.references:
                 raise Conflict(_in_use(words.role, state), code="in_use")
+            _require_same_secrets(state, secret_ref_before)
             return [words.deleted()]
         case _:
             assert_never(command)
 
 
-def _update(words: Vocabulary, state: Connection, definition: Definition) -> Sequence[Event]:
-    require_same_type(words.role, state.definition.type, definition.type)
-    if definition == state.definition:
+def _update(words: Vocabulary, state: Connection, command: Update) -> Sequence[Event]:
+    require_same_type(words.role, state.definition.type, command.definition.type)
+    _require_same_secrets(state, command.secret_ref_before)
+    if command.definition == state.definition:
         return []
-    return [words.updated(**definition.model_dump())]
+    return [words.updated(**command.definition.model_dump())]
+
+
+def _require_same_secrets(state: Connection, secret_ref_before: str | None) -> None:
+    """What was prepared on other secrets would lose one of two changes, or leave secrets behind."""
+    if state.definition.secret_ref != secret_ref_before:
+        raise Conflict("the secrets were changed meanwhile; try again", code=SECRETS_CHANGED)
 
 
 def require_same_type(role: Role, before: str, after: str) -> None:

@@ -130,6 +130,21 @@ async def test_of_500_creations_of_one_name_one_succeeds_and_honest_ones_do_not_
     assert len((await catalog.get("/sources")).data) == 101
 
 
+async def test_changes_at_once_all_take_effect_and_leave_one_secret(catalog: Catalog) -> None:
+    source_id = await catalog.create_source()
+    renamings = [catalog.put(f"/sources/{source_id}", source_body(f"name {number}")) for number in range(30)]
+    passwords = [
+        catalog.put(f"/sources/{source_id}", source_body(config=config(password=f"new {number}")))
+        for number in range(4)
+    ]
+    answers = await asyncio.gather(*renamings, *passwords)
+    assert Counter(answer.status for answer in answers) == {200: 34}
+    stored = catalog.context.documents.plain("secrets")
+    assert await stored.count_documents({"project_id": catalog.project}) == 1
+    shown = (await catalog.get(f"/sources/{source_id}")).data
+    assert (await catalog.post("/sources/test", source_body(config=shown["config"]))).status == 200
+
+
 async def test_another_projects_things_are_not_there(catalog: Catalog) -> None:
     source_id = await catalog.create_source()
     stranger = catalog.in_new_project()

@@ -64,6 +64,7 @@ async def test_no_secret_is_stored_or_logged_in_clear(
         assert base64.b64encode(PASSWORD.encode()).decode() not in written
         assert await database["secrets"].count_documents({}) == 1
     captured = capsys.readouterr()
+    assert "http_request" in captured.out
     assert PASSWORD not in captured.out + captured.err + caplog.text
 
 

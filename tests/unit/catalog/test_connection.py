@@ -85,40 +85,49 @@ def test_what_exists_is_not_created_again(said: Spoken) -> None:
 
 def test_a_change_is_told_and_no_change_is_not(said: Spoken) -> None:
     here = given(said.aggregate, said.created)
-    after = here.when(Update(RENAMED)).then(said.renamed)
+    after = here.when(Update(RENAMED, "r1")).then(said.renamed)
     assert after.state is not None
     assert said.aggregate.unique_keys(after.state) == ("123/planes",)
-    here.when(Update(FLIGHTS)).then()
+    here.when(Update(FLIGHTS, "r1")).then()
+
+
+@pytest.mark.parametrize("command", [Update(RENAMED, "r0"), Update(RENAMED, None), Delete("r0")])
+def test_what_was_prepared_on_other_secrets_is_refused(said: Spoken, command: Any) -> None:
+    given(said.aggregate, said.created).when(command).then_refused(Conflict, code="secrets_changed")
 
 
 def test_the_type_does_not_change(said: Spoken) -> None:
     other = FLIGHTS.model_copy(update={"type": "mysql"})
-    refusal = given(said.aggregate, said.created).when(Update(other)).then_refused(InvalidInput, code="type_changed")
+    refusal = (
+        given(said.aggregate, said.created).when(Update(other, "r1")).then_refused(InvalidInput, code="type_changed")
+    )
     assert refusal.errors[0].field == "type"
 
 
-@pytest.mark.parametrize("command", [Update(RENAMED), Delete(), Reserve(1, "nightly", UNTIL), Release(1, LATER)])
+@pytest.mark.parametrize(
+    "command", [Update(RENAMED, "r1"), Delete("r1"), Reserve(1, "nightly", UNTIL), Release(1, LATER)]
+)
 def test_what_is_not_there_or_deleted_is_not_found(said: Spoken, command: Any) -> None:
     given(said.aggregate).when(command).then_refused(NotFound)
     given(said.aggregate, said.created, said.deleted).when(command).then_refused(NotFound)
 
 
 def test_a_deleted_one_frees_its_name(said: Spoken) -> None:
-    after = given(said.aggregate, said.created).when(Delete()).then(said.deleted)
+    after = given(said.aggregate, said.created).when(Delete("r1")).then(said.deleted)
     assert after.state is not None
     assert said.aggregate.unique_keys(after.state) == ()
 
 
 def test_what_a_job_holds_is_not_deleted_and_the_jobs_are_named(said: Spoken) -> None:
     held = [said.referenced(job_id, f"job {job_id}") for job_id in range(1, 8)]
-    refusal = given(said.aggregate, said.created, *held).when(Delete()).then_refused(Conflict, code="in_use")
+    refusal = given(said.aggregate, said.created, *held).when(Delete("r1")).then_refused(Conflict, code="in_use")
     assert '"job 1"' in refusal.message
     assert "2 more" in refusal.message
 
 
 def test_a_released_one_can_be_deleted(said: Spoken) -> None:
     happened = (said.created, said.referenced(), said.confirmed(), said.released())
-    given(said.aggregate, *happened).when(Delete()).then(said.deleted)
+    given(said.aggregate, *happened).when(Delete("r1")).then(said.deleted)
 
 
 def test_a_reservation_is_made_once_and_renewed_when_it_is_to_last_longer(said: Spoken) -> None:
@@ -147,7 +156,7 @@ def test_a_job_that_is_not_known_to_hold_it_is_noted_when_it_does(said: Spoken) 
 def test_a_renamed_job_holds_it_under_its_new_name(said: Spoken) -> None:
     here = given(said.aggregate, said.created, said.referenced(), said.confirmed())
     renamed = here.when(Confirm(1, "hourly", LATER)).then(said.referenced(name="hourly", until=LATER), said.confirmed())
-    assert '"hourly"' in renamed.when(Delete()).then_refused(Conflict).message
+    assert '"hourly"' in renamed.when(Delete("r1")).then_refused(Conflict).message
 
 
 def test_an_older_change_of_the_job_does_not_undo_a_younger_reservation(said: Spoken) -> None:
