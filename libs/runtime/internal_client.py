@@ -84,8 +84,9 @@ class InternalClient:
         headers = {
             PRINCIPAL_HEADER: self._signer.sign_as_service(call.service),
             "Content-Type": "application/json",
-            "X-Request-Id": REQUEST_ID.get() or "internal",
         }
+        if request_id := REQUEST_ID.get():
+            headers["X-Request-Id"] = request_id
         inject_trace(headers)
         async with self._open().post(url, data=body, headers=headers, allow_redirects=False) as response:
             return response.status, await response.read()

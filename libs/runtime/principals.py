@@ -64,7 +64,7 @@ class PrincipalSigner:
         self._self = Principal(kind="service", subject=service, name=service)
         self._signed: dict[tuple[str, str, str], _Signed] = {}
 
-    def sign(self, principal: Principal, audience: str) -> str:
+    def sign(self, principal: Principal, audience: str, *, ttl_seconds: float = TOKEN_SECONDS) -> str:
         """A token that says to ``audience`` who is calling; reused for a few seconds."""
         now = time.time()
         key = (principal.kind, principal.subject, audience)
@@ -72,7 +72,7 @@ class PrincipalSigner:
         if known is not None and now < known.reuse_until and known.principal == principal:
             return known.token
         token = self._encode(
-            {"aud": audience, "sub": principal.subject, "principal": principal.model_dump(mode="json")}, TOKEN_SECONDS
+            {"aud": audience, "sub": principal.subject, "principal": principal.model_dump(mode="json")}, ttl_seconds
         )
         if len(self._signed) >= CACHED_MAX:
             self._signed.clear()
