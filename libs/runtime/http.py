@@ -33,6 +33,7 @@ from libs.core.errors import (
     NotFound,
     PreconditionFailed,
     RequestTimeout,
+    RetryLater,
     TooLarge,
     Unauthenticated,
     UnsupportedMediaType,
@@ -42,6 +43,7 @@ from libs.core.json import parse_json
 from libs.core.principal import Principal
 from libs.runtime.command_handler import IdempotencyKey
 from libs.runtime.http_errors import INTERNAL_MESSAGE, error_answer, family_of, of_http_exception
+from libs.runtime.mongo import ConnectionFailure
 from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalVerifier
 from libs.runtime.settings import ServiceSettings
 from libs.runtime.telemetry import (
@@ -208,6 +210,10 @@ class _Shell:
                 if "Allow" in error.headers:
                     answer.headers["Allow"] = error.headers["Allow"]
                 return answer
+            case ConnectionFailure():
+                log.warning("store_unavailable", path=path, error=type(error).__name__)
+                unavailable = RetryLater("the store can't be reached", retry_after_seconds=1)
+                return error_answer(unavailable, family, accept, request_id)
             case _:
                 log.error("request_crashed", path=path, error=repr(error), exc_info=error)
                 return error_answer(CallOperator(INTERNAL_MESSAGE), family, accept, request_id)
