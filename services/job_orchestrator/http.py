@@ -2,13 +2,14 @@
 
 import contextlib
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from libs.contracts import internal
 from libs.core.clock import Clock
@@ -42,7 +43,18 @@ NAME_LENGTH_MAX = 255
 HISTORY_EVENTS_MAX = 1000
 SETTINGS = "project_settings"
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=NAME_LENGTH_MAX, pattern=r"\S")]
+
+def _canonical_name(name: str) -> str:
+    """Composed (Unicode NFC) and trimmed, so that names that look equal are equal."""
+    cleaned = unicodedata.normalize("NFC", name).strip()
+    if not 1 <= len(cleaned) <= NAME_LENGTH_MAX:
+        raise ValueError(f"must be 1 to {NAME_LENGTH_MAX} characters")
+    if not cleaned.isprintable():
+        raise ValueError("must not contain control characters")
+    return cleaned
+
+
+Name = Annotated[str, AfterValidator(_canonical_name)]
 Id = Annotated[int, Field(ge=1, le=ID_MAX)]
 
 

@@ -268,7 +268,7 @@ def _stream_views(progress: Sequence[StreamProgress], results: Sequence[StreamRe
     views = {(item.namespace, item.name): _progress_view(item) for item in progress}
     for result in results:
         key = (result.namespace, result.name)
-        views[key] = views.get(key, {}) | _result_view(result)
+        views[key] = {"rows_total": None} | views.get(key, {}) | _result_view(result)
     return list(views.values())
 
 
@@ -279,7 +279,7 @@ def _progress_view(item: StreamProgress) -> JsonObject:
 def _result_view(result: StreamResult) -> JsonObject:
     fields = result.model_dump(exclude={"verification_json"})
     verification = orjson.Fragment(result.verification_json) if result.verification_json else None
-    return {"state": "completed", "rows_total": None} | fields | {"verification": verification}
+    return fields | {"state": "completed", "verification": verification}
 
 
 def _line_text(line: Mapping[str, Any]) -> bytes:

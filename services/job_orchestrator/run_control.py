@@ -9,8 +9,9 @@ from libs.core.decider import Act
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, NotFound
 from libs.core.ids import uuid7
-from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey, Outcome, Work
+from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey, Work
 from libs.runtime.documents import Documents
+from libs.runtime.telemetry import RUNS_FINISHED
 from services.job_orchestrator.domain.job import JOB, DeleteJob, EndRun, JobState, RequestRun
 from services.job_orchestrator.domain.run import (
     RUN,
@@ -104,12 +105,12 @@ class RunControl:
             job = await self._documents.require(JOB, job.id, job.state.project_id)
         raise Conflict("the job's runs keep changing; try again", code="contention")
 
-    async def finish(self, run_id: str, run: RunState, command: FinishRun, metadata: Metadata) -> Outcome:
+    async def finish(self, run_id: str, run: RunState, command: FinishRun, metadata: Metadata) -> None:
         """End a run together with its job's part of it; raises ``Conflict`` (``fenced``) under an old epoch."""
         end = EndRun(run_id=run_id, outcome=command.outcome)
-        outcome = await self._commands.execute(Work([Act(RUN, run_id, command), Act(JOB, run.job_id, end)], metadata))
+        await self._commands.execute(Work([Act(RUN, run_id, command), Act(JOB, run.job_id, end)], metadata))
+        RUNS_FINISHED.labels(command.outcome).inc()
         self.changed()
-        return outcome
 
     async def retry(self, run_id: str, command: ScheduleRetry, metadata: Metadata) -> None:
         """Let a run wait for its next attempt."""
@@ -131,6 +132,8 @@ class RunControl:
             if refusal.code != "run_changed":
                 raise
             return False
+        if any(isinstance(act.command, CancelWaiting) for act in work.acts):
+            RUNS_FINISHED.labels("cancelled").inc()
         self.changed()
         return True
 
