@@ -14,7 +14,7 @@ from services.auth.credentials import Credentials
 from services.auth.domain.api_key import API_KEY
 from services.auth.domain.project import PROJECT
 from services.auth.domain.user import USER
-from services.auth.http import AuthHttp
+from services.auth.http import AccountRoutes, KeyRoutes, PlatformRoutes, UserRoutes, internal_routes
 from services.auth.keys import Keys
 from services.auth.passwords import Passwords
 from services.auth.queries import INDEXES, LOGIN_FAILURES, AuthQueries
@@ -41,19 +41,17 @@ async def start(context: ServiceContext[AuthSettings]) -> AsyncIterator[Sequence
         throttle_accounts=_throttle(context, "account", settings.login_free_attempts),
         throttle_addresses=_throttle(context, "address", settings.login_free_attempts_per_address),
     )
-    http = AuthHttp(
-        settings=settings,
-        accounts=accounts,
-        keys=Keys(context.commands, queries, clock),
-        queries=queries,
-        sessions=sessions,
-        credentials=Credentials(queries, sessions, usage, clock, bootstrap_key),
-        passwords=passwords,
-        version=_version(),
-    )
+    keys = Keys(context.commands, queries, clock)
+    credentials = Credentials(queries, sessions, usage, clock, bootstrap_key)
     context.tasks.start("usage", usage.run)
     try:
-        yield http.routes()
+        yield [
+            *AccountRoutes(settings, accounts, sessions, passwords).routes(),
+            *PlatformRoutes(_version()).routes(),
+            *UserRoutes(accounts, queries, sessions, passwords).routes(),
+            *KeyRoutes(keys, queries).routes(),
+            *internal_routes(credentials),
+        ]
     finally:
         passwords.close()
         await usage.flush()

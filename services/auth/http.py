@@ -1,19 +1,16 @@
 """The REST calls of accounts, members and API keys, and the internal call that resolves a credential."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from datetime import UTC
 
 from aiohttp import web
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from libs.contracts.internal import RESOLVE_CREDENTIAL, CredentialPresented, CredentialResolved
-from libs.core.clock import isoformat_z
+from libs.contracts.internal import RESOLVE_CREDENTIAL
 from libs.core.envelope import Metadata
 from libs.core.errors import FieldError, Forbidden, InvalidInput, NotFound
 from libs.core.json import canonical_json
-from libs.core.principal import Principal, Role
+from libs.core.principal import Principal
 from libs.runtime.command_handler import Entity, IdempotencyKey
 from libs.runtime.http import (
     idempotency_of,
@@ -26,136 +23,51 @@ from libs.runtime.http import (
     read_query,
     success,
 )
-from libs.runtime.mongo import Document
 from services.auth.accounts import Accounts, project_meant, require_owner
 from services.auth.config import AuthSettings
 from services.auth.credentials import Credentials, without_scheme
-from services.auth.domain.api_key import ApiKey, Permission
-from services.auth.domain.user import User
-from services.auth.keys import IssuedKey, Keys, KeyWanted
+from services.auth.domain.api_key import API_KEY, ApiKey
+from services.auth.domain.user import USER, User
+from services.auth.inputs import (
+    HistoryQuery,
+    KeysQuery,
+    LoginBody,
+    NewKeyBody,
+    NewUserBody,
+    OneQuery,
+    ProjectQuery,
+    SignupBody,
+    UserChangeBody,
+)
+from services.auth.keys import Keys, KeyWanted
 from services.auth.passwords import Passwords
-from services.auth.queries import KEYS_MAX, AuthQueries
+from services.auth.queries import AuthQueries
 from services.auth.sessions import Sessions
 from services.auth.throttle import address_subject
 from services.auth.tokens import is_session_token
+from services.auth.views import event_view, issued_key_view, key_view, project_view, user_view
 
 SESSION_COOKIE = "datasync_session"
 CLIENT_ADDRESS_HEADER = "X-DataSync-Client-Address"
 
-PASSWORD_LENGTH_MAX = 1024
-LOGIN_LENGTH_MAX = 320
-USERNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@[^@\s\x00-\x1f\x7f.]+(\.[^@\s\x00-\x1f\x7f.]+)+")
-
-
-def _valid_username(value: str) -> str:
-    if not USERNAME.fullmatch(value):
-        raise ValueError("may hold letters, digits, '.', '_' and '-', and begins with a letter or a digit")
-    return value
-
-
-def _valid_email(value: str) -> str:
-    if not EMAIL.fullmatch(value):
-        raise ValueError("is not an e-mail address such as ada@example.com")
-    return value
-
-
-Username = Annotated[str, StringConstraints(min_length=3, max_length=64), AfterValidator(_valid_username)]
-Email = Annotated[str, StringConstraints(max_length=254), AfterValidator(_valid_email)]
-Password = Annotated[str, StringConstraints(min_length=8, max_length=PASSWORD_LENGTH_MAX)]
-
-
-class Body(BaseModel):
-    """A body of the project family: what it does not know it does not mind."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, hide_input_in_errors=True)
-
-
-class SignupBody(Body):
-    email: Email
-    username: Username
-    password: Password
-
-
-class LoginBody(Body):
-    """The bounds of a signup are not a login's: what nobody could have chosen is merely wrong."""
-
-    username: str = Field(max_length=LOGIN_LENGTH_MAX)
-    password: str = Field(max_length=PASSWORD_LENGTH_MAX)
-
-
-class NewUserBody(SignupBody):
-    role: Role = "member"
-    project_id: int | None = None
-
-
-class UserChangeBody(Body):
-    username: str | None = None
-    email: Email | None = None
-    password: Password | None = None
-
-
-class ProjectQuery(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    project_id: int | None = None
-
-
-class NewKeyBody(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    name: str = Field(min_length=1, max_length=128)
-    permission: Permission = "read-write"
-    scopes: list[str] = Field(default_factory=list, max_length=64)
-    expires_in_days: int = Field(default=90, ge=1, le=3650)
-    project_id: int | None = None
-    developer_id: str | None = Field(default=None, min_length=1, max_length=128)
-
-
-class KeysQuery(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    limit: int = Field(default=100, ge=1, le=KEYS_MAX)
-    offset: int = Field(default=0, ge=0)
-    project_id: int | None = None
-
 
 @dataclass(frozen=True, slots=True)
-class AuthHttp:
-    """The handlers, over the use cases that they call."""
+class AccountRoutes:
+    """Signing up, logging in and out."""
 
     settings: AuthSettings
     accounts: Accounts
-    keys: Keys
-    queries: AuthQueries
     sessions: Sessions
-    credentials: Credentials
     passwords: Passwords
-    version: str
 
-    def routes(self) -> Sequence[web.AbstractRouteDef]:
+    def routes(self) -> Sequence[web.RouteDef]:
         return [
             web.post("/signup", self.sign_up),
             web.post("/login", self.log_in),
             web.post("/logout", self.log_out),
             web.get("/auth", self.who_am_i),
             web.get("/auth/check", self.who_am_i),
-            web.get("/telemetry-id", self.telemetry_id),
-            web.get("/api/v1/platform/opt/status", self.opt_status),
-            web.get("/api/v1/platform/releases", self.releases),
-            web.get("/api/v1/projects", self.list_projects),
-            web.get("/api/v1/users", self.list_users),
-            web.post("/api/v1/users", self.add_user),
-            web.put("/api/v1/users/{userid}", self.change_user),
-            web.delete("/api/v1/users/{userid}", self.remove_user),
-            web.get("/api/v2/keys", self.list_keys),
-            web.post("/api/v2/keys", self.issue_key),
-            web.get("/api/v2/keys/{keyid}", self.get_key),
-            web.delete("/api/v2/keys/{keyid}", self.revoke_key),
-            internal_route(RESOLVE_CREDENTIAL, self.resolve_credential),
         ]
-
-    # Accounts
 
     async def sign_up(self, request: web.Request) -> web.StreamResponse:
         if self.settings.auth_signup == "invite":
@@ -163,7 +75,7 @@ class AuthHttp:
             raise Forbidden(message, code="signup_closed")
         body = await read_body(request, SignupBody)
         metadata = replace(metadata_of(request), actor=body.username)
-        idempotency = await self._idempotency_of(request, body)
+        idempotency = await guarded_idempotency(request, body, self.passwords)
         user = await self.accounts.sign_up(body.username, body.email, body.password, metadata, idempotency)
         data = {"email": user.state.email, "username": user.state.username}
         return success(data, message="the account was made")
@@ -196,9 +108,22 @@ class AuthHttp:
     async def who_am_i(self, request: web.Request) -> web.StreamResponse:
         return success({"username": principal_of(request).name})
 
-    # What the front end asks of the platform
+
+@dataclass(frozen=True, slots=True)
+class PlatformRoutes:
+    """What OLake's page asks of the platform it runs on."""
+
+    version: str
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        return [
+            web.get("/telemetry-id", self.telemetry_id),
+            web.get("/api/v1/platform/opt/status", self.opt_status),
+            web.get("/api/v1/platform/releases", self.releases),
+        ]
 
     async def telemetry_id(self, request: web.Request) -> web.StreamResponse:
+        """An empty id keeps the page from reporting to anybody."""
         return success({"user_id": "", "version": self.version})
 
     async def opt_status(self, request: web.Request) -> web.StreamResponse:
@@ -207,28 +132,39 @@ class AuthHttp:
     async def releases(self, request: web.Request) -> web.StreamResponse:
         return success({name: {"releases": []} for name in ("olake_ui_worker", "olake_helm", "olake", "features")})
 
-    # Projects and their members
+
+@dataclass(frozen=True, slots=True)
+class UserRoutes:
+    """The caller's projects and their members."""
+
+    accounts: Accounts
+    queries: AuthQueries
+    sessions: Sessions
+    passwords: Passwords
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        one = "/api/v1/users/{userid}"
+        return [
+            web.get("/api/v1/projects", self.list_projects),
+            web.get("/api/v1/users", self.list),
+            web.post("/api/v1/users", self.add),
+            web.get(one, self.get),
+            web.put(one, self.change),
+            web.delete(one, self.remove),
+            web.get(f"{one}/history", self.history),
+        ]
 
     async def list_projects(self, request: web.Request) -> web.StreamResponse:
         principal = principal_of(request)
         projects = await self.queries.projects(sorted(principal.projects, reverse=True))
-        return success(
-            [
-                {
-                    "id": project.id,
-                    "name": project.state.name,
-                    "role": principal.projects[int(project.id)],
-                    "created_at": isoformat_z(project.state.created_at),
-                }
-                for project in projects
-            ]
-        )
+        return success([project_view(project, principal.projects[int(project.id)]) for project in projects])
 
-    async def list_users(self, request: web.Request) -> web.StreamResponse:
-        users = await self.queries.users(await self._visible_user_ids(principal_of(request)))
-        return success([user_body(user) for user in users])
+    async def list(self, request: web.Request) -> web.StreamResponse:
+        projects = await self.queries.projects(principal_of(request).projects)
+        user_ids = {member.user_id for project in projects for member in project.state.members}
+        return success([user_view(user) for user in await self.queries.users(user_ids)])
 
-    async def add_user(self, request: web.Request) -> web.StreamResponse:
+    async def add(self, request: web.Request) -> web.StreamResponse:
         principal = principal_of(request)
         body = await read_body(request, NewUserBody)
         project_id = project_meant(principal, body.project_id)
@@ -239,51 +175,71 @@ class AuthHttp:
             body.password,
             body.role,
             project_id,
-            _in_project(metadata_of(request), project_id),
-            await self._idempotency_of(request, body),
+            in_project(metadata_of(request), project_id),
+            await guarded_idempotency(request, body, self.passwords),
         )
-        return success(user_body(user), message=f"the user {user.state.username} was added", etag=_etag(user))
+        return success(user_view(user), message=f"the user {user.state.username} was added", etag=user.version)
 
-    async def change_user(self, request: web.Request) -> web.StreamResponse:
-        principal = principal_of(request)
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        user = await self._visible(request)
+        moment = read_query(request, OneQuery).as_of
+        if moment is None:
+            return success(user_view(user), etag=user.version)
+        then = await self.queries.as_of(USER, user.id, moment.astimezone(UTC))
+        return success(user_view(then))
+
+    async def history(self, request: web.Request) -> web.StreamResponse:
+        user = await self._visible(request)
+        query = read_query(request, HistoryQuery)
+        events = await self.queries.history(USER, user.id, query.before, query.limit)
+        return success([event_view(event) for event in events])
+
+    async def change(self, request: web.Request) -> web.StreamResponse:
         body = await read_body(request, UserChangeBody)
-        user = await self._changeable_user(principal, _integer_of(request, "userid"))
+        user = await self._changeable(request)
         if body.username is not None and body.username != user.state.username:
-            message = "a username can't be changed: histories show it"
+            message = "can't be changed: histories show it"
             raise InvalidInput(f"username: {message}", errors=[FieldError("username", message, "immutable")])
-        own = principal.kind == "user" and principal.subject == str(user.id)
         changed = await self.accounts.change(
             int(user.id),
             None if body.email == user.state.email else body.email,
             body.password,
-            _in_project(metadata_of(request), None),
-            session_token=next(iter(presented_sessions(request)), None) if own else None,
+            in_project(metadata_of(request), None),
+            session_token=await self._session_of(request, int(user.id)),
             expected_version=if_match_of(request),
         )
-        return success(user_body(changed), message="the user was changed", etag=_etag(changed))
+        return success(user_view(changed), message="the user was changed", etag=changed.version)
 
-    async def remove_user(self, request: web.Request) -> web.StreamResponse:
-        principal = principal_of(request)
-        user_id = _integer_of(request, "userid")
-        project_id = await self._shared_project(principal, user_id, read_query(request, ProjectQuery).project_id)
+    async def remove(self, request: web.Request) -> web.StreamResponse:
+        principal, user = principal_of(request), await self._visible(request)
+        named = read_query(request, ProjectQuery).project_id
+        project_id = await self._shared_project(principal, int(user.id), named)
         require_owner(principal, project_id)
-        user = await self.queries.user(user_id)
-        await self.accounts.remove_member(project_id, user_id, _in_project(metadata_of(request), project_id))
-        username = "" if user is None else user.state.username
-        message = f"the user {username} was removed from project {project_id}"
-        return success({"id": user_id, "username": username}, message=message)
+        await self.accounts.remove_member(project_id, int(user.id), in_project(metadata_of(request), project_id))
+        message = f"the user {user.state.username} was removed from project {project_id}"
+        return success({"id": user.id, "username": user.state.username}, message=message)
 
-    async def _idempotency_of(self, request: web.Request, body: SignupBody) -> IdempotencyKey | None:
-        """The request's key; the record of it must be no quicker way to guess the password than its hash is."""
-        salt = request.headers.get("Idempotency-Key")
-        if salt is None:
-            return None
-        fingerprint = await self.passwords.fingerprint(body.password, f"{body.username}\n{salt}")
-        return idempotency_of(request, canonical_json({**body.model_dump(), "password": fingerprint}))
+    async def _visible(self, request: web.Request) -> Entity[User]:
+        """The user of the path: the caller itself, or a member of one of the caller's projects."""
+        principal, text = principal_of(request), request.match_info["userid"]
+        refusal = NotFound(f"there is no user {text[:20]} in your projects", code="user_not_found")
+        if not (text.isascii() and text.isdigit() and len(text) <= 18):
+            raise refusal
+        user = await self.queries.user(int(text))
+        theirs = await self.queries.projects_of(int(text))
+        if user is None or not (_is_self(principal, int(text)) or principal.projects.keys() & theirs.keys()):
+            raise refusal
+        return user
 
-    async def _visible_user_ids(self, principal: Principal) -> set[int]:
-        projects = await self.queries.projects(principal.projects)
-        return {member.user_id for project in projects for member in project.state.members}
+    async def _changeable(self, request: web.Request) -> Entity[User]:
+        """A user that the caller may change: itself, or one whose every project the caller owns."""
+        principal, user = principal_of(request), await self._visible(request)
+        theirs = await self.queries.projects_of(int(user.id))
+        owns_all = all(principal.projects.get(project_id) == "owner" for project_id in theirs)
+        if not (_is_self(principal, int(user.id)) or owns_all):
+            message = "only the user, or an owner of all of the user's projects, may do this"
+            raise Forbidden(message, code="not_an_owner")
+        return user
 
     async def _shared_project(self, principal: Principal, user_id: int, named: int | None) -> int:
         """The project that the user is removed from: the one named, or the only one shared with the caller."""
@@ -291,36 +247,49 @@ class AuthHttp:
             return project_meant(principal, named)
         theirs = await self.queries.projects_of(user_id)
         shared = {project_id: role for project_id, role in principal.projects.items() if project_id in theirs}
-        if not shared:
-            raise _no_such_user(user_id)
         return project_meant(principal.model_copy(update={"projects": shared}), None)
 
-    async def _changeable_user(self, principal: Principal, user_id: int) -> Entity[User]:
-        """A user that the caller may change: itself, or one whose every project the caller owns."""
-        user = await self.queries.user(user_id)
-        theirs = await self.queries.projects_of(user_id)
-        own = principal.kind == "user" and principal.subject == str(user_id)
-        if user is None or not (own or principal.projects.keys() & theirs.keys()):
-            raise _no_such_user(user_id)
-        if not own and any(principal.projects.get(project_id) != "owner" for project_id in theirs):
-            message = "only the user, or an owner of all of the user's projects, may do this"
-            raise Forbidden(message, code="not_an_owner")
-        return user
+    async def _session_of(self, request: web.Request, user_id: int) -> str | None:
+        """The token of the user's own session, if this request came by one."""
+        for token in presented_sessions(request):
+            session = await self.sessions.find(token)
+            if session is not None and session.user_id == user_id:
+                return token
+        return None
 
-    # API keys
 
-    async def issue_key(self, request: web.Request) -> web.StreamResponse:
+@dataclass(frozen=True, slots=True)
+class KeyRoutes:
+    """API keys, in the shapes of the v2 family."""
+
+    keys: Keys
+    queries: AuthQueries
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        return [
+            route
+            for all_keys in ("/api/v2/keys", "/v2/keys")
+            for route in (
+                web.get(all_keys, self.list),
+                web.post(all_keys, self.issue),
+                web.get(f"{all_keys}/{{keyid}}", self.get),
+                web.delete(f"{all_keys}/{{keyid}}", self.revoke),
+                web.get(f"{all_keys}/{{keyid}}/history", self.history),
+            )
+        ]
+
+    async def issue(self, request: web.Request) -> web.StreamResponse:
         principal = principal_of(request)
         body = await read_body(request, NewKeyBody)
         project_id = project_meant(principal, body.project_id)
         wanted = KeyWanted(body.name, body.permission, tuple(body.scopes), body.developer_id, body.expires_in_days)
-        metadata = _in_project(metadata_of(request), project_id)
+        metadata = in_project(metadata_of(request), project_id)
         issued = await self.keys.issue(principal, project_id, wanted, metadata, idempotency_of(request))
-        answer = json_answer(new_key_body(issued, project_id), status=201, etag=_etag(issued.entity))
+        answer = json_answer(issued_key_view(issued, project_id), status=201, etag=issued.entity.version)
         answer.headers["Cache-Control"] = "no-store"
         return answer
 
-    async def list_keys(self, request: web.Request) -> web.StreamResponse:
+    async def list(self, request: web.Request) -> web.StreamResponse:
         principal = principal_of(request)
         query = read_query(request, KeysQuery)
         if query.project_id is not None:
@@ -333,30 +302,43 @@ class AuthHttp:
         following = request.rel_url.update_query(limit=query.limit, offset=query.offset + query.limit)
         return json_answer(
             {
-                "keys": [key_body(key, project_id, usage.get(str(key.id))) for key, project_id in page],
+                "keys": [key_view(key, project_id, usage.get(str(key.id))) for key, project_id in page],
                 "next_page": str(following) if len(found) > query.limit else None,
             }
         )
 
-    async def get_key(self, request: web.Request) -> web.StreamResponse:
-        key_id = request.match_info["keyid"]
-        found = await self.queries.key_in(key_id, principal_of(request))
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        key, project_id = await self._own(request)
+        usage = await self.queries.usage_of([key.id])
+        moment = read_query(request, OneQuery).as_of
+        if moment is None:
+            # The counters of use change without a new version.
+            return json_answer(key_view(key, project_id, usage.get(str(key.id))), etag=key.version, embeds_others=True)
+        then = await self.queries.as_of(API_KEY, key.id, moment.astimezone(UTC))
+        return json_answer(key_view(then, project_id, None))
+
+    async def history(self, request: web.Request) -> web.StreamResponse:
+        key, _ = await self._own(request)
+        query = read_query(request, HistoryQuery)
+        events = await self.queries.history(API_KEY, key.id, query.before, query.limit)
+        return json_answer({"events": [event_view(event) for event in events]})
+
+    async def revoke(self, request: web.Request) -> web.StreamResponse:
+        key, project_id = await self._own(request)
+        metadata = in_project(metadata_of(request), project_id)
+        revoked = await self.keys.revoke(str(key.id), metadata, if_match_of(request))
+        return json_answer(key_view(revoked, project_id, None), etag=revoked.version)
+
+    async def _own(self, request: web.Request) -> tuple[Entity[ApiKey], int]:
+        """The key of the path, with its project, which must be one of the caller's."""
+        found = await self.queries.key_in(request.match_info["keyid"], principal_of(request))
         if found is None:
-            raise NotFound("there is no such key", code="key_not_found")
-        key, project_id = found
-        usage = await self.queries.usage_of([key_id])
-        return json_answer(key_body(key, project_id, usage.get(key_id)), etag=_etag(key))
+            raise NotFound("there is no such key in your projects", code="key_not_found")
+        return found
 
-    async def revoke_key(self, request: web.Request) -> web.StreamResponse:
-        principal = principal_of(request)
-        metadata = _in_project(metadata_of(request), None)
-        key, project_id = await self.keys.revoke(principal, request.match_info["keyid"], metadata, if_match_of(request))
-        return json_answer(key_body(key, project_id, None), etag=_etag(key))
 
-    # Internal
-
-    async def resolve_credential(self, request: CredentialPresented) -> CredentialResolved:
-        return await self.credentials.resolve(request)
+def internal_routes(credentials: Credentials) -> Sequence[web.RouteDef]:
+    return [internal_route(RESOLVE_CREDENTIAL, credentials.resolve)]
 
 
 def client_address(request: web.Request) -> str:
@@ -370,54 +352,18 @@ def presented_sessions(request: web.Request) -> list[str]:
     return [candidate for candidate in candidates if is_session_token(candidate)]
 
 
-def user_body(user: Entity[User]) -> dict[str, Any]:
-    return {
-        "id": user.id,
-        "username": user.state.username,
-        "email": user.state.email,
-        "created_at": isoformat_z(user.state.created_at),
-        "updated_at": isoformat_z(user.state.updated_at),
-    }
+async def guarded_idempotency(request: web.Request, body: SignupBody, passwords: Passwords) -> IdempotencyKey | None:
+    """The request's Idempotency-Key; its record is no quicker way to guess the password than the password's hash."""
+    salt = request.headers.get("Idempotency-Key")
+    if salt is None:
+        return None
+    fingerprint = await passwords.fingerprint(body.password, f"{body.username}\n{salt}")
+    return idempotency_of(request, canonical_json({**body.model_dump(), "password": fingerprint}))
 
 
-def key_body(key: Entity[ApiKey], project_id: int, usage: Document | None) -> dict[str, Any]:
-    state = key.state
-    return {
-        "id": key.id,
-        "name": state.name,
-        "prefix": state.prefix,
-        "permission": state.permission,
-        "scopes": state.scopes,
-        "project_id": project_id,
-        "developer_id": state.developer_id,
-        "created_at": isoformat_z(state.created_at),
-        "created_by": state.created_by,
-        "expires_at": state.expires_at and isoformat_z(state.expires_at),
-        "revoked_at": state.revoked_at and isoformat_z(state.revoked_at),
-        "last_used_at": None if usage is None else isoformat_z(usage["last_used_at"]),
-        "uses": 0 if usage is None else usage["uses"],
-    }
-
-
-def new_key_body(issued: IssuedKey, project_id: int) -> dict[str, Any]:
-    """The one answer that holds the key itself."""
-    return {**key_body(issued.entity, project_id, None), "secret": issued.secret}
-
-
-def _etag(entity: Entity[Any]) -> str:
-    return str(entity.version)
-
-
-def _in_project(metadata: Metadata, project_id: int | None) -> Metadata:
+def in_project(metadata: Metadata, project_id: int | None) -> Metadata:
     return replace(metadata, project_id=project_id)
 
 
-def _integer_of(request: web.Request, name: str) -> int:
-    text = request.match_info[name]
-    if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise InvalidInput(f"{name}: is not an id", errors=[FieldError(name, "is not an id")])
-    return int(text)
-
-
-def _no_such_user(user_id: int) -> NotFound:
-    return NotFound(f"there is no user {user_id} in your projects", code="user_not_found")
+def _is_self(principal: Principal, user_id: int) -> bool:
+    return principal.kind == "user" and principal.subject == str(user_id)

@@ -81,17 +81,13 @@ class Keys:
         assert entity is not None
         return IssuedKey(entity, None if outcome.replayed else key)
 
-    async def revoke(
-        self, principal: Principal, key_id: str, metadata: Metadata, expected_version: int | None
-    ) -> tuple[Entity[ApiKey], int]:
-        """Revoke a key of one of the caller's projects; it is refused from the moment this returns."""
-        found = await self._queries.key_in(key_id, principal)
+    async def revoke(self, key_id: str, metadata: Metadata, expected_version: int | None) -> Entity[ApiKey]:
+        """Revoke a key of the project in ``metadata``; it is refused from the moment that this returns."""
         secret = await self._queries.secret_of_key(key_id)
-        if found is None or secret is None:
-            raise NotFound(f"there is no key {key_id[:64]!r}", code="key_not_found")
-        _, project_id = found
+        if secret is None:
+            raise NotFound("there is no such key", code="key_not_found")
         revoked: Document = {**secret, "revoked_at": secret["revoked_at"] or self._clock.now()}
-        entity = await self._commands.handle(
+        return await self._commands.handle(
             API_KEY,
             key_id,
             RevokeApiKey(),
@@ -99,7 +95,6 @@ class Keys:
             expected_version=expected_version,
             side_writes=[SideWrite(SECRETS, secret["_id"], revoked)],
         )
-        return entity, project_id
 
 
 def _secret(key_id: str, key_hash: str, project_id: int, command: IssueApiKey) -> SideWrite:

@@ -2,10 +2,16 @@
 
 import asyncio
 from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, TypeVar
 
+from libs.core.decider import Aggregate
+from libs.core.envelope import Envelope, Frozen
+from libs.core.errors import NotFound
 from libs.core.principal import Principal, Role
 from libs.runtime.command_handler import Entity
 from libs.runtime.documents import Documents, entity_of
+from libs.runtime.event_store import envelope_of
 from libs.runtime.mongo import ASCENDING, DESCENDING, Document, IndexModel
 from services.auth.domain.api_key import API_KEY, ApiKey
 from services.auth.domain.project import PROJECT, Project
@@ -17,7 +23,8 @@ LOGIN_FAILURES = "login_failures"
 KEY_USAGE = "key_usage"
 
 USERS_MAX = 1_000
-KEYS_MAX = 1_000
+
+State = TypeVar("State", bound=Frozen)
 
 INDEXES = {
     PROJECT.collection: [IndexModel([("state.members.user_id", ASCENDING)])],
@@ -100,6 +107,21 @@ class AuthQueries:
         if document is None or document["project_id"] not in principal.projects:
             return None
         return entity_of(API_KEY, document), document["project_id"]
+
+    async def as_of(self, aggregate: Aggregate[State], entity_id: int | str, moment: datetime) -> Entity[State]:
+        """An entity as it stood at a moment; raises ``NotFound`` when it was not there yet."""
+        entity = await self._documents.as_of(aggregate, entity_id, moment)
+        if entity is None:
+            raise NotFound(f"{aggregate.name} {entity_id} did not exist then")
+        return entity
+
+    async def history(
+        self, aggregate: Aggregate[Any], entity_id: int | str, before_version: int, limit: int
+    ) -> list[Envelope]:
+        """An entity's events below a version, newest first."""
+        criteria = {"stream": aggregate.stream(entity_id), "version": {"$lt": before_version}}
+        found = self._documents.plain("events").find(criteria).sort("version", DESCENDING).limit(limit)
+        return [envelope_of(document, "") async for document in found]
 
     async def key_secret(self, key_hash: str) -> Document | None:
         """What a presented key opens."""

@@ -81,6 +81,8 @@ async def test_a_revoked_key_is_refused_on_every_instance_at_once(auth: Auth) ->
     for instance in (gateway, other):
         resolved = await instance.resolve(key["secret"])
         assert (resolved.principal, resolved.reason) == (None, "revoked")
+    history = await gateway.call("GET", f"/v2/keys/{key['id']}/history", credential=ada)
+    assert [event["type"] for event in history.body["events"]] == ["api_key_revoked", "api_key_issued"]
     again = await gateway.call("DELETE", f"/api/v2/keys/{key['id']}", credential=ada)
     assert (again.status, again.body["revoked_at"]) == (200, revoked.body["revoked_at"])
 

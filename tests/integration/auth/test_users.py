@@ -37,7 +37,7 @@ async def test_users_of_other_projects_are_not_seen_nor_touched(gateway: Gateway
     removal = await gateway.call("DELETE", "/api/v1/users/1", credential=eve)
     assert removal.status == 404
     forced = await gateway.call("DELETE", "/api/v1/users/1?project_id=123", credential=eve)
-    assert forced.status == 403
+    assert forced.status == 404
     planted = await gateway.call("POST", "/api/v1/users", {**BOB, "project_id": 123}, credential=eve)
     assert planted.status == 403
 
@@ -67,6 +67,21 @@ async def test_a_removed_member_loses_the_project_at_once(auth: Auth) -> None:
     assert resolved.principal is not None
     assert resolved.principal.projects == {}
     assert await names(gateway, ada) == ["ada"]
+
+
+async def test_a_user_shows_its_past(auth: Auth) -> None:
+    gateway = await auth.start()
+    ada = await owner_of(gateway)
+    before = auth.clock.now()
+    auth.clock.advance(60)
+    await gateway.call("PUT", "/api/v1/users/1", {"email": "countess@example.com"}, credential=ada)
+    events = (await gateway.call("GET", "/api/v1/users/1/history", credential=ada)).data
+    assert [(event["version"], event["type"]) for event in events] == [(2, "user_updated"), (1, "user_signed_up")]
+    now = await gateway.call("GET", "/api/v1/users/1", credential=ada)
+    assert (now.data["email"], now.headers["ETag"]) == ("countess@example.com", '"2"')
+    moment = before.isoformat().replace("+00:00", "Z")
+    then = await gateway.call("GET", f"/api/v1/users/1?as_of={moment}", credential=ada)
+    assert then.data["email"] == "ada@example.com"
 
 
 async def test_the_last_owner_can_not_be_removed(gateway: Gateway) -> None:

@@ -1,0 +1,113 @@
+"""What requests may hold: the bounds and shapes of every field, in the words of the answers that refuse them."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from libs.core.principal import Role
+from services.auth.domain.api_key import Permission
+
+PASSWORD_LENGTH_MAX = 1024
+LOGIN_LENGTH_MAX = 320
+KEYS_LISTED_MAX = 1_000
+HISTORY_EVENTS_MAX = 1_000
+VERSION_MAX = 2**53
+
+_USERNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@[^@\s\x00-\x1f\x7f.]+(\.[^@\s\x00-\x1f\x7f.]+)+")
+
+
+def _valid_username(value: str) -> str:
+    if not _USERNAME.fullmatch(value):
+        raise ValueError("may hold letters, digits, '.', '_' and '-', and begins with a letter or a digit")
+    return value
+
+
+def _valid_email(value: str) -> str:
+    if not _EMAIL.fullmatch(value):
+        raise ValueError("is not an e-mail address such as ada@example.com")
+    return value
+
+
+Username = Annotated[str, StringConstraints(min_length=3, max_length=64), AfterValidator(_valid_username)]
+Email = Annotated[str, StringConstraints(max_length=254), AfterValidator(_valid_email)]
+Password = Annotated[str, StringConstraints(min_length=8, max_length=PASSWORD_LENGTH_MAX)]
+
+
+class Body(BaseModel):
+    """A body of the project family, which does not mind what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+
+class SignupBody(Body):
+    email: Email
+    username: Username
+    password: Password
+
+
+class LoginBody(Body):
+    """The bounds of a signup are not a login's: what nobody could have chosen is merely wrong."""
+
+    username: str = Field(max_length=LOGIN_LENGTH_MAX)
+    password: str = Field(max_length=PASSWORD_LENGTH_MAX)
+
+
+class NewUserBody(SignupBody):
+    """``project_id`` may be left out by who owns only one project."""
+
+    role: Role = "member"
+    project_id: int | None = None
+
+
+class UserChangeBody(Body):
+    """What is left out stays; ``username`` is there for forms that send the whole user back."""
+
+    username: str | None = None
+    email: Email | None = None
+    password: Password | None = None
+
+
+class NewKeyBody(BaseModel):
+    """``scopes`` empty: all that the permission allows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=128)
+    permission: Permission = "read-write"
+    scopes: list[str] = Field(default_factory=list, max_length=64)
+    expires_in_days: int = Field(default=90, ge=1, le=3650)
+    project_id: int | None = None
+    developer_id: str | None = Field(default=None, min_length=1, max_length=128)
+
+
+class ProjectQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    project_id: int | None = None
+
+
+class KeysQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    limit: int = Field(default=100, ge=1, le=KEYS_LISTED_MAX)
+    offset: int = Field(default=0, ge=0, le=VERSION_MAX)
+    project_id: int | None = None
+
+
+class OneQuery(BaseModel):
+    """``as_of``: show the entity as it stood at that moment."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    as_of: AwareDatetime | None = None
+
+
+class HistoryQuery(BaseModel):
+    """``before``: only events below this version."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    before: int = Field(default=VERSION_MAX, ge=1, le=VERSION_MAX)
+    limit: int = Field(default=100, ge=1, le=HISTORY_EVENTS_MAX)
