@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -15,6 +16,9 @@ from libs.runtime.settings import ServiceSettings
 
 MASK = "***"
 DEPTH_MAX = 8
+
+# What any of the patterns below needs; nearly every text has none of it and is left after this one look.
+_SUSPICIOUS = re.compile(r"://|ds_|bearer|basic|passw|secret|key|token", re.IGNORECASE)
 
 _SECRET_KEY = re.compile(
     r"passw(or)?d|passphrase|secret|token|authorization|cookie|api_?key|private_?key|signing_?key|credential|dsn$",
@@ -64,6 +68,8 @@ def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 def redact_text(text: str) -> str:
     """``text`` with every credential that can be told from its form masked."""
+    if _SUSPICIOUS.search(text) is None:
+        return text
     for pattern, replacement in _SECRET_TEXT:
         text = pattern.sub(replacement, text)
     return text
@@ -73,7 +79,7 @@ def _redacted(key: str, value: Any, depth: int) -> Any:
     match value:
         case None | bool() | int() | float():
             return value
-        case _ if _SECRET_KEY.search(key):
+        case _ if _is_secret(key):
             return MASK
         case str():
             return redact_text(value)
@@ -83,6 +89,11 @@ def _redacted(key: str, value: Any, depth: int) -> Any:
             return [_redacted(key, item, depth + 1) for item in value]
         case _:
             return redact_text(str(value))
+
+
+@lru_cache(maxsize=4096)
+def _is_secret(key: str) -> bool:
+    return _SECRET_KEY.search(key) is not None
 
 
 def _shared_processors(service: str) -> list[Processor]:
