@@ -24,6 +24,7 @@ from libs.runtime.sequences import Sequences
 from services.job_orchestrator.domain.job import JOB, CreateJob, Definition, JobState, UpdateJob
 from services.job_orchestrator.domain.streams import object_text
 from services.job_orchestrator.queries import JobQueries, Side, reserved_endpoint
+from services.job_orchestrator.run_control import key_was_used
 
 KEYED_IDS = "job_ids_by_key"
 KEYED_IDS_INDEXES = [IndexModel([("created_at", ASCENDING)], expireAfterSeconds=24 * 3600)]
@@ -107,7 +108,7 @@ class JobWriting:
         job_id = await self._job_id(idempotency)
         create: CreateJob | None = None
         side_writes = []
-        if not await self._was_used(idempotency):
+        if not await key_was_used(self._documents, idempotency):
             if await self._queries.job_named(project_id, given.name) is not None:
                 raise name_taken()
             reserved = await self._reserve(project_id, job_id, given, metadata)
@@ -180,11 +181,6 @@ class JobWriting:
         if reserved.source.version != reserved.destination.version:
             raise _versions_differ(reserved.source, reserved.destination)
         return reserved
-
-    async def _was_used(self, idempotency: IdempotencyKey | None) -> bool:
-        if idempotency is None:
-            return False
-        return await self._documents.plain("idempotency").find_one({"_id": idempotency.id}) is not None
 
     async def _job_id(self, idempotency: IdempotencyKey | None) -> int:
         """A new id; the same one for the same key, so that a repeated request finds its own reservation."""

@@ -1,5 +1,6 @@
 """Reads of jobs and runs, in the words of the project family (seed names and those of OLake's page, side by side)."""
 
+import asyncio
 import gzip
 import io
 import tarfile
@@ -179,7 +180,7 @@ class JobQueries:
             page = await self._records.page(str(run.id), cursor, PAGE_LINES_MAX, newer=True)
             text.writelines(_line_text(line) for line in page.lines)
             cursor, more = page.newer_cursor, page.has_more_newer
-        return _archive(f"run-{run.id}.log", text.getvalue(), written_at)
+        return await asyncio.to_thread(_archive, f"run-{run.id}.log", text.getvalue(), written_at)
 
 
 def file_path(run: Entity[RunState]) -> str:

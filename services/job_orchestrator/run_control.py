@@ -75,6 +75,9 @@ class RunControl:
         Raises:
             Conflict: no run is active.
         """
+        if await key_was_used(self._documents, idempotency):
+            replayed = await self._commands.execute(Work([], metadata, idempotency=idempotency))
+            return any(run is not None and run.state.status == "cancelled" for run in replayed.entities[:1])
         for _ in range(ATTEMPTS_MAX):
             run = await self._active_run(job)
             if run is None:
@@ -136,6 +139,13 @@ class RunControl:
             RUNS_FINISHED.labels("cancelled").inc()
         self.changed()
         return True
+
+
+async def key_was_used(documents: Documents, idempotency: IdempotencyKey | None) -> bool:
+    """Whether the request was carried out before, so that its key alone answers it."""
+    if idempotency is None:
+        return False
+    return await documents.plain("idempotency").find_one({"_id": idempotency.id}, {"_id": 1}) is not None
 
 
 def _cancelling(job: Entity[JobState], run: Entity[RunState]) -> list[Act]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from libs.contracts.internal import LogLine, StreamProgress
 from libs.core.clock import Clock
-from libs.core.errors import FieldError, InvalidInput
 from libs.runtime.documents import Documents
 from libs.runtime.mongo import ASCENDING, DESCENDING, BulkWriteError, Document, IndexModel
 
@@ -72,7 +71,7 @@ class RunRecords:
         now = self._clock.now()
         kept_from = max(0, len(lines) - LAST_LINES_KEPT) if last else len(lines)
         documents = [
-            _line(run_id, epoch, first + index, line) | {"created_at": now}
+            _line(run_id, epoch, min(first, LINES_PER_ATTEMPT_MAX) + index, line) | {"created_at": now}
             for index, line in enumerate(lines)
             if first + index < LINES_PER_ATTEMPT_MAX or index >= kept_from
         ]
@@ -105,9 +104,6 @@ class RunRecords:
 
 
 def _line(run_id: str, epoch: int, sequence: int, line: LogLine) -> Document:
-    if sequence >= 1 << _SEQUENCE_BITS:
-        message = f"log_sequence is over {(1 << _SEQUENCE_BITS) - 1}"
-        raise InvalidInput(message, errors=[FieldError("log_sequence", message)])
     ordinal = epoch << _SEQUENCE_BITS | sequence
     return {
         "_id": f"{run_id}/{ordinal}",

@@ -32,8 +32,17 @@ async def shared_orchestrator(mongod: str, catalog: tuple[CatalogStandIn, str]) 
 async def orchestrator(
     mongod: str, database_prefix: str, catalog: tuple[CatalogStandIn, str]
 ) -> AsyncIterator[Orchestrator]:
-    """An instance that hands out lost runs after half a second and retries at once."""
+    """An instance of the test's own, which retries at once."""
     async with running_orchestrator(
-        mongod, database_prefix, catalog[1], run_lease_seconds=0.5, retry_backoff_seconds=0.01
+        mongod, database_prefix, catalog[1], run_lease_seconds=60, retry_backoff_seconds=0.01
     ) as instance:
+        yield instance
+
+
+@pytest.fixture
+async def impatient_orchestrator(
+    mongod: str, database_prefix: str, catalog: tuple[CatalogStandIn, str]
+) -> AsyncIterator[Orchestrator]:
+    """An instance that hands out the runs of workers that were silent for half a second."""
+    async with running_orchestrator(mongod, database_prefix, catalog[1], run_lease_seconds=0.5) as instance:
         yield instance

@@ -12,10 +12,12 @@ import pytest
 
 from libs.contracts.internal import CLAIM_RUN, ClaimRun, LogLine, StreamProgress
 from libs.contracts.runs import StreamResult
+from libs.core.clock import ManualClock
 from libs.core.errors import Forbidden
 from libs.runtime.principals import PrincipalVerifier
 from libs.runtime.telemetry import OLDEST_WAIT_SECONDS, RUNS_ACTIVE, RUNS_WAITING
 from services.job_orchestrator.measurements import Measurements
+from services.job_orchestrator.run_records import LINES_PER_ATTEMPT_MAX
 from tests.integration.job_orchestrator.orchestrator import (
     STREAMS,
     CatalogStandIn,
@@ -146,7 +148,10 @@ async def test_runs_are_handed_out_oldest_first_and_each_to_one_worker(orchestra
     assert sorted(handed) == jobs[1:]
 
 
-async def test_a_silent_workers_run_is_taken_over_and_the_worker_is_fenced(orchestrator: Orchestrator) -> None:
+async def test_a_silent_workers_run_is_taken_over_and_the_worker_is_fenced(
+    impatient_orchestrator: Orchestrator,
+) -> None:
+    orchestrator = impatient_orchestrator
     job_id = await synced(orchestrator)
     lost = await orchestrator.claimed("w1")
     taken = []
@@ -165,13 +170,16 @@ async def test_a_silent_workers_run_is_taken_over_and_the_worker_is_fenced(orche
     assert logs == []
 
 
-async def test_a_worker_that_reports_keeps_its_run_past_the_lease(orchestrator: Orchestrator) -> None:
-    await synced(orchestrator)
-    run = await orchestrator.claimed()
-    for _ in range(8):
-        await asyncio.sleep(0.1)
-        assert (await orchestrator.heartbeat(run)).verdict == "continue"
-        assert await orchestrator.claim("w2") is None
+async def test_a_worker_that_reports_keeps_its_run_past_the_lease(
+    mongod: str, database_prefix: str, catalog: tuple[CatalogStandIn, str]
+) -> None:
+    async with running_orchestrator(mongod, database_prefix, catalog[1], run_lease_seconds=1.5) as orchestrator:
+        await synced(orchestrator)
+        run = await orchestrator.claimed()
+        for _ in range(8):
+            await asyncio.sleep(0.25)
+            assert (await orchestrator.heartbeat(run)).verdict == "continue"
+            assert await orchestrator.claim("w2") is None
 
 
 async def test_epochs_grow_over_all_runs_of_a_job(orchestrator: Orchestrator) -> None:
@@ -278,7 +286,10 @@ async def test_a_running_run_is_cancelled_through_its_worker(orchestrator: Orche
     assert (await orchestrator.tasks(job_id))[0]["status"] == "canceled"
 
 
-async def test_a_cancelled_run_that_lost_its_worker_is_handed_out_to_be_ended(orchestrator: Orchestrator) -> None:
+async def test_a_cancelled_run_that_lost_its_worker_is_handed_out_to_be_ended(
+    impatient_orchestrator: Orchestrator,
+) -> None:
+    orchestrator = impatient_orchestrator
     job_id = await synced(orchestrator)
     await orchestrator.claimed("w1")
     await orchestrator.post(f"/jobs/{job_id}/cancel")
@@ -384,6 +395,43 @@ async def test_logs_are_paged_in_both_directions(orchestrator: Orchestrator) -> 
     more = (await orchestrator.post(f"{path}?cursor={newest_cursor}&direction=newer", body)).data
     assert [line["message"] for line in more["logs"]] == ["more"]
     assert newest_cursor < 2**53
+
+
+async def test_a_repeated_key_gives_the_same_run_and_the_same_cancellation(orchestrator: Orchestrator) -> None:
+    job_id = await orchestrator.create_job()
+    begun = [await orchestrator.post(f"/jobs/{job_id}/sync", {}, headers={"Idempotency-Key": "a"}) for _ in range(2)]
+    assert begun[0].data["task_id"] == begun[1].data["task_id"]
+    assert len(await orchestrator.tasks(job_id)) == 1
+    ended = [await orchestrator.post(f"/jobs/{job_id}/cancel", headers={"Idempotency-Key": "b"}) for _ in range(2)]
+    assert ended[0].data == ended[1].data == {"message": "the run is cancelled"}
+
+
+async def test_an_endless_log_keeps_its_beginning_and_its_last_lines(orchestrator: Orchestrator) -> None:
+    job_id = await synced(orchestrator)
+    run = await orchestrator.claimed()
+    await orchestrator.heartbeat(run, lines("first"))
+    await orchestrator.heartbeat(run, lines("too many"), log_sequence=LINES_PER_ATTEMPT_MAX)
+    for _ in range(2):
+        assert await orchestrator.finish(run, log_sequence=2**40, log_lines=lines("near", "the end")) == "recorded"
+    logs = (await orchestrator.get(f"/jobs/{job_id}/task/{run.run_id}/logs")).data["task_logs"]
+    assert [line["message"] for line in logs] == ["first", "near", "the end"]
+
+
+async def test_a_restarted_orchestrator_lets_living_workers_report_first(
+    mongod: str, database_prefix: str, catalog: tuple[CatalogStandIn, str]
+) -> None:
+    async with running_orchestrator(mongod, database_prefix, catalog[1], run_lease_seconds=1.5) as before:
+        await synced(before)
+        run = await before.claimed("w1")
+    await asyncio.sleep(1.6)
+    clock = ManualClock()
+    async with running_orchestrator(
+        mongod, database_prefix, catalog[1], clock=clock, run_lease_seconds=1.5
+    ) as restarted:
+        assert await restarted.claim("w2") is None
+        assert (await restarted.heartbeat(run)).verdict == "continue"
+        clock.advance(2)
+        assert await restarted.claim("w2") is None
 
 
 async def test_an_empty_log_has_its_cursors(orchestrator: Orchestrator) -> None:
