@@ -50,11 +50,18 @@ class Credentials:
         self._internal = internal
         self._known: dict[Key, _Known] = {}
         self._asking: dict[Key, asyncio.Task[_Known]] = {}
+        self._tasks: set[asyncio.Task[_Known]] = set()
 
     async def close(self) -> None:
-        for task in list(self._asking.values()):
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def forget(self) -> None:
+        """Ask anew about everybody: what auth was just told may have changed what anybody may do."""
+        self._known.clear()
+        self._asking.clear()
 
     async def caller_of(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> Caller:
         """Who sent the request.
@@ -108,6 +115,7 @@ class Credentials:
         if asking is None:
             asking = asyncio.get_running_loop().create_task(self._fetch(key), name="resolve-credential")
             self._asking[key] = asking
+            self._tasks.add(asking)
             asking.add_done_callback(lambda task: self._asked(key, task))
         return asking
 
@@ -115,18 +123,21 @@ class Credentials:
         asked_at = time.monotonic()
         presented = CredentialPresented(kind=key[0], credential=key[1])
         known = _Known(await self._internal.call(RESOLVE_CREDENTIAL, presented), asked_at)
-        if len(self._known) >= CACHED_MAX:
-            self._forget(asked_at)
-        self._known[key] = known
+        if self._asking.get(key) is asyncio.current_task():
+            if len(self._known) >= CACHED_MAX:
+                self._drop_old(asked_at)
+            self._known[key] = known
         return known
 
     def _asked(self, key: Key, task: asyncio.Task[_Known]) -> None:
-        del self._asking[key]
+        self._tasks.discard(task)
+        if self._asking.get(key) is task:
+            del self._asking[key]
         if not task.cancelled():
             # Whoever waits gets the error; a refresh in the background has nobody, and the next request asks again.
             task.exception()
 
-    def _forget(self, now: float) -> None:
+    def _drop_old(self, now: float) -> None:
         """Drop what is too old to be used, and everything if that was not enough."""
         self._known = {key: known for key, known in self._known.items() if now - known.asked_at < USED_SECONDS}
         if len(self._known) >= CACHED_MAX:

@@ -16,7 +16,7 @@ from libs.runtime.http import (
 from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner
 from libs.runtime.telemetry import inject_trace
 from services.gateway.credentials import Credentials
-from services.gateway.origins import Origins
+from services.gateway.origins import SAFE_METHODS, Origins
 from services.gateway.routes import Target, target_of, target_of_entity_type
 from services.gateway.upstream import Upstream, forwarded_headers
 
@@ -56,7 +56,10 @@ class Gateway:
                 target = await _by_entity_type(request, target)
             headers[PRINCIPAL_HEADER] = self._principals.sign(caller.principal, target.service)
         self._introduce(request, headers)
-        return await self._upstream.forward(request, target, headers)
+        answer = await self._upstream.forward(request, target, headers)
+        if target.service == "auth" and request.method not in SAFE_METHODS and path not in PUBLIC_PATHS:
+            self._credentials.forget()
+        return answer
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
         """What Prometheus scrapes; on the public port it needs a credential like everything else."""

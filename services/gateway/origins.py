@@ -16,7 +16,7 @@ RESPONSE_HEADERS = (
 )
 PREFLIGHT_SECONDS = 600
 
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _STATE_CHANGING_GET = re.compile(r"/jobs/[^/]+/cancel/?$")
 
 
@@ -59,7 +59,7 @@ class Origins:
         Raises:
             Forbidden: neither an allowed (or our own) ``Origin`` or ``Referer`` nor ``Sec-Fetch-Site`` vouches for it.
         """
-        if method in _SAFE_METHODS and not (method == "GET" and _STATE_CHANGING_GET.search(path)):
+        if method in SAFE_METHODS and not (method == "GET" and _STATE_CHANGING_GET.search(path)):
             return
         if headers.get("Sec-Fetch-Site") in ("same-origin", "same-site"):
             return

@@ -5,6 +5,7 @@ import asyncio
 import aiohttp
 import pytest
 
+from libs.runtime import http_server
 from tests.integration.gateway.backends import API_KEY, PROJECT, a_key
 from tests.integration.gateway.conftest import Suite
 
@@ -73,6 +74,20 @@ async def test_what_is_not_http_is_answered_as_json_and_the_connection_closed(
     assert b"Server: datasync\r\n" in head
     assert b"Python" not in head
     assert body.startswith(b'{"success":false,"message":"')
+
+
+async def test_a_request_whose_head_never_ends_is_cut_off(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "HEAD_TIMEOUT_SECONDS", 0.2)
+    for begun in (b"", b"GET / HTTP/1.1\r\nHost: x\r\n"):
+        assert await _exchange(suite.url, begun) == b""
+    host, port = suite.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 404 ")
+    writer.write(b"GET /nowhere HT")
+    async with asyncio.timeout(5):
+        await reader.read()
+    writer.close()
 
 
 async def test_the_gateway_does_not_tell_what_it_is_made_of(client: aiohttp.ClientSession) -> None:

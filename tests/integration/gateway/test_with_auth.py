@@ -1,0 +1,128 @@
+"""The gateway in front of the real auth service."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import aiohttp
+import pytest
+from aiohttp import web
+from pydantic import SecretStr
+
+from libs.runtime.mongo import connect
+from libs.runtime.principals import new_signing_key
+from libs.runtime.service import running_service
+from services.auth.app import SERVICE as AUTH
+from services.auth.config import AuthSettings
+from services.gateway.app import SERVICE as GATEWAY
+from services.gateway.config import GatewaySettings
+from tests.integration.gateway.backends import GATEWAY_KEY, GATEWAY_PUBLIC_KEY, Backend, echo, started
+
+ADA = {"username": "ada", "email": "ada@example.com", "password": "password"}
+PAGE = {"Origin": "http://localhost:8000", "Authorization": "Bearer authenticated"}
+BOOTSTRAP_KEY = "eight characters or more"
+
+
+@pytest.fixture
+async def url(mongod: str, database_prefix: str) -> AsyncIterator[str]:
+    """Where a gateway listens, with auth and an echoing catalog behind it."""
+    auth_key, auth_public_key = new_signing_key()
+    trusted_keys = {"gateway": GATEWAY_PUBLIC_KEY, "auth": auth_public_key}
+    async with AsyncExitStack() as stack:
+        catalog = Backend("catalog", [web.route("*", "/api/v1/project/{projectid}/sources", echo)])
+        await stack.enter_async_context(started(catalog))
+        auth = await stack.enter_async_context(
+            running_service(
+                AUTH,
+                AuthSettings(
+                    port=0,
+                    mongodb_url=mongod,
+                    database_prefix=database_prefix,
+                    signing_key=SecretStr(auth_key),
+                    trusted_keys=trusted_keys,
+                    api_key=SecretStr(BOOTSTRAP_KEY),
+                ),
+            )
+        )
+        gateway = await stack.enter_async_context(
+            running_service(
+                GATEWAY,
+                GatewaySettings(
+                    port=0,
+                    auth_url=auth.base_url,
+                    catalog_url=catalog.url,
+                    signing_key=SecretStr(GATEWAY_KEY),
+                    trusted_keys=trusted_keys,
+                ),
+            )
+        )
+        yield gateway.base_url
+
+
+async def test_a_page_signs_up_logs_in_works_and_logs_out_with_its_cookie(url: str) -> None:
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(url, headers=PAGE, cookie_jar=jar) as page:
+        async with page.post("/signup", json=ADA) as response:
+            assert response.status == 200, await response.text()
+        async with page.get("/auth") as response:
+            assert response.status == 401
+        async with page.post("/login", json={"username": "ada", "password": "password"}) as response:
+            assert response.status == 200, await response.text()
+            assert response.headers["Access-Control-Allow-Credentials"] == "true"
+        async with page.get("/auth") as response:
+            assert (await response.json())["data"] == {"username": "ada"}
+        async with page.post("/api/v1/project/123/sources", json={}) as response:
+            assert (await response.json())["principal"]["projects"] == {"123": "owner"}
+        async with page.post("/logout") as response:
+            assert response.status == 200
+        async with page.get("/auth") as response:
+            assert response.status == 401
+
+
+async def test_a_wrong_password_is_refused_and_says_nothing_of_the_account(url: str) -> None:
+    async with aiohttp.ClientSession(url) as caller:
+        async with caller.post("/signup", json=ADA) as response:
+            assert response.status == 200
+        for username in ("ada", "nobody"):
+            async with caller.post("/login", json={"username": username, "password": "wrong"}) as response:
+                assert response.status == 401
+                assert (await response.json())["success"] is False
+
+
+async def test_a_key_that_was_revoked_directly_at_the_gateway_stops_at_once(url: str) -> None:
+    owner = {"Authorization": f"Bearer {BOOTSTRAP_KEY}"}
+    async with aiohttp.ClientSession(url, headers=owner) as caller:
+        async with caller.post("/api/v2/keys", json={"name": "ci", "permission": "read-write"}) as response:
+            assert response.status in (200, 201), await response.text()
+            issued = await response.json()
+        key = {"Authorization": f"Bearer {issued['secret']}"}
+        async with caller.get("/api/v1/project/123/sources", headers=key) as response:
+            assert response.status == 200
+        async with caller.delete(f"/api/v2/keys/{issued['id']}") as response:
+            assert response.status < 300
+        async with caller.get("/api/v1/project/123/sources", headers=key) as response:
+            assert response.status == 401
+
+
+async def test_a_key_that_another_gateway_revoked_stops_within_a_second(
+    url: str, mongod: str, database_prefix: str
+) -> None:
+    """The key's record changes under a gateway that is not told."""
+    owner = {"Authorization": f"Bearer {BOOTSTRAP_KEY}"}
+    async with aiohttp.ClientSession(url, headers=owner) as caller:
+        async with caller.post("/api/v2/keys", json={"name": "ci", "permission": "read-only"}) as response:
+            issued = await response.json()
+        key = {"Authorization": f"Bearer {issued['secret']}"}
+        async with caller.get("/api/v1/project/123/sources", headers=key) as response:
+            assert response.status == 200
+        client = connect(mongod)
+        secrets = client[f"{database_prefix}auth"]["secrets"]
+        found = await secrets.update_one({"key_id": issued["id"]}, {"$set": {"revoked_at": "now"}})
+        assert found.modified_count == 1
+        revoked_at = time.monotonic()
+        while True:
+            async with caller.get("/api/v1/project/123/sources", headers=key) as response:
+                if response.status == 401:
+                    break
+            assert time.monotonic() - revoked_at < 1.0
+        client.close()
