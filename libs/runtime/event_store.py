@@ -31,6 +31,7 @@ from libs.runtime.mongo import (
     OperationFailure,
     PyMongoError,
     ReplaceOne,
+    UpdateOne,
     duplicate_key_of,
     synchronous,
 )
@@ -360,8 +361,7 @@ class EventStore:
         if head.collections != batch.collections:
             self.head_cached = head
             raise DecisionOutdated("the projections were swapped")
-        for move in batch.offsets:
-            self._move_offset(move, session)
+        self._move_offsets(batch.offsets, session)
         if batch.events:
             documents = [document_of(envelope) for envelope in batch.events]
             for number, document in enumerate(documents, head.position + 1):
@@ -383,17 +383,30 @@ class EventStore:
             database["idempotency"].insert_many(batch.idempotency, session=session)
         return head.position
 
-    def _move_offset(self, move: OffsetMove, session: ClientSession) -> None:
-        fields = {"offset": move.next_offset, "position": move.position, "store_id": move.store_id}
+    def _move_offsets(self, moves: Sequence[OffsetMove], session: ClientSession) -> None:
+        """Move consumers' offsets, all in one round trip; raises ``OffsetMoved`` naming the first that is elsewhere."""
         offsets = self.sync_database["offsets"]
-        if move.expected_offset == 0 and offsets.find_one({"_id": move.key}, session=session) is None:
-            offsets.insert_one({"_id": move.key, **fields}, session=session)
+        known: list[OffsetMove] = []
+        for move in moves:
+            if move.expected_offset == 0 and offsets.find_one({"_id": move.key}, session=session) is None:
+                offsets.insert_one({"_id": move.key, **_offset_fields(move)}, session=session)
+            else:
+                known.append(move)
+        if not known:
             return
-        result = offsets.update_one(
-            {"_id": move.key, "offset": move.expected_offset}, {"$set": fields}, session=session
-        )
-        if result.matched_count != 1:
-            raise OffsetMoved(move.key)
+        writes = [
+            UpdateOne({"_id": move.key, "offset": move.expected_offset}, {"$set": _offset_fields(move)})
+            for move in known
+        ]
+        if offsets.bulk_write(writes, session=session).matched_count != len(known):
+            self._raise_offset_moved(known, session)
+
+    def _raise_offset_moved(self, moves: Sequence[OffsetMove], session: ClientSession) -> None:
+        """Find which of the moves did not match; those that did read as moved within this transaction."""
+        found = self.sync_database["offsets"].find({"_id": {"$in": [move.key for move in moves]}}, session=session)
+        current = {document["_id"]: document["offset"] for document in found}
+        culprit = next((move for move in moves if current.get(move.key) != move.next_offset), moves[0])
+        raise OffsetMoved(culprit.key)
 
     def _position_if_committed(self, batch: Batch) -> int | None:
         if not batch.events:
@@ -413,6 +426,10 @@ class EventStore:
 
 def _head_of(document: Document) -> Head:
     return Head(document["position"], document["store_id"], dict(document["projections"]))
+
+
+def _offset_fields(move: OffsetMove) -> Document:
+    return {"offset": move.next_offset, "position": move.position, "store_id": move.store_id}
 
 
 def _grouped(side_writes: Sequence[SideWrite]) -> dict[str, list[Any]]:

@@ -1,0 +1,123 @@
+"""How long after an acknowledged commit a follower has projected the event and reacted to it, durably.
+
+At 1,000 events/s, on both logs. The baseline is the least that any such way could take here: a durable insert that a
+bare change stream sees, and a second durable insert by the one who saw it.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from libs.core.envelope import Envelope
+from libs.core.ids import uuid7
+from libs.runtime.mongo import connect
+from libs.runtime.service import SWITCH_INTERVAL_SECONDS
+from libs.testing.followers import installation
+from libs.testing.servers import Kafka, Mongod, ServerUnavailable
+
+EVENTS_PER_SECOND = 1_000
+SECONDS = 8.0
+WARM_UP_SECONDS = 2.0
+BURST_SECONDS = 0.01
+BASELINE_EVENTS = 500
+
+
+async def run() -> list[dict[str, Any]]:
+    """Two results per log: p50 and p99."""
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    with Mongod() as mongod:
+        baseline = await _bare_change_stream(mongod.url)
+        results = _results("embedded", await _lags(mongod.url, "embedded_", None), baseline)
+        try:
+            with Kafka() as kafka:
+                lags = await _lags(mongod.url, "kafka_", kafka.bootstrap_servers)
+                results += _results("kafka", lags, baseline)
+        except ServerUnavailable as missing:
+            print(f"  kafka: {missing}", file=sys.stderr)
+    return results
+
+
+async def _lags(mongodb_url: str, prefix: str, bootstrap_servers: str | None) -> list[float]:
+    """Seconds from the owner's commit to the follower's, event by event."""
+    committed: dict[str, float] = {}
+    lags: dict[str, float] = {}
+
+    def owner_committed(envelopes: Sequence[Envelope]) -> None:
+        committed.update(dict.fromkeys((envelope.id for envelope in envelopes), time.perf_counter()))
+
+    def follower_committed(envelopes: Sequence[Envelope]) -> None:
+        now = time.perf_counter()
+        lags.update({cause: now - committed[cause] for cause in _causes(envelopes) if cause in committed})
+
+    async with AsyncExitStack() as stack:
+        place = await stack.enter_async_context(installation(mongodb_url, prefix, bootstrap_servers))
+        owner = await stack.enter_async_context(place.owner())
+        follower = await stack.enter_async_context(place.follower())
+        owner.commands.on_commit(owner_committed)
+        follower.commands.on_commit(follower_committed)
+        await _at_a_steady_rate(lambda: owner.make(name := uuid7(), name), WARM_UP_SECONDS)
+        warm = set(committed)
+        await _at_a_steady_rate(lambda: owner.make(name := uuid7(), name), SECONDS)
+        async with asyncio.timeout(30):
+            while len(lags) < len(committed):
+                await asyncio.sleep(0.1)
+    return [lag for cause, lag in lags.items() if cause not in warm]
+
+
+def _causes(envelopes: Sequence[Envelope]) -> list[str]:
+    return [cause for envelope in envelopes if (cause := envelope.metadata.causation_id) is not None]
+
+
+async def _at_a_steady_rate(call: Callable[[], Any], seconds: float) -> None:
+    begin = time.perf_counter()
+    begun = 0
+    async with asyncio.TaskGroup() as group:
+        while (elapsed := time.perf_counter() - begin) < seconds:
+            while begun < elapsed * EVENTS_PER_SECOND:
+                group.create_task(call())
+                begun += 1
+            await asyncio.sleep(BURST_SECONDS)
+
+
+async def _bare_change_stream(mongodb_url: str) -> list[float]:
+    """One event at a time, nothing else running."""
+    client = connect(mongodb_url)
+    things, seen = client["bare"]["things"], client["bare"]["seen"]
+    lags = []
+    try:
+        await things.insert_one({"_id": "first"})
+        async with things.watch(max_await_time_ms=500) as changes:
+            await changes.try_next()
+            for _ in range(BASELINE_EVENTS):
+                await things.insert_one({"_id": uuid7()})
+                committed = time.perf_counter()
+                change = await changes.next()
+                await seen.insert_one({"_id": change["documentKey"]["_id"]})
+                lags.append(time.perf_counter() - committed)
+    finally:
+        client.close()
+    return lags
+
+
+def _results(name: str, lags: list[float], baseline: list[float]) -> list[dict[str, Any]]:
+    results = []
+    for label, share in (("p50", 0.5), ("p99", 0.99)):
+        ours_ms, bare_ms = _percentile_ms(lags, share), _percentile_ms(baseline, share)
+        results.append(
+            {
+                "benchmark": "lag",
+                "case": f"{name} {label}",
+                "value": round(ours_ms, 2),
+                "unit": f"ms at {EVENTS_PER_SECOND}/s",
+                "baseline": f"bare change stream and insert, one at a time: {bare_ms:.2f} ms",
+                "ratio": round(bare_ms / ours_ms, 2),
+            }
+        )
+    return results
+
+
+def _percentile_ms(lags: list[float], share: float) -> float:
+    return sorted(lags)[int(share * (len(lags) - 1))] * 1000
