@@ -1,0 +1,106 @@
+"""The declared topics on a real broker, and what the log does with a broker that is not as it should be."""
+
+import asyncio
+import uuid
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import GroupCoordinatorNotAvailableError
+
+from libs.contracts.catalog import TOPIC
+from libs.contracts.runs import TOPIC as RUNS
+from libs.contracts.topics import OWNERS
+from libs.runtime.child_process import free_port
+from libs.runtime.event_log import kafka as kafka_module
+from libs.runtime.event_log.kafka import (
+    DeclaredTopic,
+    KafkaEventLog,
+    TopicMismatch,
+    declared_topics,
+    ensure_topics,
+)
+from tests.contract.test_event_log import SOURCE, envelope_of, read
+
+DAYS_30_MS = str(30 * 24 * 3600 * 1000)
+
+
+def test_every_topic_is_declared_with_twelve_partitions() -> None:
+    topics = {topic.name: topic for topic in declared_topics()}
+    assert topics.keys() == OWNERS.keys()
+    assert {topic.partitions for topic in topics.values()} == {12}
+    for name, topic in topics.items():
+        assert topic.config["retention.ms"] == (DAYS_30_MS if name == RUNS else "-1")
+        assert topic.config["max.message.bytes"] == str(2 * 1024 * 1024)
+
+
+@pytest.mark.kafka
+async def test_missing_topics_are_made_as_declared_and_again_is_no_error(kafka: str) -> None:
+    prefix = f"{uuid.uuid4().hex[:8]}."
+    await asyncio.gather(ensure_topics(kafka, prefix), ensure_topics(kafka, prefix))
+    await ensure_topics(kafka, prefix)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        [described] = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, prefix + RUNS)])
+    finally:
+        await admin.close()
+    config = {name: value for name, value, *_ in described.resources[0][4]}
+    assert (config["retention.ms"], config["max.message.bytes"]) == (DAYS_30_MS, "2097152")
+
+
+@pytest.mark.kafka
+async def test_a_topic_with_another_number_of_partitions_is_refused(kafka: str) -> None:
+    prefix = f"{uuid.uuid4().hex[:8]}."
+    await ensure_topics(kafka, prefix, [DeclaredTopic(TOPIC, 3, -1, {})])
+    with pytest.raises(TopicMismatch, match="has 3 partitions, declared are 12"):
+        await ensure_topics(kafka, prefix)
+
+
+@pytest.mark.kafka
+async def test_nothing_relies_on_topics_making_themselves(kafka: str) -> None:
+    log = KafkaEventLog(kafka, "test", f"{uuid.uuid4().hex[:8]}.")
+    with pytest.raises(OSError, match="does not exist"):
+        async with log.subscribe(TOPIC, {}):
+            raise AssertionError
+    await log.close()
+
+
+async def test_a_broker_that_is_not_there_is_an_os_error() -> None:
+    log = KafkaEventLog(f"127.0.0.1:{free_port()}", "test")
+    with pytest.raises(OSError, match="Kafka"):
+        await log.publish(TOPIC, [envelope_of("source-1", SOURCE, position=1)])
+    with pytest.raises(OSError, match="Kafka"):
+        async with log.subscribe(TOPIC, {}):
+            raise AssertionError
+    await log.close()
+
+
+@pytest.mark.kafka
+async def test_the_usual_tools_see_how_far_a_service_has_come(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_module, "PROGRESS_SECONDS", 0.0)
+    prefix = f"{uuid.uuid4().hex[:8]}."
+    await ensure_topics(kafka, prefix)
+    log = KafkaEventLog(kafka, "catalog", prefix)
+    await log.publish(TOPIC, [envelope_of("source-1", SOURCE, position=1)])
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        async with log.subscribe(TOPIC, {}) as subscription:
+            [message] = await read(subscription, 1)
+            async with asyncio.timeout(20):
+                while await _committed(admin, f"{prefix}datasync.catalog") != {message.partition: 1}:
+                    await subscription.report_progress({message.partition: message.offset + 1})
+                    await asyncio.sleep(0.05)
+    finally:
+        await admin.close()
+        await log.close()
+
+
+async def _committed(admin: AIOKafkaAdminClient, group: str) -> dict[int, int]:
+    try:
+        offsets = await admin.list_consumer_group_offsets(group)
+    except GroupCoordinatorNotAvailableError:
+        # The broker makes its topic of groups when the first one appears.
+        return {}
+    return {place.partition: item.offset for place, item in offsets.items() if item.offset >= 0}
