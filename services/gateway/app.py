@@ -25,7 +25,7 @@ async def start(context: ServiceContext[GatewaySettings]) -> AsyncIterator[Seque
     settings = context.settings
     async with AsyncExitStack() as stack:
         upstream = Upstream({service: settings.url_of(service) for service in FORWARDED_TO}, settings.server_timeout)
-        stack.push_async_callback(upstream.close)
+        stack.callback(upstream.close)
         credentials = Credentials(context.internal)
         stack.push_async_callback(credentials.close)
         probes = await stack.enter_async_context(

@@ -6,24 +6,20 @@ The only module that knows how the gateway talks to services.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
+from urllib.parse import quote
 
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
-from yarl import URL
 
 from libs.core.errors import FixRequest, RequestTimeout, RetryLater, TooLarge, UpstreamTimeout
 from libs.runtime.http import BODY
 from libs.runtime.telemetry import UPSTREAM_UNAVAILABLE
 from services.gateway.breaker import Breaker
+from services.gateway.connections import BrokenOff, Connections, Exchange, NotConnected, Sent
 from services.gateway.routes import Target
 
-CONNECTIONS_PER_SERVICE_MAX = 256
-CONNECT_TIMEOUT_SECONDS = 1.0
-# Shorter than the services keep idle connections, so that one is not reused in the moment that it is closed.
-IDLE_SECONDS = 20.0
 BODY_IDLE_SECONDS = 30.0
-STREAM_IDLE_SECONDS = 120.0
 BUFFERED_BYTES_MAX = 64 * 1024
 
 _HOP_BY_HOP = frozenset(
@@ -41,12 +37,15 @@ _HOP_BY_HOP = frozenset(
 )
 """RFC 9110 section 7.6.1: meant for one connection, not for the next."""
 
+_MADE_ANEW = frozenset(
+    {"host", "expect", "content-length", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded"}
+)
 _NOT_ANSWERED_BACK = _HOP_BY_HOP | {"date", "server", "x-request-id"}
 OUR_PREFIX = "x-datasync-"
 
 
 class Upstream:
-    """Connections to the services, kept alive, bounded, each service's apart from the others'.
+    """The ways to the services, each service's apart from the others'.
 
     Args:
         urls: where each service listens.
@@ -54,15 +53,13 @@ class Upstream:
     """
 
     def __init__(self, urls: Mapping[str, str], timeout_seconds: float) -> None:
-        self._urls = urls
         self._timeout_seconds = timeout_seconds
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
-        self._breakers: dict[str, Breaker] = {service: Breaker(time.monotonic) for service in urls}
+        self._connections = {service: Connections(url) for service, url in urls.items()}
+        self._breakers = {service: Breaker(time.monotonic) for service in urls}
 
-    async def close(self) -> None:
-        for session in self._sessions.values():
-            await session.close()
-        self._sessions.clear()
+    def close(self) -> None:
+        for connections in self._connections.values():
+            connections.close()
 
     async def forward(self, request: web.Request, target: Target, headers: CIMultiDict[str]) -> web.StreamResponse:
         """Send the request on and answer it with what comes back.
@@ -80,58 +77,39 @@ class Upstream:
         wait_seconds = breaker.refuses_for_seconds()
         if wait_seconds is not None:
             raise _unavailable(target.service, wait_seconds)
-        body = _Body(request, target.body_bytes_max)
         try:
-            response = await self._send(request, target, headers, body, breaker)
+            exchange = await self._send(request, target, headers)
+        except NotConnected as error:
+            breaker.failed()
+            raise _unavailable(target.service) from error
         except BaseException:
             breaker.gave_up()
             raise
         breaker.connected()
-        try:
-            return await _answer(request, response)
-        finally:
-            response.release()
+        async with exchange:
+            return await _answer(request, exchange)
 
-    async def _send(
-        self, request: web.Request, target: Target, headers: CIMultiDict[str], body: "_Body", breaker: Breaker
-    ) -> aiohttp.ClientResponse:
+    async def _send(self, request: web.Request, target: Target, headers: CIMultiDict[str]) -> Exchange:
         timeout_seconds = target.timeout_seconds or self._timeout_seconds
-        url = URL(self._urls[target.service] + request.raw_path, encoded=True)
+        body = _Body(request, target.body_bytes_max)
         try:
             async with asyncio.timeout(timeout_seconds):
-                data = await body.start()
-                return await self._session(target.service).request(
-                    request.method, url, headers=headers, data=data, allow_redirects=False
-                )
-        except aiohttp.ConnectionTimeoutError as error:
-            breaker.failed()
-            raise _unavailable(target.service) from error
+                sent = Sent(request.method, _path_of(request), headers, await body.start(), body.announced_bytes)
+                return await self._connections[target.service].exchange(sent)
         except TimeoutError:
             if body.is_coming:
                 raise RequestTimeout("the request body did not arrive in time") from None
             raise UpstreamTimeout(f"no answer within {timeout_seconds:g} seconds", code="gateway_timeout") from None
-        except (aiohttp.ClientError, OSError) as error:
+        except BrokenOff as error:
             if body.refusal is not None:
                 raise body.refusal from None
-            if isinstance(error, aiohttp.ClientConnectorError):
-                breaker.failed()
-            raise _unavailable(target.service) from error
+            raise _broken_off(target.service) from error
 
-    def _session(self, service: str) -> aiohttp.ClientSession:
-        session = self._sessions.get(service)
-        if session is None:
-            session = self._sessions[service] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=CONNECTIONS_PER_SERVICE_MAX, keepalive_timeout=IDLE_SECONDS, ttl_dns_cache=10
-                ),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=CONNECT_TIMEOUT_SECONDS, sock_read=STREAM_IDLE_SECONDS
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            )
-        return session
+
+def _path_of(request: web.Request) -> str:
+    """The path and query as they were sent; bytes outside ASCII, which no URL may have, in their escaped form."""
+    path = request.raw_path
+    return path if path.isascii() else quote(path.encode("utf-8", "surrogateescape"), safe="%/?#[]@!$&'()*+,;=:~")
 
 
 def forwarded_headers(request: web.Request, *, with_credentials: bool) -> CIMultiDict[str]:
@@ -140,12 +118,12 @@ def forwarded_headers(request: web.Request, *, with_credentials: bool) -> CIMult
     Args:
         with_credentials: pass ``Authorization`` and ``Cookie`` on, to the service that issues them.
     """
-    dropped = {"host", "expect", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded"}
+    dropped = set(_MADE_ANEW)
     if not with_credentials:
         dropped |= {"authorization", "cookie"}
     if "Content-Encoding" in request.headers and request.body_exists:
         # The body was decompressed on its way in, so that its true size could be held to the limit.
-        dropped |= {"content-encoding", "content-length"}
+        dropped |= {"content-encoding"}
     connection = request.headers.get("Connection")
     if connection is not None:
         dropped |= {token.strip().lower() for token in connection.split(",")}
@@ -165,6 +143,7 @@ class _Body:
         self._request = request
         self._size_bytes_max = size_bytes_max
         self.is_coming = False
+        self.announced_bytes: int | None = None
         self.refusal: FixRequest | RetryLater | None = None
 
     async def start(self) -> bytes | AsyncIterator[bytes] | None:
@@ -176,8 +155,9 @@ class _Body:
         if size_bytes is not None and size_bytes > self._size_bytes_max:
             raise self._too_large()
         self.is_coming = True
-        is_small = size_bytes is not None and size_bytes <= BUFFERED_BYTES_MAX
-        if is_small and "Content-Encoding" not in request.headers:
+        if "Content-Encoding" not in request.headers:
+            self.announced_bytes = size_bytes
+        if self.announced_bytes is not None and self.announced_bytes <= BUFFERED_BYTES_MAX:
             whole = await request.content.read(-1)
             self.is_coming = False
             return whole
@@ -208,41 +188,33 @@ class _Body:
         return self.refusal
 
 
-async def _answer(request: web.Request, response: aiohttp.ClientResponse) -> web.StreamResponse:
-    headers = _answered_headers(response)
-    size_bytes = response.content_length
-    if request.method == "HEAD" or response.status in (204, 304):
-        return web.Response(status=response.status, headers=headers)
+async def _answer(request: web.Request, exchange: Exchange) -> web.StreamResponse:
+    headers = _answered_headers(exchange)
+    size_bytes = exchange.size_bytes
+    if request.method == "HEAD" or exchange.status in (204, 304):
+        return web.Response(status=exchange.status, headers=headers)
     if size_bytes is not None and size_bytes <= BUFFERED_BYTES_MAX:
-        return web.Response(status=response.status, headers=headers, body=await _whole(response))
-    answer = web.StreamResponse(status=response.status, headers=headers)
+        try:
+            return web.Response(status=exchange.status, headers=headers, body=await exchange.whole())
+        except BrokenOff as error:
+            raise RetryLater("the service broke off its answer", code="service_broke_off") from error
+    answer = web.StreamResponse(status=exchange.status, headers=headers)
     await answer.prepare(request)
     try:
-        async for chunk in response.content.iter_any():
+        async for chunk in exchange.chunks():
             await answer.write(chunk)
-    except (aiohttp.ClientError, TimeoutError):
+    except BrokenOff:
         # The head has gone out, so the only honest end is an incomplete body: the connection is cut.
-        response.close()
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionResetError("the service broke off its answer") from None
-    except BaseException:
-        response.close()
-        raise
     await answer.write_eof()
     return answer
 
 
-async def _whole(response: aiohttp.ClientResponse) -> bytes:
-    try:
-        return await response.read()
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise RetryLater("the service broke off its answer", code="upstream_broke_off") from error
-
-
-def _answered_headers(response: aiohttp.ClientResponse) -> CIMultiDict[str]:
+def _answered_headers(exchange: Exchange) -> CIMultiDict[str]:
     headers: CIMultiDict[str] = CIMultiDict()
-    for name, value in response.headers.items():
+    for name, value in exchange.headers.items():
         lowered = name.lower()
         if lowered not in _NOT_ANSWERED_BACK and not lowered.startswith(OUR_PREFIX):
             headers.add(name, value)
@@ -256,3 +228,8 @@ def _unavailable(service: str, retry_after_seconds: float = 1.0) -> RetryLater:
         code="service_unavailable",
         retry_after_seconds=retry_after_seconds,
     )
+
+
+def _broken_off(service: str) -> RetryLater:
+    UPSTREAM_UNAVAILABLE.labels(service).inc()
+    return RetryLater(f"the service {service} ended the connection without an answer", code="service_broke_off")
