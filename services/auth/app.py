@@ -54,7 +54,7 @@ async def start(context: ServiceContext[AuthSettings]) -> AsyncIterator[Sequence
         ]
     finally:
         passwords.close()
-        await usage.flush()
+        await usage.close()
 
 
 def _throttle(context: ServiceContext[AuthSettings], kind: str, free_attempts: int) -> LoginThrottle:

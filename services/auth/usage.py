@@ -7,15 +7,19 @@ import asyncio
 from collections import Counter
 from datetime import datetime, timedelta
 
+import structlog
+
 from libs.core.clock import Clock
 from libs.runtime.documents import Documents
-from libs.runtime.mongo import UpdateOne
+from libs.runtime.mongo import PyMongoError, UpdateOne
 from services.auth.queries import KEY_USAGE, SESSIONS
 from services.auth.sessions import Sessions
 
 FLUSH_EVERY_SECONDS = 5.0
 NOTES_MAX = 50_000
 KEPT_DAYS = 400
+
+log = structlog.get_logger(__name__)
 
 
 class Usage:
@@ -43,6 +47,13 @@ class Usage:
         while True:
             await asyncio.sleep(FLUSH_EVERY_SECONDS)
             await self.flush()
+
+    async def close(self) -> None:
+        """Write what is left, unless the store is gone."""
+        try:
+            await self.flush()
+        except PyMongoError as error:
+            log.warning("usage_not_written", error=type(error).__name__)
 
     async def flush(self) -> None:
         """Write what was noted so far."""

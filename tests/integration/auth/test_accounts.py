@@ -9,7 +9,7 @@ import pytest
 
 from libs.core.principal import Principal
 from services.auth.config import AuthSettings
-from tests.integration.auth.conftest import ADA, BOOTSTRAP_KEY, Auth, Gateway
+from tests.integration.auth.auth_service import ADA, BOOTSTRAP_KEY, Auth, Gateway
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from services.auth.domain.api_key import API_KEY
-from tests.integration.auth.conftest import BOOTSTRAP_KEY, Auth, Gateway
+from tests.integration.auth.auth_service import BOOTSTRAP_KEY, Auth, Gateway
 
 
 async def owner_of(gateway: Gateway, username: str = "ada") -> str:

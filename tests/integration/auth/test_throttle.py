@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 
-from tests.integration.auth.conftest import Answer, Auth, Gateway
+from tests.integration.auth.auth_service import Answer, Auth, Gateway
 
 LIMITS = {"login_free_attempts": 3, "login_free_attempts_per_address": 6}
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.integration.auth.conftest import BOOTSTRAP_KEY, Auth, Gateway
+from tests.integration.auth.auth_service import BOOTSTRAP_KEY, Auth, Gateway
 
 BOB = {"username": "bob", "email": "bob@example.com", "password": "bobs password"}
 
