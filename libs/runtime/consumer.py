@@ -181,7 +181,7 @@ class Consumer:
                     event_id=message.event_id,
                     event_type=message.event_type,
                     reason=reason,
-                    repair=f"datasync parked retry {self._service}",
+                    repair=f"datasync parked {self._service} --retry",
                 )
         if step.last is not None:
             CONSUMER_LAG_SECONDS.labels(self._topic).set((now - step.last.time).total_seconds())

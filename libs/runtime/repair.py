@@ -1,19 +1,14 @@
-"""What an operator does to a service from the command line: rebuild, retry what is parked, repair a stopped topic."""
+"""Sets a topic going again that its consumer stopped with an alarm."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from libs.runtime.consumer import Place, stored_places
-from libs.runtime.event_log import open_event_log
 from libs.runtime.event_log.port import EventLog, Message
 from libs.runtime.event_store import EventStore
-from libs.runtime.mongo import connect
-from libs.runtime.parking import ParkedMessage, list_parked, request_retry
 from libs.runtime.rebuild import GRACE_SECONDS, Rebuild, RebuildFailed, RebuildReport
 from libs.runtime.service import ServiceDefinition
-from libs.runtime.settings import ServiceSettings
 
 MESSAGES_TOGETHER = 1_000
 QUIET_SECONDS = 2.0
@@ -35,94 +30,61 @@ class _Surveyed:
     highest: Mapping[str, int]
 
 
-class Operations:
-    """An operator's commands on one service, which may be running or not.
+async def repair_topic(
+    definition: ServiceDefinition[Any],
+    store: EventStore,
+    event_log: EventLog,
+    topic: str,
+    *,
+    grace_seconds: float = GRACE_SECONDS,
+) -> RepairReport:
+    """Set a stopped topic going again, while the service runs or not.
+
+    Where the log still holds what was handled, reading begins again at its beginning: repeats are known by their
+    positions, so nothing is done twice. Where the owner's store is another one, or has lost events, the projections
+    are built from what it has now and reading goes on at the end; reactions to events on the way are not made up.
 
     Args:
-        definition: the service's.
-        store, event_log: opened as the service opens them.
+        store, event_log: as the service opens them.
+        grace_seconds: as in ``Rebuild.run``.
+
+    Raises:
+        RebuildFailed: the service does not follow the topic, or the rebuild gave up; nothing was changed.
     """
-
-    def __init__(self, definition: ServiceDefinition[Any], store: EventStore, event_log: EventLog) -> None:
-        self._definition = definition
-        self._store = store
-        self._event_log = event_log
-
-    async def rebuild(self, *, swap: bool = True, grace_seconds: float = GRACE_SECONDS) -> RebuildReport:
-        """Rebuild every document and compare; raises ``RebuildFailed``."""
-        return await self._rebuild().run(swap=swap, grace_seconds=grace_seconds)
-
-    async def parked(self) -> list[ParkedMessage]:
-        """What waits for an operator."""
-        return await list_parked(self._store.database)
-
-    async def retry_parked(self, topic: str | None = None, stream: str | None = None) -> int:
-        """Have the running service try parked messages again; returns how many."""
-        return await request_retry(self._store.database, topic, stream)
-
-    async def repair(self, topic: str, *, grace_seconds: float = GRACE_SECONDS) -> RepairReport:
-        """Set a stopped topic going again.
-
-        Where the log still holds what was handled, reading begins again at its beginning: repeats are known by their
-        positions, so nothing is done twice. Where the owner's store is another one, or has lost events, the projections
-        are built from what it has now and reading goes on at the end; reactions to events on the way are not made up.
-
-        Raises:
-            RebuildFailed: the service does not follow the topic, or the rebuild gave up; nothing was changed.
-        """
-        if topic not in self._definition.topics:
-            raise RebuildFailed(f"{self._definition.name} does not follow {topic}")
-        places = await stored_places(self._store, topic)
-        surveyed = await self._survey(topic)
-        if _holds_what_was_handled(places, surveyed):
-            await self._store.database["offsets"].update_many(
-                {"_id": {"$in": [f"{topic}/{partition}" for partition in places]}}, {"$set": {"offset": 0}}
-            )
-            return RepairReport("the topic is read again from its beginning; what was handled is passed over")
-        report = await self._rebuild(topic).run(grace_seconds=grace_seconds)
-        return RepairReport("the projections were built from the owner's present store; reading goes on", report)
-
-    def _rebuild(self, *repaired_topics: str) -> Rebuild:
-        return Rebuild(
-            self._store,
-            self._event_log,
-            aggregates=self._definition.aggregates,
-            projections=self._definition.projections,
-            indexes=self._definition.indexes,
-            repaired_topics=repaired_topics,
-        )
-
-    async def _survey(self, topic: str) -> dict[int, _Surveyed]:
-        latest: dict[int, str] = {}
-        highest: dict[int, dict[str, int]] = {}
-        async with self._event_log.subscribe(topic, {}) as subscription:
-            ends = await subscription.end_offsets()
-            read: dict[int, int] = {}
-            while any(read.get(partition, 0) < end for partition, end in ends.items()):
-                batch = await subscription.next_batch(MESSAGES_TOGETHER, QUIET_SECONDS)
-                if not batch:
-                    # What is missing has expired.
-                    break
-                for message in batch:
-                    _note(message, latest, highest)
-                    read[message.partition] = message.offset + 1
-        return {partition: _Surveyed(latest[partition], highest[partition]) for partition in latest}
+    if topic not in definition.topics:
+        raise RebuildFailed(f"{definition.name} does not follow {topic}")
+    places = await stored_places(store, topic)
+    if _holds_what_was_handled(places, await _survey(event_log, topic)):
+        keys = [f"{topic}/{partition}" for partition in places]
+        await store.database["offsets"].update_many({"_id": {"$in": keys}}, {"$set": {"offset": 0}})
+        return RepairReport("the topic is read again from its beginning; what was handled is passed over")
+    rebuild = Rebuild(
+        store,
+        event_log,
+        aggregates=definition.aggregates,
+        projections=definition.projections,
+        indexes=definition.indexes,
+        repaired_topics=[topic],
+    )
+    report = await rebuild.run(grace_seconds=grace_seconds)
+    return RepairReport("the projections were built from the owner's present store; reading goes on", report)
 
 
-@asynccontextmanager
-async def operations(definition: ServiceDefinition[Any], settings: ServiceSettings) -> AsyncIterator[Operations]:
-    """The operator's commands on a service, over connections of their own."""
-    client = connect(settings.mongodb_url, f"datasync {definition.name}")
-    try:
-        store = EventStore(client, settings.database_prefix + definition.name)
-        await store.open(definition.collections, definition.indexes)
-        event_log = await open_event_log(settings, client, definition.name)
-        try:
-            yield Operations(definition, store, event_log)
-        finally:
-            await event_log.close()
-    finally:
-        client.close()
+async def _survey(event_log: EventLog, topic: str) -> dict[int, _Surveyed]:
+    latest: dict[int, str] = {}
+    highest: dict[int, dict[str, int]] = {}
+    async with event_log.subscribe(topic, {}) as subscription:
+        ends = await subscription.end_offsets()
+        read: dict[int, int] = {}
+        while any(read.get(partition, 0) < end for partition, end in ends.items()):
+            batch = await subscription.next_batch(MESSAGES_TOGETHER, QUIET_SECONDS)
+            if not batch:
+                # What is missing has expired.
+                break
+            for message in batch:
+                _note(message, latest, highest)
+                read[message.partition] = message.offset + 1
+    return {partition: _Surveyed(latest[partition], highest[partition]) for partition in latest}
 
 
 def _note(message: Message, latest: dict[int, str], highest: dict[int, dict[str, int]]) -> None:

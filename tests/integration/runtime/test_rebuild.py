@@ -9,7 +9,7 @@ import pytest
 from libs.runtime import consumer as consumer_module
 from libs.runtime.parking import list_parked, request_retry
 from libs.runtime.rebuild import Rebuild, RebuildFailed
-from libs.runtime.repair import Operations
+from libs.runtime.repair import RepairReport, repair_topic
 from libs.runtime.service import ServiceDefinition
 from libs.runtime.settings import ServiceSettings
 from libs.testing.followers import ECHO, Behaviour, Follower, Installation, Owner, installation
@@ -156,7 +156,7 @@ async def test_a_second_rebuild_at_the_same_time_is_refused(embedded: Installati
         assert (await first).swapped
 
 
-def operations_on(place: Installation, follower: Follower, behaviour: Behaviour) -> Operations:
+async def repair(place: Installation, follower: Follower, behaviour: Behaviour) -> RepairReport:
     definition = ServiceDefinition(
         name="follower",
         settings=ServiceSettings,
@@ -165,7 +165,7 @@ def operations_on(place: Installation, follower: Follower, behaviour: Behaviour)
         projections=(behaviour.projection(),),
         reactions=(behaviour.reaction(),),
     )
-    return Operations(definition, follower.store, place.open_log("operator"))
+    return await repair_topic(definition, follower.store, place.open_log("operator"), TOPIC, grace_seconds=0)
 
 
 async def test_lost_offsets_are_repaired_without_doing_anything_twice(place: Installation) -> None:
@@ -178,7 +178,7 @@ async def test_lost_offsets_are_repaired_without_doing_anything_twice(place: Ins
         async with place.follower(behaviour) as follower:
             await until_stopped(follower)
             await owner.make("2", "torch")
-            repaired = await operations_on(place, follower, behaviour).repair(TOPIC)
+            repaired = await repair(place, follower, behaviour)
             assert repaired.rebuild is None
             await until_views(follower, 2)
             assert await follower.echoes() == {"1": 1, "2": 1}
@@ -196,7 +196,7 @@ async def test_after_the_owners_store_was_replaced_the_projections_follow_the_ne
         async with embedded.owner() as owner:
             await owner.make("3", "candle")
             await until_stopped(follower)
-            repaired = await operations_on(embedded, follower, behaviour).repair(TOPIC, grace_seconds=0)
+            repaired = await repair(embedded, follower, behaviour)
             assert repaired.rebuild is not None
             assert set(await follower.views()) == {"3"}
             await owner.make("4", "match")

@@ -1,0 +1,73 @@
+"""What operators ask of a service's data from outside, while the service runs: rebuilds, parked messages, new keys."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from libs.runtime.encryption import Keyring, rewrap_secrets
+from libs.runtime.event_log import open_event_log
+from libs.runtime.event_store import EventStore
+from libs.runtime.mongo import connect
+from libs.runtime.parking import ParkedMessage, list_parked, request_retry
+from libs.runtime.rebuild import Rebuild, RebuildReport
+from libs.runtime.repair import RepairReport, repair_topic
+from libs.runtime.service import ServiceDefinition
+from libs.runtime.settings import ServiceSettings
+
+
+async def rebuild(definition: ServiceDefinition[Any], settings: ServiceSettings, *, swap: bool) -> RebuildReport:
+    """Make every document of a service anew from events; see ``libs.runtime.rebuild``."""
+    async with _opened_store(definition, settings) as store:
+        event_log = await open_event_log(settings, store.client, definition.name)
+        try:
+            anew = Rebuild(
+                store,
+                event_log,
+                aggregates=definition.aggregates,
+                projections=definition.projections,
+                indexes=definition.indexes,
+            )
+            return await anew.run(swap=swap)
+        finally:
+            await event_log.close()
+
+
+async def repair(definition: ServiceDefinition[Any], settings: ServiceSettings, topic: str) -> RepairReport:
+    """Set a topic going again that the service stopped following; see ``libs.runtime.repair``."""
+    async with _opened_store(definition, settings) as store:
+        event_log = await open_event_log(settings, store.client, definition.name)
+        try:
+            return await repair_topic(definition, store, event_log, topic)
+        finally:
+            await event_log.close()
+
+
+async def parked_messages(definition: ServiceDefinition[Any], settings: ServiceSettings) -> list[ParkedMessage]:
+    """What a service could not handle and has put aside."""
+    async with _opened_store(definition, settings) as store:
+        return await list_parked(store.database)
+
+
+async def retry_parked(
+    definition: ServiceDefinition[Any], settings: ServiceSettings, topic: str | None, stream: str | None
+) -> int:
+    """Have the running service try parked messages again; returns how many wait for it."""
+    async with _opened_store(definition, settings) as store:
+        return await request_retry(store.database, topic, stream)
+
+
+async def rewrap(definition: ServiceDefinition[Any], settings: Any) -> int:
+    """Wrap every secret of a service by the first of its encryption keys; returns how many were wrapped anew."""
+    async with _opened_store(definition, settings) as store:
+        return await rewrap_secrets(store.database["secrets"], Keyring(settings.encryption_keys))
+
+
+@asynccontextmanager
+async def _opened_store(definition: ServiceDefinition[Any], settings: ServiceSettings) -> AsyncIterator[EventStore]:
+    client = connect(settings.mongodb_url, "datasync")
+    try:
+        store = EventStore(client, settings.database_prefix + definition.name)
+        await store.open(definition.collections, definition.indexes)
+        yield store
+    finally:
+        client.close()
