@@ -21,6 +21,7 @@ from libs.runtime.suite import SERVICES
 
 START_TIMEOUT_SECONDS = 120.0
 STOP_TIMEOUT_SECONDS = 90.0
+COMMAND_TIMEOUT_SECONDS = 60.0
 
 
 class SuiteFailed(Exception):
@@ -90,12 +91,10 @@ class Suite:
     def start(self) -> None:
         """Start, on the data that is there, and return when ``GET /readyz`` of the gateway is 200."""
         assert self._process is None, "the suite is already running"
-        # What the caller's shell has set for a suite of its own must not reach this one.
-        inherited = {name: value for name, value in os.environ.items() if name in _INHERITED}
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "libs.runtime.cli", "up"],
-                env={**inherited, **self._environment, "DATA_DIR": str(self.directory)},
+                [*_DATASYNC, "up"],
+                env=self._full_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -145,6 +144,19 @@ class Suite:
             if self._temporary:
                 shutil.rmtree(self.directory, ignore_errors=True)
 
+    def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run ``datasync`` with these arguments, as the operator of this suite."""
+        return subprocess.run(
+            [*_DATASYNC, *arguments],
+            env=self._full_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_SECONDS,
+            check=False,
+            cwd=self.directory,
+        )
+
     def processes(self) -> dict[str, int]:
         """The process ids of the supervisor's children by name: the services' and ``mongod``."""
         listed = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
@@ -168,6 +180,11 @@ class Suite:
             return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
         return ""
 
+    def _full_environment(self) -> dict[str, str]:
+        # What the caller's shell has set for a suite of its own must not reach this one.
+        inherited = {name: value for name, value in os.environ.items() if name in _INHERITED}
+        return {**inherited, **self._environment, "DATA_DIR": str(self.directory)}
+
     def _is_ready(self) -> bool:
         try:
             with urllib.request.urlopen(f"{self.base_url}/readyz", timeout=2) as answer:
@@ -176,4 +193,5 @@ class Suite:
             return False
 
 
+_DATASYNC = (sys.executable, "-P", "-m", "libs.runtime.cli")
 _INHERITED = {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}

@@ -9,7 +9,7 @@ from libs.testing.servers import Kafka, Postgres
 from libs.testing.suite import Suite
 from tests.e2e.replication import execute, unique
 
-QUICK = {"RETRY_BACKOFF_SECONDS": "0.2", "RUN_LEASE_SECONDS": "3"}
+QUICK = {"RETRY_BACKOFF_SECONDS": "0.2", "RUN_LEASE_SECONDS": "3", "WORKER_POLL_SECONDS": "0.5"}
 """Settings that let tests of faults come to their end sooner."""
 
 

@@ -1,0 +1,58 @@
+"""What an operator does from outside, while the suite runs."""
+
+import asyncio
+import base64
+import json
+import secrets
+from typing import Any
+
+from libs.testing.rest import Rest, rest
+from libs.testing.suite import Suite
+from tests.e2e.replication import make_endpoint, unique
+from tests.e2e.stores import database
+
+CONFIG: dict[str, Any] = {"host": "127.0.0.1", "port": 5432, "database": "d", "username": "u"}
+
+
+async def test_documents_are_what_a_rebuild_makes_of_the_events_and_nothing_is_parked(suite: Suite, api: Rest) -> None:
+    await make_endpoint(api, "sources", "postgres", {**CONFIG, "password": "p"})
+    for service in ("auth", "catalog", "job_orchestrator"):
+        compared = await asyncio.to_thread(suite.command, "rebuild", service, "--compare")
+        assert compared.returncode == 0, compared.stdout + compared.stderr
+        assert "compared at position" in compared.stdout
+    parked = await asyncio.to_thread(suite.command, "parked", "job_orchestrator")
+    assert (parked.returncode, parked.stdout) == (0, ""), parked
+
+
+async def test_a_rebuild_takes_the_place_of_the_documents_while_the_service_runs(suite: Suite, api: Rest) -> None:
+    await make_endpoint(api, "sources", "postgres", {**CONFIG, "password": "p"})
+    before = await api.project("GET", "sources")
+    rebuilt = await asyncio.to_thread(suite.command, "rebuild", "catalog")
+    assert rebuilt.returncode == 0, rebuilt.stdout + rebuilt.stderr
+    assert "swapped at position" in rebuilt.stdout
+    assert await api.project("GET", "sources") == before
+    await make_endpoint(api, "sources", "postgres", {**CONFIG, "password": "p"})
+
+
+async def test_secrets_are_wrapped_anew_by_the_first_key(embedded_suite: Suite) -> None:
+    suite, keys_path = embedded_suite, embedded_suite.directory / "keys" / "encryption.json"
+    old = json.loads(keys_path.read_text())
+    new = {unique("key"): base64.b64encode(secrets.token_bytes(32)).decode()}
+    async with rest(suite.base_url, api_key=suite.api_key) as api:
+        await make_endpoint(api, "sources", "postgres", {**CONFIG, "password": unique("secret")})
+    # The running catalog knows the old keys only, so they come first again in the end.
+    for keys, current in (({**new, **old}, new), ({**old, **new}, old)):
+        keys_path.write_text(json.dumps(keys))
+        done = await asyncio.to_thread(suite.command, "keys", "rewrap")
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout.split()[0]) >= 1
+        with database(suite, "catalog") as stored:
+            assert stored["secrets"].distinct("key_id") == list(current)
+    keys_path.write_text(json.dumps(old))
+
+
+async def test_an_unknown_service_is_refused(embedded_suite: Suite) -> None:
+    for arguments in (("serve", "nothing"), ("rebuild", "gateway")):
+        refused = await asyncio.to_thread(embedded_suite.command, *arguments)
+        assert refused.returncode == 1
+        assert arguments[1] in refused.stderr
