@@ -274,7 +274,7 @@ class PostgresRun:
             await connection.execute("SET synchronous_commit = off")
             yield connection
         except BaseException:
-            connection.terminate()
+            await close(connection)
             raise
         self._idle.append(connection)
 

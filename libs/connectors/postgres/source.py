@@ -143,7 +143,8 @@ class PostgresSnapshot:
         try:
             yield connection
         except BaseException:
-            connection.terminate()
+            # Closing, unlike cutting off, has the server end a query that is still running and holds locks.
+            await close(connection)
             raise
         self._idle.append(connection)
 

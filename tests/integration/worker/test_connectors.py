@@ -1,0 +1,58 @@
+"""Tests of connections and discoveries, as catalog asks for them."""
+
+import json
+import socket
+
+import pytest
+
+from libs.contracts.internal import ConnectorConfig
+from libs.core.clock import SystemClock
+from libs.core.errors import InvalidInput, UpstreamTimeout
+from services.worker.config import WorkerSettings
+from services.worker.http import ConnectorHttp
+from tests.integration.connectors.moving import Lake, Server
+
+HTTP = ConnectorHttp(WorkerSettings(worker_check_seconds=0.5, worker_discover_seconds=0.5), SystemClock())
+
+
+async def test_a_working_connection_passes(source: Server, lake: Lake) -> None:
+    for wanted in (
+        ConnectorConfig(role="source", type="postgresql", config=source.config),
+        ConnectorConfig(role="destination", type="postgres", config=source.config),
+        ConnectorConfig(role="destination", type="parquet", config={"local_path": str(lake.path)}),
+    ):
+        result = await HTTP.check(wanted)
+        assert (result.succeeded, result.message) == (True, "Connection succeeded")
+        assert [line.level for line in result.log_lines] == ["info", "info"]
+
+
+async def test_a_failing_one_is_an_answer_with_the_reason(source: Server) -> None:
+    for config, words in (
+        (source.config | {"password": "wrong"}, "refused the credentials"),
+        (source.config | {"port": "many"}, "config.port"),
+        (source.config | {"ssh_config": {"host": "x"}}, "SSH tunnel is not supported"),
+    ):
+        result = await HTTP.check(ConnectorConfig(role="source", type="postgres", config=config))
+        assert result.succeeded is False
+        assert words in result.message
+        assert result.log_lines[-1].level == "error"
+
+
+async def test_a_host_that_hangs_is_given_up_in_time(source: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        config = source.config | {"port": silent.getsockname()[1]}
+        wanted = ConnectorConfig(role="source", type="postgres", config=config)
+        assert "did not answer within 0.5 s" in (await HTTP.check(wanted)).message
+        with pytest.raises(UpstreamTimeout, match=r"within 0\.5 s"):
+            await HTTP.discover(wanted)
+
+
+async def test_discovery_answers_the_catalog(source: Server) -> None:
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    found = await HTTP.discover(ConnectorConfig(role="source", type="postgres", config=source.config))
+    assert [entry["stream"]["name"] for entry in json.loads(found.streams_json)] == ["t"]
+
+
+async def test_an_unknown_type_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="not a known source type"):
+        await HTTP.discover(ConnectorConfig(role="source", type="oracle", config={}))

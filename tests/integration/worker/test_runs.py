@@ -1,0 +1,208 @@
+"""A claimed run: what it moves, what it reports, and when it stops."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from libs.core.clock import SystemClock
+from services.worker.claiming import Claiming
+from services.worker.config import WorkerSettings
+from services.worker.execution import SUCCEEDED
+from tests.integration.connectors.moving import Lake, Server
+from tests.integration.worker.orchestra import Orchestra
+
+THREE = """
+CREATE TABLE a AS SELECT n AS id FROM generate_series(1, 100) n;
+CREATE TABLE b (id int PRIMARY KEY, note text); INSERT INTO b SELECT n, 'x' FROM generate_series(1, 50) n;
+CREATE TABLE c (id int);
+"""
+SLOW = "CREATE VIEW slow AS SELECT 1 AS id, pg_sleep(60)::text AS nap"
+
+
+def to_postgres(source: Server, destination: Server) -> Orchestra:
+    return Orchestra(source.config, "postgres", destination.config)
+
+
+async def test_a_run_moves_every_stream_and_reports_it(source: Server, destination: Server) -> None:
+    await source.execute(THREE)
+    orchestra = to_postgres(source, destination)
+    assert await orchestra.execution().execute() == "completed"
+    (end,) = orchestra.finished
+    assert (end.outcome, end.error) == ("completed", None)
+    assert [(item.name, item.rows_read, item.rows_written, item.verified) for item in end.streams] == [
+        ("a", 100, 100, True),
+        ("b", 50, 50, True),
+        ("c", 0, 0, True),
+    ]
+    for item in end.streams:
+        verification = json.loads(item.verification_json or "{}")
+        assert verification["source"] == verification["destination"]
+    assert {item.state for item in end.progress} == {"completed"}
+    assert orchestra.messages[-1] == SUCCEEDED == "Sync completed, wait 5 seconds cleanup in progress..."
+    assert await destination.tables() == ["public.a", "public.b", "public.c"]
+    assert not any(source.config["password"] in message for message in orchestra.messages)
+
+
+async def test_only_selected_streams_and_columns_move(source: Server, lake: Lake) -> None:
+    await source.execute(THREE)
+    orchestra = Orchestra(source.config, "parquet", {"type": "PARQUET", "writer": {"local_path": str(lake.path)}})
+    stream = {"name": "b", "namespace": "public", "sync_mode": "full_refresh", "destination_database": "demo:public"}
+    config = {
+        "selected_streams": {"public": [{"stream_name": "b", "selected_columns": {"columns": ["note"]}}]},
+        "streams": [{"stream": stream}, {"stream": {"name": "a", "namespace": "public"}}],
+    }
+    run = orchestra.run(streams_config_json=json.dumps(config))
+    assert await orchestra.execution(run).execute() == "completed"
+    assert lake.rows("demo_public/b") == [{"note": "x"}] * 50
+    assert lake.files("public/a") == []
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"selected_streams": {"public": [{"stream_name": "nope"}]}}, "nope is not in the catalog"),
+        ({"streams": [{"stream": {"name": "gone", "namespace": "public"}}]}, "no table public.gone"),
+        ({"streams": [{"stream": {"name": "a", "namespace": "public", "sync_mode": "cdc"}}]}, "sync mode cdc"),
+        ({"selected_streams": {"public": [{"stream_name": "a", "filter": "id > 1"}]}}, "a filter"),
+        ({"selected_streams": []}, "streams_config.selected_streams"),
+    ],
+)
+async def test_what_can_not_be_done_fails_once_and_for_all_by_name(
+    source: Server, destination: Server, config: dict[str, Any], words: str
+) -> None:
+    await source.execute(THREE)
+    orchestra = to_postgres(source, destination)
+    assert await orchestra.execution(orchestra.run(streams_config_json=json.dumps(config))).execute() == "failed"
+    (end,) = orchestra.finished
+    assert words in (end.error or "")
+    assert end.retryable is False
+    assert orchestra.log[max(orchestra.log)].level == "error"
+    assert await destination.tables() == []
+
+
+async def test_a_source_that_is_away_is_tried_again_later(source: Server, destination: Server) -> None:
+    orchestra = to_postgres(source, destination)
+    orchestra.source = source.config | {"host": "nowhere.invalid"}
+    assert await orchestra.execution().execute() == "failed"
+    assert orchestra.finished[0].retryable is True
+
+
+async def test_a_cancelled_run_stops_at_once_and_leaves_the_destination(source: Server, destination: Server) -> None:
+    await source.execute(SLOW)
+    orchestra = to_postgres(source, destination)
+    executing = asyncio.create_task(orchestra.execution().execute())
+    await _reading(orchestra)
+    orchestra.verdict = "cancel"
+    async with asyncio.timeout(10):
+        assert await executing == "cancelled"
+    assert orchestra.finished[0].outcome == "cancelled"
+    assert await destination.tables() == []
+
+
+async def test_a_run_that_was_cancelled_before_it_was_claimed_moves_nothing(
+    source: Server, destination: Server
+) -> None:
+    orchestra = to_postgres(source, destination)
+    assert await orchestra.execution(orchestra.run(cancel_requested=True)).execute() == "cancelled"
+    assert await destination.tables() == []
+
+
+async def test_a_fenced_run_stops_and_reports_no_end(source: Server, destination: Server) -> None:
+    await source.execute(SLOW)
+    orchestra = to_postgres(source, destination)
+    executing = asyncio.create_task(orchestra.execution().execute())
+    await _reading(orchestra)
+    orchestra.verdict = "fenced"
+    async with asyncio.timeout(10):
+        assert await executing == "fenced"
+    assert orchestra.finished == []
+
+
+async def test_a_worker_that_wakes_up_too_late_commits_nothing(source: Server, destination: Server) -> None:
+    """Its heartbeats may even be answered: the destination knows better."""
+    await source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    late, taker = to_postgres(source, destination), to_postgres(source, destination)
+    assert await taker.execution(taker.run(epoch=2)).execute() == "completed"
+    assert await late.execution(late.run(epoch=1)).execute() == "fenced"
+    assert late.finished == []
+
+
+async def test_a_resumed_run_skips_the_streams_that_were_committed(source: Server, destination: Server) -> None:
+    await source.execute(THREE + SLOW.replace("slow", "z_slow"))
+    orchestra = to_postgres(source, destination)
+    executing = asyncio.create_task(orchestra.execution().execute())
+    await _reading(orchestra, "public.z_slow: reading")
+    executing.cancel()
+    await asyncio.wait({executing})
+    assert (orchestra.finished[0].outcome, orchestra.finished[0].retryable) == ("failed", True)
+    first = await destination.value("SELECT 'a'::regclass::oid")
+    await source.execute("DROP VIEW z_slow; CREATE TABLE z_slow AS SELECT 1 AS id, 'x' AS nap; DELETE FROM a")
+    again = to_postgres(source, destination)
+    assert await again.execution(again.run(epoch=2)).execute() == "completed"
+    assert "public.a: 100 rows are in place already" in again.messages
+    assert await destination.value("SELECT 'a'::regclass::oid") == first
+    assert [(item.name, item.rows_written) for item in again.finished[0].streams] == [
+        ("a", 100),
+        ("b", 50),
+        ("c", 0),
+        ("z_slow", 1),
+    ]
+
+
+async def test_progress_is_reported_while_a_stream_is_read(source: Server, lake: Lake) -> None:
+    await source.execute(
+        "CREATE TABLE big AS SELECT n AS id, pg_sleep(0)::text FROM generate_series(1, 200000) n; ANALYZE"
+    )
+    orchestra = Orchestra(source.config, "parquet", {"local_path": str(lake.path)})
+    assert await orchestra.execution(heartbeat_seconds=0.01).execute() == "completed"
+    seen = [item for report in orchestra.heartbeats for item in report.streams]
+    assert any(item.state == "running" and item.rows_total == 200_000 for item in seen)
+    assert orchestra.finished[0].streams[0].bytes_read > 0
+
+
+async def test_the_end_is_reported_until_it_is_heard(
+    source: Server, destination: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.worker.execution.FINISH_PAUSE_SECONDS", 0.01)
+    await source.execute(THREE)
+    orchestra = to_postgres(source, destination)
+    orchestra.deaf_finishes = 3
+    assert await orchestra.execution().execute() == "completed"
+    assert len(orchestra.finished) == 1
+
+
+async def test_a_clear_run_removes_the_tables(source: Server, destination: Server) -> None:
+    await source.execute(THREE)
+    orchestra = to_postgres(source, destination)
+    await orchestra.execution().execute()
+    assert await orchestra.execution(orchestra.run("run-2", 2, kind="clear")).execute() == "completed"
+    assert await destination.tables() == []
+
+
+async def test_waiting_runs_are_claimed_and_the_rest_given_back_at_shutdown(
+    source: Server, destination: Server
+) -> None:
+    await source.execute(THREE)
+    orchestra = to_postgres(source, destination)
+    orchestra.waiting = [orchestra.run(f"run-{number}", number, job_id=number) for number in (1, 2, 3)]
+    settings = WorkerSettings(worker_poll_seconds=0.05, worker_runs_max=1)
+    claiming = asyncio.create_task(Claiming(settings, orchestra, SystemClock(), "worker-1").run())
+    async with asyncio.timeout(20):
+        while len(orchestra.finished) < 3:
+            await orchestra.ended.wait()
+            orchestra.ended.clear()
+    assert [end.outcome for end in orchestra.finished] == ["completed"] * 3
+    await source.execute(SLOW)
+    orchestra.waiting = [orchestra.run("run-4", 4)]
+    async with asyncio.timeout(10):
+        await _reading(orchestra, "public.slow: reading")
+    claiming.cancel()
+    await asyncio.wait({claiming}, timeout=10)
+    assert (orchestra.finished[3].outcome, orchestra.finished[3].retryable) == ("failed", True)
+
+
+async def _reading(orchestra: Orchestra, line: str = "public.slow: reading") -> None:
+    while not any(message.startswith(line) for message in orchestra.messages):
+        await asyncio.sleep(0.01)
