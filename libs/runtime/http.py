@@ -18,6 +18,7 @@ import orjson
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from opentelemetry.trace import Span
 from pydantic import BaseModel, ValidationError
 
 from libs.contracts.internal import InternalCall
@@ -172,9 +173,8 @@ class _Shell:
             with server_span(request.method, request.headers) as span:
                 response = await self._answer(request, handler, request_id)
                 status = response.status
-                span.set_attribute("http.response.status_code", status)
-                if status >= 500:
-                    fail_span(span, str(status))
+                if span.is_recording():
+                    _describe(span, request, status)
             return response
         finally:
             HTTP_IN_FLIGHT.dec()
@@ -251,6 +251,22 @@ class _Shell:
             status=status,
             duration_ms=round(duration_seconds * 1000, 2),
         )
+
+
+def _describe(span: Span, request: web.Request, status: int) -> None:
+    """OpenTelemetry's semantic conventions for HTTP server spans."""
+    route = request.get(ROUTE_LABEL) or _route_of(request)
+    span.update_name(f"{request.method} {route}")
+    span.set_attributes(
+        {
+            "http.request.method": request.method,
+            "http.route": route,
+            "url.path": request.path,
+            "http.response.status_code": status,
+        }
+    )
+    if status >= 500:
+        fail_span(span, str(status))
 
 
 def _request_id_of(request: web.Request) -> str:

@@ -100,6 +100,7 @@ class Catalog:
 
     def __init__(self) -> None:
         self.received_bytes = 0
+        self.sent_bytes = 0
         self.go_on = asyncio.Event()
         project = "/api/v1/project/{projectid}"
         self.backend = Backend(
@@ -121,11 +122,11 @@ class Catalog:
         size_bytes = int(request.query["size"])
         response = web.StreamResponse(headers={"Content-Length": str(size_bytes)})
         await response.prepare(request)
-        sent = 0
-        while sent < size_bytes:
-            piece = b"x" * min(256 * 1024, size_bytes - sent)
+        self.sent_bytes = 0
+        while self.sent_bytes < size_bytes:
+            piece = b"x" * min(256 * 1024, size_bytes - self.sent_bytes)
             await response.write(piece)
-            sent += len(piece)
+            self.sent_bytes += len(piece)
         return response
 
     async def events(self, request: web.Request) -> web.StreamResponse:

@@ -138,6 +138,23 @@ async def test_a_large_answer_is_streamed_and_arrives_whole(client: aiohttp.Clie
     assert received == size_bytes
 
 
+async def test_a_caller_that_does_not_read_holds_the_service_back(suite: Suite, client: aiohttp.ClientSession) -> None:
+    size_bytes = 500 * MEBIBYTE
+    async with client.get(f"{SOURCES}/stream?size={size_bytes}") as response:
+        sent_bytes = -1
+        while suite.catalog.sent_bytes > sent_bytes:
+            sent_bytes = suite.catalog.sent_bytes
+            await asyncio.sleep(0.1)
+        assert 0 < sent_bytes < 50 * MEBIBYTE
+        assert len(await response.content.readexactly(60 * MEBIBYTE)) == 60 * MEBIBYTE
+        assert suite.catalog.sent_bytes > sent_bytes
+
+
+async def test_a_get_may_have_a_body(client: aiohttp.ClientSession) -> None:
+    async with client.get(SOURCES, data=b'{"type": "postgres"}') as response:
+        assert (await response.json())["body"] == '{"type": "postgres"}'
+
+
 async def test_events_arrive_one_by_one_while_the_answer_goes_on(suite: Suite, client: aiohttp.ClientSession) -> None:
     async with client.get(f"{SOURCES}/events") as response:
         assert await response.content.readuntil(b"\n\n") == b"data: 1\n\n"
