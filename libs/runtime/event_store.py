@@ -268,7 +268,7 @@ class EventStore:
 
     async def _create_collection(self, name: str) -> None:
         try:
-            await self.database.create_collection(name)
+            await self.database.create_collection(name, check_exists=False)
         except OperationFailure as error:
             if error.code != 48:  # NamespaceExists: another instance was faster.
                 raise

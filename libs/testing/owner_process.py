@@ -1,7 +1,7 @@
-"""An owner of things as a process of its own, for tests that stop or kill it: writes and relays until it is told to end.
+"""An owner of things as a process of its own, for tests that stop or kill it: writes and relays until told to end.
 
-``python -m libs.testing.owner_process MONGODB_URL DATABASE_PREFIX BOOTSTRAP_SERVERS LEASE_SECONDS``. The first line that
-it prints is the name under which it holds leases; the last, after SIGTERM, is how many commands were acknowledged.
+``python -m libs.testing.owner_process MONGODB_URL DATABASE_PREFIX BOOTSTRAP_SERVERS LEASE_SECONDS``. The first line
+is the name under which it holds leases; the last, after SIGTERM, is how many commands were acknowledged.
 """
 
 import asyncio

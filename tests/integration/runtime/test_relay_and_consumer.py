@@ -1,14 +1,17 @@
 """From an owner's commit to a follower's documents, on both event logs, with all that may go wrong between."""
 
 import asyncio
+import signal
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any
 
 import pytest
 
 from libs.core.envelope import Envelope
 from libs.runtime import consumer as consumer_module
+from libs.runtime.child_process import die_with_parent
 from libs.runtime.event_log.kafka import KafkaEventLog
 from libs.runtime.parking import list_parked, request_retry
 from libs.testing.followers import Behaviour, Follower, Installation, Owner, installation, view_of
@@ -233,7 +236,7 @@ async def test_after_a_killed_broker_the_log_holds_what_the_store_holds(
             place.follower() as follower,
         ):
             await made(owner, 50, "before-")
-            writing = asyncio.create_task(_keep_making(owner, 4.0))
+            writing = asyncio.create_task(_keep_making(owner, 2.5))
             await asyncio.sleep(0.2)
             await asyncio.to_thread(broker.kill)
             await asyncio.sleep(1.0)
@@ -255,3 +258,65 @@ async def _keep_making(owner: Owner, seconds: float) -> int:
         made_count += 1
         await asyncio.sleep(0.005)
     return made_count
+
+
+@pytest.mark.kafka
+async def test_a_relay_stopped_for_twice_its_lease_gets_nothing_out_of_order(
+    kafka: str, mongod: str, database_prefix: str
+) -> None:
+    """Two processes write and relay; whichever leads is stopped in the middle, wakes up, and so on with the other."""
+    lease_seconds = 1.0
+    arguments = [mongod, database_prefix, kafka, str(lease_seconds)]
+    async with installation(mongod, database_prefix, kafka) as place:
+        processes = [await _owner_process(*arguments) for _ in range(2)]
+        by_holder = {(await _line(process)): process for process in processes}
+        leases = place.client[f"{database_prefix}things"]["leases"]
+        for _ in range(2):
+            leader = by_holder[await _holder(leases, by_holder)]
+            await asyncio.sleep(0.3)
+            leader.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(2 * lease_seconds)
+            leader.send_signal(signal.SIGCONT)
+        for process in processes:
+            process.terminate()
+        acknowledged = [int(await _line(process)) for process in processes]
+        for process in processes:
+            assert await process.wait() == 0
+        async with place.owner() as owner:
+            await eventually(lambda: relayed(owner))
+            stored = await in_store(owner)
+            assert len(stored) == sum(acknowledged)
+            log = place.open_log("test")
+            assert await first_occurrences(log) == stored
+            await log.close()
+
+
+async def _owner_process(*arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "libs.testing.owner_process",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=None,
+        preexec_fn=die_with_parent,
+    )
+
+
+async def _line(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        while "[" in (line := (await process.stdout.readline()).decode()):
+            # Log lines begin with their time and level.
+            continue
+    return line.strip()
+
+
+async def _holder(leases: Any, among: Collection[str]) -> str:
+    async with asyncio.timeout(10):
+        while True:
+            lease = await leases.find_one({"_id": "relay"})
+            if lease is not None and lease["holder"] in among:
+                holder: str = lease["holder"]
+                return holder
+            await asyncio.sleep(0.05)
