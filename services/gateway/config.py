@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
 from libs.runtime.settings import Seconds, ServiceSettings
@@ -22,12 +22,14 @@ class GatewaySettings(ServiceSettings):
     """What an installation may choose about its public door.
 
     Args:
+        signing_key: without it no service would believe the gateway.
         server_timeout: how long a service may take until its answer begins; tests of connections get longer.
         allowed_origins: the web pages that may call with a session cookie from elsewhere.
     """
 
     public: ClassVar[bool] = True
 
+    signing_key: SecretStr
     port: int = Field(default=8080, ge=0, le=65535)
     server_timeout: Seconds = Field(default=30.0, gt=0)
     allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = ("http://localhost:8000",)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import structlog
+
 from libs.contracts.internal import RESOLVE_CREDENTIAL, CredentialPresented, CredentialResolved
 from libs.core.errors import DataSyncError, RetryLater, Unauthenticated
 from libs.core.principal import Principal
@@ -24,6 +26,8 @@ REFRESHED_SECONDS = 0.4
 CACHED_MAX = 10_000
 CREDENTIAL_LENGTH_MAX = 1024
 
+
+log = structlog.get_logger(__name__)
 
 Kind = Literal["bearer", "session"]
 Key = tuple[Kind, str]
@@ -133,9 +137,9 @@ class Credentials:
         self._tasks.discard(task)
         if self._asking.get(key) is task:
             del self._asking[key]
-        if not task.cancelled():
-            # Whoever waits gets the error; a refresh in the background has nobody, and the next request asks again.
-            task.exception()
+        # Whoever waits gets the error; a refresh in the background has nobody, and the next request asks again.
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("credential_not_resolved", error=str(error))
 
     def _drop_old(self, now: float) -> None:
         """Drop what is too old to be used, and everything if that was not enough."""
