@@ -5,10 +5,12 @@ See https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-p
 ``sequence`` and ``partitionkey`` are documented extensions, the rest of the extensions are ours.
 """
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from datetime import datetime
 
-from libs.contracts import auth, catalog, jobs, runs  # noqa: F401 - so that every event is registered
+from libs import contracts
 from libs.contracts.registry import decode
 from libs.contracts.topics import owner_of
 from libs.core.clock import isoformat_z
@@ -17,6 +19,10 @@ from libs.runtime.event_log.port import Message
 
 CONTENT_TYPE = "application/json"
 POSITION_UNKNOWN = 0
+
+# A message's type is looked up among the registered events, so every module of contracts must have registered its own.
+for _module in pkgutil.iter_modules(contracts.__path__):
+    importlib.import_module(f"{contracts.__name__}.{_module.name}")
 
 
 def headers_of(

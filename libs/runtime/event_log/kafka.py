@@ -168,6 +168,8 @@ class KafkaEventLog:
         producer = await self._open_producer()
         name = self._prefix + topic
         partitions = sorted(await producer.partitions_for(name))
+        if partitions != list(range(len(partitions))):
+            raise ConnectionError(f"the broker does not know all partitions of {name} at the moment")
         waiting: dict[int, deque[Envelope]] = {}
         for envelope in envelopes:
             # Murmur2 of the key, positive, modulo the count: what every client's default partitioner does.
