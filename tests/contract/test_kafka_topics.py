@@ -20,6 +20,7 @@ from libs.runtime.event_log.kafka import (
     declared_topics,
     ensure_topics,
 )
+from libs.testing.servers import Kafka, ServerUnavailable
 from tests.contract.test_event_log import SOURCE, envelope_of, read
 
 DAYS_30_MS = str(30 * 24 * 3600 * 1000)
@@ -58,12 +59,31 @@ async def test_a_topic_with_another_number_of_partitions_is_refused(kafka: str) 
 
 
 @pytest.mark.kafka
-async def test_nothing_relies_on_topics_making_themselves(kafka: str) -> None:
+async def test_a_topic_that_is_not_declared_is_never_made_by_using_it(kafka: str) -> None:
     log = KafkaEventLog(kafka, "test", f"{uuid.uuid4().hex[:8]}.")
     with pytest.raises(OSError, match="does not exist"):
-        async with log.subscribe(TOPIC, {}):
+        async with log.subscribe("datasync.nobody.v1", {}):
             raise AssertionError
     await log.close()
+
+
+async def test_a_log_opened_while_the_broker_is_away_makes_its_topics_once_it_is_there() -> None:
+    server = Kafka()
+    log = KafkaEventLog(server.bootstrap_servers, "test")
+    event = envelope_of("source-1", SOURCE, position=1)
+    with pytest.raises(OSError, match="Kafka"):
+        await log.publish(TOPIC, [event])
+    try:
+        await asyncio.to_thread(server.start)
+        await log.publish(TOPIC, [event])
+        async with log.subscribe(TOPIC, {}) as subscription:
+            [message] = await read(subscription, 1)
+            assert (message.event_id, len(await subscription.end_offsets())) == (event.id, 12)
+    except ServerUnavailable as missing:
+        pytest.skip(f"no Kafka: {missing}")
+    finally:
+        await log.close()
+        await asyncio.to_thread(server.remove)
 
 
 async def test_a_broker_that_is_not_there_is_an_os_error() -> None:

@@ -6,19 +6,12 @@ from libs.runtime.settings import ServiceSettings
 
 
 async def open_event_log(settings: ServiceSettings, client: Client, service: str = "datasync") -> EventLog:
-    """The log that the settings choose: Kafka where it is configured, else the owners' own stores.
-
-    On Kafka the declared topics are made or checked first, as long as it takes until a broker answers.
-
-    Raises:
-        TopicMismatch: a topic is there with another number of partitions than declared.
-    """
+    """The log that the settings choose: Kafka where it is configured, else the owners' own stores."""
     if settings.kafka_bootstrap_servers is None:
         # Imported here because an installation uses one of the two.
         from libs.runtime.event_log.embedded import EmbeddedEventLog  # noqa: PLC0415
 
         return EmbeddedEventLog(client, settings.database_prefix)
-    from libs.runtime.event_log.kafka import KafkaEventLog, ensure_topics_when_reachable  # noqa: PLC0415
+    from libs.runtime.event_log.kafka import KafkaEventLog  # noqa: PLC0415
 
-    await ensure_topics_when_reachable(settings.kafka_bootstrap_servers, settings.kafka_topic_prefix)
     return KafkaEventLog(settings.kafka_bootstrap_servers, service, settings.kafka_topic_prefix)

@@ -93,20 +93,10 @@ async def ensure_topics(bootstrap_servers: str, topic_prefix: str = "", topics: 
             )
 
 
-async def ensure_topics_when_reachable(bootstrap_servers: str, topic_prefix: str) -> None:
-    """``ensure_topics``, tried again with backoff until a broker answers."""
-    delay_seconds = 0.2
-    while True:
-        try:
-            return await ensure_topics(bootstrap_servers, topic_prefix)
-        except (OSError, TimeoutError) as error:
-            log.warning("event_log_unavailable", error=str(error)[:200])
-        await asyncio.sleep(delay_seconds)
-        delay_seconds = min(5.0, delay_seconds * 2)
-
-
 class KafkaEventLog:
-    """The log on a Kafka cluster.
+    """The log on a Kafka cluster; the declared topics are made or checked before the first use of one.
+
+    So a service starts while the brokers are away, and nothing relies on brokers that create topics by themselves.
 
     Args:
         bootstrap_servers: ``host:port``, several separated by commas.
@@ -122,6 +112,8 @@ class KafkaEventLog:
         self._prefix = topic_prefix
         self._producer: AIOKafkaProducer | None = None
         self._partitioner = DefaultPartitioner()
+        self._topics_lock = asyncio.Lock()
+        self._topics_ensured = False
 
     async def publish(self, topic: str, envelopes: Sequence[Envelope]) -> None:
         """Publish in order; returns when all are acknowledged by all in-sync replicas.
@@ -129,6 +121,7 @@ class KafkaEventLog:
         Of each partition one batch is under way at a time. With two, the first could expire before it was ever sent
         while the second got through: an event would overtake another.
         """
+        await self._ensure_topics()
         try:
             with _as_os_errors():
                 async with asyncio.timeout(PUBLISH_SECONDS_MAX):
@@ -141,6 +134,7 @@ class KafkaEventLog:
     @asynccontextmanager
     async def subscribe(self, topic: str, offsets: Mapping[int, int] | None) -> AsyncIterator["KafkaSubscription"]:
         """Read all partitions of a topic from these offsets, their beginnings, or their ends (``offsets=None``)."""
+        await self._ensure_topics()
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self._bootstrap_servers,
             client_id=f"datasync.{self._service}",
@@ -163,6 +157,12 @@ class KafkaEventLog:
     async def close(self) -> None:
         """Close the producer; readers close with their subscriptions."""
         await self._close_producer()
+
+    async def _ensure_topics(self) -> None:
+        async with self._topics_lock:
+            if not self._topics_ensured:
+                await ensure_topics(self._bootstrap_servers, self._prefix)
+                self._topics_ensured = True
 
     async def _publish(self, topic: str, envelopes: Sequence[Envelope]) -> None:
         producer = await self._open_producer()
