@@ -18,6 +18,20 @@ def claims_nothing(_: Any) -> Sequence[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class Listing(Generic[State]):
+    """The lists that entities stand in: counted exactly, in the transaction of whatever changes them.
+
+    Args:
+        collection: where the counts are kept.
+        lists: the names of the lists that an entity stands in, such as ``[123,"ACTIVE"]``, none of which may begin
+            another; empty once it is deleted.
+    """
+
+    collection: str
+    lists: Callable[[State], Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
 class Aggregate(Generic[State]):
     """How one kind of entity decides and remembers.
 
@@ -31,6 +45,7 @@ class Aggregate(Generic[State]):
             ``123/my-source``; none once the entity is deleted, which frees them.
         id_type: int where entity ids are integers, so that documents are keyed by the number.
         conflict_message: what a caller reads when a unique key is taken by somebody else.
+        listing: for entities by the million: lists whose totals and pages are known without counting or skipping.
     """
 
     name: str
@@ -42,6 +57,7 @@ class Aggregate(Generic[State]):
     id_type: type[int] | type[str] = str
     conflict_message: str = "the name is already taken"
     conflict_field: str = "name"
+    listing: Listing[State] | None = None
 
     def stream(self, entity_id: int | str) -> str:
         return f"{self.name}-{entity_id}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from libs.core.decider import Act, Aggregate, Projection
+from libs.core.decider import Act, Aggregate, Listing, Projection
 from libs.core.envelope import EVENT_SIZE_BYTES_MAX, Envelope, Event, Frozen, Metadata
 from libs.core.errors import (
     Conflict,
@@ -21,6 +21,7 @@ from libs.core.errors import (
 )
 from libs.core.ids import uuid7
 from libs.runtime.event_store import Batch, Head, OffsetMove, OffsetMoved, SideWrite
+from libs.runtime.list_changes import ListChanges
 from libs.runtime.mongo import Document
 from libs.runtime.works import Entity, IdempotencyKey, Outcome, PureCodeFailed, stored_document
 
@@ -49,13 +50,19 @@ Place = tuple[str, int | str]
 
 @dataclass(slots=True)
 class Known:
-    """One document as the batch sees it: what was loaded, then what the batch made of it."""
+    """One document as the batch sees it: what was loaded, then what the batch made of it.
+
+    Args:
+        number: its place in its aggregate's lists; below zero while the commit has yet to give it.
+    """
 
     version: int
     state: Frozen | None
     project_id: int | None
     keys: tuple[str, ...]
     document: Document | None = None
+    number: int | None = None
+    listing: Listing[Any] | None = None
 
 
 @dataclass(slots=True)
@@ -84,6 +91,7 @@ class DecisionPass:
         self._aggregates: dict[Place, Known] = {}
         self._documents: dict[Place, Document | None] = {}
         self._holders: dict[tuple[str, str], int | str | None] = {}
+        self._lists: dict[str, ListChanges] = {}
         self._begun: set[str] = set()
         self._events: dict[int, list[Envelope]] = {}
         self._size_bytes = 0
@@ -107,7 +115,7 @@ class DecisionPass:
 
     def batch(self) -> Batch:
         """What the accepted works write together."""
-        batch = Batch(self._head.collections)
+        batch = Batch(self._head.collections, lists=self._lists)
         for pending in self._accepted:
             assert isinstance(pending.result, Outcome)
             batch.events += pending.result.events
@@ -118,7 +126,11 @@ class DecisionPass:
                 batch.idempotency.append(self._idempotency_record(pending, pending.result))
         for (collection, identifier), known in self._aggregates.items():
             assert known.state is not None
-            document = stored_document(identifier, known.version, known.project_id, known.keys, known.state)
+            document = stored_document(
+                identifier, known.version, known.project_id, known.keys, known.state, known.number
+            )
+            if known.listing is not None and known.number is not None and known.number < 0:
+                self._lists[known.listing.collection].documents.append((document, known.number))
             new = (collection, identifier) not in self._view.aggregates
             (batch.inserts if new else batch.replacements).setdefault(collection, []).append(document)
         for (collection, identifier), projected in self._documents.items():
@@ -179,6 +191,7 @@ class _Draft:
         self._aggregates: dict[Place, Known] = {}
         self._documents: dict[Place, Document | None] = {}
         self._holders: dict[tuple[str, str], int | str | None] = {}
+        self._lists: dict[str, ListChanges] = {}
         self._events: list[Envelope] = []
 
     def decide(self) -> Outcome:
@@ -191,6 +204,8 @@ class _Draft:
         self._batch._aggregates.update(self._aggregates)
         self._batch._documents.update(self._documents)
         self._batch._holders.update(self._holders)
+        for collection, changes in self._lists.items():
+            self._batch._lists.setdefault(collection, ListChanges()).add(changes)
 
     def _project(self, projection: Projection, envelope: Envelope) -> None:
         try:
@@ -228,7 +243,7 @@ class _Draft:
             metadata = replace(metadata, project_id=project_id)
         try:
             events = act.aggregate.decide(known.state, act.command)
-            state, version, envelopes = self._evolved(act, metadata, known, events)
+            state, version, number, envelopes = self._evolved(act, metadata, known, events)
             keys = tuple(act.aggregate.unique_keys(state)) if state is not None else ()
         except DataSyncError:
             raise
@@ -239,15 +254,17 @@ class _Draft:
                 raise NotFound(f"{act.aggregate.name} {act.entity_id} does not exist")
             return Entity(act.entity_id, version, state)
         self._claim(act, known.keys, keys)
-        self._aggregates[place] = Known(version, state, project_id, keys)
+        self._aggregates[place] = Known(version, state, project_id, keys, None, number, act.aggregate.listing)
         self._events += envelopes
         assert state is not None
         return Entity(act.entity_id, version, state)
 
     def _evolved(
         self, act: Act, metadata: Metadata, known: Known, events: Sequence[Event]
-    ) -> tuple[Frozen | None, int, list[Envelope]]:
-        state, version = known.state, known.version
+    ) -> tuple[Frozen | None, int, int | None, list[Envelope]]:
+        state, version, number = known.state, known.version, known.number
+        listing = act.aggregate.listing
+        names = listing.lists(state) if listing is not None and state is not None else ()
         envelopes = []
         for event in events:
             version += 1
@@ -264,7 +281,17 @@ class _Draft:
             )
             state = act.aggregate.evolve(state, envelope)
             envelopes.append(envelope)
-        return state, version, envelopes
+            if listing is not None:
+                before, names = names, listing.lists(state)
+                number = self._changes_of(listing).follow(before, names, number)
+        return state, version, number, envelopes
+
+    def _changes_of(self, listing: Listing[Any]) -> ListChanges:
+        changes = self._lists.get(listing.collection)
+        if changes is None:
+            so_far = self._batch._lists.get(listing.collection)
+            changes = self._lists[listing.collection] = so_far.continued() if so_far else ListChanges()
+        return changes
 
     def _claim(self, act: Act, before: tuple[str, ...], after: tuple[str, ...]) -> None:
         collection = act.aggregate.collection
@@ -291,7 +318,8 @@ _UNKNOWN: Any = object()
 
 def known_of(aggregate: Aggregate[Any], document: Document) -> Known:
     state = aggregate.state.model_validate(document["state"])
-    return Known(document["version"], state, document["project_id"], tuple(document.get("keys", ())))
+    keys = tuple(document.get("keys", ()))
+    return Known(document["version"], state, document["project_id"], keys, number=document.get("number"))
 
 
 def _encoded(event: Event) -> bytes:

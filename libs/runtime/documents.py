@@ -1,7 +1,8 @@
 """Reads of a service's own documents; look-ups by id that arrive together go out together."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from libs.core.envelope import Envelope, Frozen
 from libs.core.errors import NotFound
 from libs.runtime.command_handler import Entity, fold
 from libs.runtime.event_store import EventStore
-from libs.runtime.mongo import Collection, Document
+from libs.runtime.mongo import Collection, Document, Session
 
 LOOKUPS_MAX = 500
 
@@ -35,6 +36,12 @@ class Documents:
     def plain(self, name: str) -> Collection:
         """A collection outside event sourcing: sessions, secrets, leases, logs."""
         return self._store.database[name]
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Session]:
+        """A session whose reads all see one moment, which holds every acknowledged command."""
+        async with await self._store.client.start_session(snapshot=True) as session:
+            yield session
 
     async def document(self, collection: str, identifier: Any) -> Document | None:
         """One document by id; concurrent look-ups share one query."""

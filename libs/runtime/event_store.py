@@ -17,6 +17,7 @@ from libs.contracts.registry import decode
 from libs.core.envelope import Envelope, Metadata
 from libs.core.errors import OutcomeUnknown, RetryLater
 from libs.core.ids import uuid7
+from libs.runtime.list_changes import ListChanges
 from libs.runtime.mongo import (
     ASCENDING,
     DURABLE,
@@ -87,6 +88,7 @@ class Batch:
     Args:
         collections: the collection names that the decisions were made on; the commit fails if they were swapped.
         inserts, replacements, removals: documents by logical collection name.
+        lists: what changes in counted lists, by the logical collection name of their counts.
     """
 
     collections: Mapping[str, str]
@@ -94,6 +96,7 @@ class Batch:
     inserts: dict[str, list[Document]] = field(default_factory=dict)
     replacements: dict[str, list[Document]] = field(default_factory=dict)
     removals: dict[str, list[Any]] = field(default_factory=dict)
+    lists: dict[str, ListChanges] = field(default_factory=dict)
     side_writes: list[SideWrite] = field(default_factory=list)
     idempotency: list[Document] = field(default_factory=list)
     offsets: list[OffsetMove] = field(default_factory=list)
@@ -367,6 +370,8 @@ class EventStore:
             for number, document in enumerate(documents, head.position + 1):
                 document["position"] = number
             database["events"].insert_many(documents, session=session)
+        for name, changes in batch.lists.items():
+            changes.write(database[head.collections[name]], session)
         for name in batch.replacements.keys() | batch.removals.keys():
             writes: list[ReplaceOne[Document] | DeleteOne] = [
                 ReplaceOne({"_id": document["_id"]}, document, upsert=True)

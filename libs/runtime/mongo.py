@@ -7,7 +7,12 @@ everything that waits.
 from collections.abc import Mapping
 from typing import Any
 
-from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
+from motor.motor_asyncio import (
+    AsyncIOMotorClient,
+    AsyncIOMotorClientSession,
+    AsyncIOMotorCollection,
+    AsyncIOMotorDatabase,
+)
 from pymongo import (
     ASCENDING,
     DESCENDING,
@@ -39,6 +44,7 @@ Document = dict[str, Any]
 Client = AsyncIOMotorClient[Document]
 Database = AsyncIOMotorDatabase[Document]
 Collection = AsyncIOMotorCollection[Document]
+Session = AsyncIOMotorClientSession
 
 MAJORITY = ReadConcern("majority")
 DURABLE = WriteConcern(w="majority", j=True)
@@ -70,6 +76,7 @@ __all__ = [
     "PyMongoError",
     "ReplaceOne",
     "ReturnDocument",
+    "Session",
     "SyncCollection",
     "SyncDatabase",
     "UpdateOne",

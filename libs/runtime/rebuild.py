@@ -24,6 +24,7 @@ from libs.runtime.consumer import Place
 from libs.runtime.event_log.port import EventLog, Message, Subscription
 from libs.runtime.event_store import EventStore, Head, canonical_document, envelope_of
 from libs.runtime.leases import Leases
+from libs.runtime.list_changes import ListChanges
 from libs.runtime.mongo import (
     ASCENDING,
     MAJORITY,
@@ -160,7 +161,9 @@ class Rebuild:
         return report
 
     async def _make_shadows(self) -> None:
-        names = [aggregate.collection for aggregate in self._aggregates.values()]
+        aggregates = self._aggregates.values()
+        names = [aggregate.collection for aggregate in aggregates]
+        names += [aggregate.listing.collection for aggregate in aggregates if aggregate.listing is not None]
         names += [projection.collection for projection in self._projections]
         live = set((await self._store.head()).collections.values())
         existing = set(await self._store.database.list_collection_names())
@@ -445,6 +448,7 @@ class _Writes:
         self._session = session
         self._documents: dict[tuple[str, Any], Document | None] = {}
         self._operations: dict[str, list[ReplaceOne[Document] | DeleteOne]] = {}
+        self._lists: dict[str, ListChanges] = {}
 
     def load(self, wanted: Iterable[tuple[str, Any]]) -> None:
         """Fetch the documents that the next events concern, by logical collection name and id."""
@@ -466,10 +470,13 @@ class _Writes:
             state: Frozen | None = None if before is None else aggregate.state.model_validate(before["state"])
             after = aggregate.evolve(state, envelope)
             keys = tuple(aggregate.unique_keys(after))
+            number = self._numbered(aggregate, before, state, after)
         except Exception as error:
             raise RebuildFailed(f"{aggregate.name}: {envelope.type} {envelope.id}: {error!r}") from error
         project_id = envelope.metadata.project_id if before is None else before["project_id"]
-        document = stored_document(identifier, envelope.version, project_id, keys, after)
+        document = stored_document(identifier, envelope.version, project_id, keys, after, number)
+        if aggregate.listing is not None and number is not None and number < 0:
+            self._lists[aggregate.listing.collection].documents.append((document, number))
         self._put(aggregate.collection, identifier, document)
 
     def project(self, projections: Sequence[Projection], envelopes: Sequence[Envelope]) -> None:
@@ -492,9 +499,24 @@ class _Writes:
             self._put(projection.collection, key, None if after is None else {**after, "_id": key})
 
     def flush(self) -> None:
+        # The documents get their numbers here, so they are written after it.
+        for logical, changes in self._lists.items():
+            changes.write(self._database[self._shadows[logical]], self._session)
+        self._lists.clear()
         for logical, operations in self._operations.items():
             self._database[self._shadows[logical]].bulk_write(operations, ordered=True, session=self._session)
         self._operations.clear()
+
+    def _numbered(
+        self, aggregate: Aggregate[Any], document: Document | None, before: Frozen | None, after: Frozen
+    ) -> int | None:
+        """The entity's place in its lists after the event; below zero until it is flushed."""
+        listing = aggregate.listing
+        if listing is None:
+            return None
+        changes = self._lists.setdefault(listing.collection, ListChanges())
+        names = () if before is None else listing.lists(before)
+        return changes.follow(names, listing.lists(after), None if document is None else document.get("number"))
 
     def _put(self, logical: str, identifier: Any, document: Document | None) -> None:
         self._documents[logical, identifier] = document

@@ -154,6 +154,7 @@ class ServiceDefinition(Generic[SettingsT]):
     def collections(self) -> tuple[str, ...]:
         """The logical names of all event-sourced collections."""
         names = [aggregate.collection for aggregate in self.aggregates]
+        names += [aggregate.listing.collection for aggregate in self.aggregates if aggregate.listing is not None]
         return tuple(names + [projection.collection for projection in self.projections])
 
     @property

@@ -50,6 +50,7 @@ class SuiteSettings(BaseSettings):
     auth_port: Port = 8081
     catalog_port: Port = 8082
     job_orchestrator_port: Port = 8083
+    record_sync_port: Port = 8084
     worker_port: Port = 8086
     mongodb_port: Port = 27117
     mongodb_url: str | None = None
@@ -104,6 +105,7 @@ class Service:
 SERVICES = (
     Service("auth", stop_stage=3),
     Service("catalog", stop_stage=3),
+    Service("record_sync", stop_stage=3),
     Service("job_orchestrator", stop_stage=2),
     Service("worker", stop_stage=1),
     Service("gateway", stop_stage=0),

@@ -79,10 +79,17 @@ def fold(aggregate: Aggregate[State], envelopes: Iterable[Envelope]) -> State:
 
 
 def stored_document(
-    identifier: int | str, version: int, project_id: int | None, keys: Sequence[str], state: Frozen
+    identifier: int | str,
+    version: int,
+    project_id: int | None,
+    keys: Sequence[str],
+    state: Frozen,
+    number: int | None = None,
 ) -> Document:
     """The owner's document of an entity: a pure function of its events, so that a rebuild gives the same."""
     document: Document = {"_id": identifier, "version": version, "project_id": project_id, "state": state.model_dump()}
     if keys:
         document["keys"] = list(keys)
+    if number is not None:
+        document["number"] = number
     return document

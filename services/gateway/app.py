@@ -15,7 +15,7 @@ from services.gateway.origins import Origins
 from services.gateway.upstream import Upstream
 
 FORWARDED_TO = ("auth", "catalog", "job_orchestrator", "record_sync", "webhooks")
-NEEDED = ("auth", "catalog", "job_orchestrator")
+NEEDED = ("auth", "catalog", "job_orchestrator", "record_sync")
 READINESS_TIMEOUT_SECONDS = 1.0
 
 

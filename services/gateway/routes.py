@@ -8,6 +8,8 @@ BODY_BYTES_MAX = 1024 * 1024
 INGEST_BYTES_MAX = 10 * 1024 * 1024
 # Discovery of a large database takes its time; the worker's own limit is 60 seconds.
 CONNECTOR_TIMEOUT_SECONDS = 75.0
+# A long poll of changes waits up to 60 seconds.
+CHANGES_TIMEOUT_SECONDS = 75.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,11 @@ _EXACT: Mapping[str, Target] = MappingProxyType(
 
 # The first that fits decides, so a longer prefix stands before a shorter one.
 _PREFIXES: tuple[tuple[str, Target], ...] = (
+    (
+        "/api/v1/sync/records/changes",
+        Target("record_sync", "/api/v1/sync/records/changes", timeout_seconds=CHANGES_TIMEOUT_SECONDS),
+    ),
+    ("/api/v1/sync/records:batch", Target("record_sync", "/api/v1/sync/records:batch")),
     ("/api/v1/sync/records", Target("record_sync", "/api/v1/sync/records")),
     ("/api/v1/sync", Target("job_orchestrator", "/api/v1/sync")),
     ("/api/v1/users", Target("auth", "/api/v1/users")),

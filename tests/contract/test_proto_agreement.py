@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from libs.contracts import auth, catalog, jobs, runs
+from libs.contracts import auth, catalog, jobs, records, runs
 from libs.contracts.topics import OWNERS
 from libs.core.envelope import Event
 from libs.runtime.event_log.cloudevents import message_name
 from libs.testing import protobuf
 
-EVENTS: tuple[type[Event], ...] = (*auth.EVENTS, *catalog.EVENTS, *jobs.EVENTS, *runs.EVENTS)
+EVENTS: tuple[type[Event], ...] = (*auth.EVENTS, *catalog.EVENTS, *jobs.EVENTS, *records.EVENTS, *runs.EVENTS)
 INT32 = st.integers(-(2**31), 2**31 - 1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EXACT_IN_DOUBLE = st.integers(-(2**53), 2**53)
@@ -103,7 +103,7 @@ def test_every_event_has_a_message_with_the_same_fields(event: type[Event]) -> N
     assert disagreements(event) == []
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_json_of_an_event_survives_the_way_through_its_message(data: st.DataObject) -> None:
     """Read as protobuf's JSON, serialised in binary, printed as protobuf's JSON and read back: the same event."""

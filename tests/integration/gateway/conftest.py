@@ -31,6 +31,7 @@ class Suite:
     auth: Auth
     catalog: Catalog
     jobs: Backend
+    records: Backend
 
 
 @pytest.fixture
@@ -48,20 +49,21 @@ async def suite() -> AsyncIterator[Suite]:
         )
     ]
     jobs = Backend("job_orchestrator", routes)
-    async with started(auth.backend, catalog.backend, jobs):
+    records = Backend("record_sync", [])
+    async with started(auth.backend, catalog.backend, jobs, records):
         settings = GatewaySettings(
             port=0,
             auth_url=auth.backend.url,
             catalog_url=catalog.backend.url,
             job_orchestrator_url=jobs.url,
-            record_sync_url="http://127.0.0.1:1",
+            record_sync_url=records.url,
             signing_key=SecretStr(GATEWAY_KEY),
             trusted_keys={"gateway": GATEWAY_PUBLIC_KEY},
             server_timeout=1.0,
             shutdown_timeout_seconds=0.3,
         )
         async with running_service(SERVICE, settings) as running:
-            yield Suite(running.base_url, auth, catalog, jobs)
+            yield Suite(running.base_url, auth, catalog, jobs, records)
 
 
 @pytest.fixture

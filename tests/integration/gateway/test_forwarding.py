@@ -274,7 +274,7 @@ async def test_kept_connections_that_the_service_closed_are_not_trusted(
 async def test_ready_only_while_the_services_behind_are(suite: Suite, stranger: aiohttp.ClientSession) -> None:
     async with stranger.get("/readyz") as response:
         assert response.status == 200
-        assert set((await response.json())["checks"]) == {"auth", "catalog", "job_orchestrator"}
+        assert set((await response.json())["checks"]) == {"auth", "catalog", "job_orchestrator", "record_sync"}
     suite.catalog.backend.health.stop()
     async with stranger.get("/readyz") as response:
         assert response.status == 503
@@ -319,7 +319,8 @@ async def test_no_path_reaches_the_internal_calls_of_a_service(suite: Suite) -> 
     writer.close()
 
 
-async def test_an_unreachable_service_is_a_503_of_its_family(client: aiohttp.ClientSession) -> None:
+async def test_an_unreachable_service_is_a_503_of_its_family(suite: Suite, client: aiohttp.ClientSession) -> None:
+    await suite.records.stop()
     async with client.get("/api/v1/sync/records") as response:
         assert response.status == 503
         assert response.content_type == "application/problem+json"

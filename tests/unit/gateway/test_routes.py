@@ -29,6 +29,8 @@ P = "/api/v1/project/123"
         ("/api/v1/sync/sync_abc/status", "job_orchestrator"),
         ("/api/v1/sync/records", "record_sync"),
         ("/api/v1/sync/records/7", "record_sync"),
+        ("/api/v1/sync/records/changes", "record_sync"),
+        ("/api/v1/sync/records:batch", "record_sync"),
         ("/api/v2/ingest", "job_orchestrator"),
         ("/v2/data/x", "job_orchestrator"),
         ("/api/v2/webhooks/7", "webhooks"),

@@ -1,0 +1,89 @@
+"""Reads of counted lists: their totals and any of their pages; ``list_changes`` tells how they are kept."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from libs.core.decider import Aggregate, Listing
+from libs.runtime.documents import Documents
+from libs.runtime.list_changes import BLOCK, ERA
+from libs.runtime.mongo import ASCENDING, DESCENDING, Document, IndexModel, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of a list's documents, and how many the list has in all."""
+
+    total: int
+    documents: Sequence[Document]
+
+
+class Lists:
+    """Reads the lists of an aggregate; each page is of one moment.
+
+    Args:
+        documents: the service's documents.
+        aggregate: one with a ``listing``.
+    """
+
+    def __init__(self, documents: Documents, aggregate: Aggregate[Any]) -> None:
+        assert aggregate.listing is not None
+        self._documents = documents
+        self._aggregate = aggregate
+        self._listing: Listing[Any] = aggregate.listing
+
+    async def page(self, name: str, criteria: Mapping[str, Any], *, offset: int, limit: int) -> Page:
+        """The documents of a list from ``offset`` on, newest first.
+
+        Args:
+            criteria: the equalities that make the list, for which ``list_index`` has made an index.
+        """
+        async with self._documents.snapshot() as session:
+            eras = await self._eras(name, session)
+            total = sum(era["n"] for era in eras)
+            if offset >= total:
+                return Page(total, ())
+            ceiling, step = await self._place(eras, offset, session) if offset else (None, 0)
+            numbers: Document = {"$gte": 0} if ceiling is None else {"$gte": 0, "$lt": ceiling}
+            found = self._documents.collection(self._aggregate.collection).find(
+                {**criteria, "number": numbers}, session=session
+            )
+            # The planner would weigh the indexes of all lists against each other; the right one is known.
+            found = found.hint(_key_pattern(criteria)).sort("number", DESCENDING).skip(step).limit(limit)
+            return Page(total, await found.to_list(None))
+
+    async def _eras(self, name: str, session: Session) -> list[Document]:
+        counts = self._documents.collection(self._listing.collection)
+        of_list = {"_id": {"$gte": f"{name}#", "$lt": f"{name}$"}}
+        found = counts.find(of_list, {"n": 1}, session=session).sort("_id", DESCENDING)
+        eras: list[Document] = await found.to_list(None)
+        return eras
+
+    async def _place(self, eras: Sequence[Document], offset: int, session: Session) -> tuple[int, int]:
+        """The number below which the block begins that holds the wanted entity, and how many stand before it there."""
+        for era in eras:
+            if offset < era["n"]:
+                break
+            offset -= era["n"]
+        counts = self._documents.collection(self._listing.collection)
+        document = await counts.find_one({"_id": era["_id"]}, {"b": 1}, session=session)
+        assert document is not None, "a snapshot does not change"
+        for block in sorted((int(block) for block in document["b"]), reverse=True):
+            count = document["b"][str(block)]
+            if offset < count:
+                return _era_of(era["_id"]) * ERA + (block + 1) * BLOCK, offset
+            offset -= count
+        raise AssertionError(f"the blocks of {era['_id']} do not add up to its total")
+
+
+def list_index(fields: Sequence[str]) -> IndexModel:
+    """The index that pages of lists by these fields are read from; only what stands in a list is in it."""
+    return IndexModel(list(_key_pattern(dict.fromkeys(fields))), partialFilterExpression={"number": {"$gte": 0}})
+
+
+def _key_pattern(criteria: Mapping[str, Any]) -> list[tuple[str, int]]:
+    return [(name, ASCENDING) for name in criteria] + [("number", ASCENDING)]
+
+
+def _era_of(identifier: str) -> int:
+    return int(identifier.rsplit("#", 1)[1])

@@ -1,0 +1,1 @@
+"""Developer sync records."""

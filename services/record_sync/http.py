@@ -1,0 +1,227 @@
+"""The routes of ``/api/v1/sync/records``: single records, lists, batches, histories and the change feed."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC
+
+from aiohttp import web
+
+from libs.core.errors import FieldError, Forbidden, InvalidInput
+from libs.runtime.command_handler import Entity
+from libs.runtime.http import (
+    dump,
+    idempotency_of,
+    if_match_of,
+    json_answer,
+    metadata_of,
+    principal_of,
+    read_query,
+)
+from services.record_sync.domain.record import CreateRecord, DeleteRecord, Record
+from services.record_sync.feed import Changes, Feed, Interest
+from services.record_sync.inputs import (
+    ChangesQuery,
+    HistoryQuery,
+    ListQuery,
+    OneQuery,
+    Operation,
+    read_creation,
+    read_operations,
+    read_update,
+)
+from services.record_sync.queries import RecordQueries
+from services.record_sync.records import Caller, Records
+from services.record_sync.views import change_view, record_view, result_view
+
+RECORDS = "/api/v1/sync/records"
+PROJECT_HEADER = "X-Project-Id"
+STREAM_SECONDS_MAX = 60.0
+SILENCE_SECONDS_MAX = 10.0
+STREAMED_TOGETHER = 500
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRoutes:
+    """The handlers of developer sync records."""
+
+    records: Records
+    queries: RecordQueries
+    feed: Feed
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        one = f"{RECORDS}/{{id}}"
+        return [
+            web.get(RECORDS, self.list),
+            web.post(RECORDS, self.create),
+            web.post(f"{RECORDS}:batch", self.batch),
+            web.get(f"{RECORDS}/changes", self.changes),
+            web.get(one, self.get),
+            web.patch(one, self.update),
+            web.delete(one, self.delete),
+            web.get(f"{one}/history", self.history),
+        ]
+
+    async def list(self, request: web.Request) -> web.StreamResponse:
+        caller = _reader(request)
+        query = read_query(request, ListQuery)
+        caller.require_developer(query.developer_id)
+        page = await self.queries.page(
+            caller.project_id,
+            query.developer_id or caller.developer_id,
+            query.resource_type,
+            query.status,
+            offset=(query.page - 1) * query.limit,
+            limit=query.limit,
+        )
+        data = [record_view(entity) for entity in page.records]
+        return json_answer({"total": page.total, "page": query.page, "limit": query.limit, "data": data})
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        caller = _writer(request)
+        command = await read_creation(request)
+        created = await self.records.create(caller, command, idempotency_of(request))
+        answer = _shown(created, 201)
+        answer.headers["Location"] = f"{RECORDS}/{created.id}"
+        return answer
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        caller = _reader(request)
+        query = read_query(request, OneQuery)
+        record_id = request.match_info["id"]
+        if query.as_of is None:
+            return _shown(await self.records.require(caller, record_id))
+        entity = await self.records.require(caller, record_id, deleted_too=True)
+        then = await self.queries.as_of(entity.id, query.as_of.astimezone(UTC))
+        return json_answer(record_view(then))
+
+    async def update(self, request: web.Request) -> web.StreamResponse:
+        caller = _writer(request)
+        command = await read_update(request)
+        return _shown(await self.records.update(caller, request.match_info["id"], command, if_match_of(request)))
+
+    async def delete(self, request: web.Request) -> web.StreamResponse:
+        caller = _writer(request)
+        await self.records.delete(caller, request.match_info["id"], if_match_of(request))
+        return web.Response(status=204)
+
+    async def history(self, request: web.Request) -> web.StreamResponse:
+        caller = _reader(request)
+        query = read_query(request, HistoryQuery)
+        entity = await self.records.require(caller, request.match_info["id"], deleted_too=True)
+        events = await self.queries.history(entity.id, before_version=query.before, limit=query.limit)
+        return json_answer({"data": events})
+
+    async def batch(self, request: web.Request) -> web.StreamResponse:
+        """Up to 1,000 operations, each answered by itself: the batch as a whole is not atomic."""
+        caller = _writer(request)
+        operations = await read_operations(request)
+        results = await self.records.batch(caller, operations, idempotency_of(request))
+        shown = [
+            result_view(result, _success_of(operation)) for operation, result in zip(operations, results, strict=True)
+        ]
+        return json_answer({"results": shown})
+
+    async def changes(self, request: web.Request) -> web.StreamResponse:
+        """The project's changes: one answer, at once or when there is one, or a stream of Server-Sent Events."""
+        caller = _reader(request)
+        query = read_query(request, ChangesQuery)
+        caller.require_developer(query.developer_id)
+        interest = Interest(caller.project_id, query.developer_id or caller.developer_id, query.resource_type)
+        is_stream = "text/event-stream" in request.headers.get("Accept", "")
+        after = _last_event_id(request) if is_stream else None
+        if after is None:
+            after = await self.feed.latest() if query.after == "latest" else query.after
+        await self.feed.require_known(after)
+        if is_stream:
+            return await self._stream(request, after, interest)
+        found = await self.feed.await_changes(after, interest, query.limit, query.timeout)
+        data = [change_view(envelope) for envelope in found.events]
+        answer = json_answer({"data": data, "cursor": found.cursor, "hasMore": not found.is_all})
+        answer.headers["Cache-Control"] = "no-store"
+        return answer
+
+    async def _stream(self, request: web.Request, after: int, interest: Interest) -> web.StreamResponse:
+        """Server-Sent Events (WHATWG HTML, section 9.2) for a minute; then the reader comes back with its cursor.
+
+        That bounds how long a credential that was revoked meanwhile can go on reading.
+        """
+        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        await response.write(b"retry: 1000\n\n")
+        loop = asyncio.get_running_loop()
+        until = loop.time() + STREAM_SECONDS_MAX
+        while (left_seconds := until - loop.time()) > 0 and not self.feed.is_closing:
+            wait_seconds = min(left_seconds, SILENCE_SECONDS_MAX)
+            found = await self.feed.await_changes(after, interest, STREAMED_TOGETHER, wait_seconds)
+            after = found.cursor
+            await response.write(_frames(found))
+        await response.write_eof()
+        return response
+
+
+def _frames(found: Changes) -> bytes:
+    """Events with their positions as ids; at the end the cursor alone, which moves the reader on without an event."""
+    frames = [
+        b"id: %d\nevent: %s\ndata: %s\n\n" % (item.position, item.type.encode(), dump(change_view(item)))
+        for item in found.events
+    ]
+    if not found.events or found.events[-1].position != found.cursor:
+        frames.append(b"id: %d\n\n" % found.cursor)
+    return b"".join(frames)
+
+
+def _last_event_id(request: web.Request) -> int | None:
+    given = request.headers.get("Last-Event-ID")
+    if not given:
+        return None
+    if not (given.isascii() and given.isdigit() and len(given) <= 15):
+        message = "must be the id of an event of this feed"
+        raise InvalidInput(f"Last-Event-ID {message}", errors=[FieldError("Last-Event-ID", message)])
+    return int(given)
+
+
+def _shown(entity: Entity[Record], status: int = 200) -> web.Response:
+    return json_answer(record_view(entity), status, entity.version)
+
+
+def _success_of(operation: Operation | InvalidInput) -> int:
+    match operation:
+        case Operation(command=CreateRecord()):
+            return 201
+        case Operation(command=DeleteRecord()):
+            return 204
+        case _:
+            return 200
+
+
+def _reader(request: web.Request) -> Caller:
+    return _caller(request, "sync:read")
+
+
+def _writer(request: web.Request) -> Caller:
+    return _caller(request, "sync:write")
+
+
+def _caller(request: web.Request, scope: str) -> Caller:
+    """Who calls for which project: the credential's only one, or that of the header ``X-Project-Id``.
+
+    Raises:
+        Forbidden: the scope is missing, or the caller is no member of the project.
+        InvalidInput: the caller has several projects and names none.
+    """
+    principal = principal_of(request)
+    principal.require_scope(scope)
+    named = request.headers.get(PROJECT_HEADER)
+    if named is None and len(principal.projects) == 1:
+        [project_id] = principal.projects
+    elif named is None and not principal.projects:
+        raise Forbidden("you are not a member of any project", code="not_a_member")
+    elif named is not None and named.isascii() and named.isdigit() and len(named) <= 18:
+        project_id = int(named)
+    else:
+        message = "must name one of your projects by its number"
+        raise InvalidInput(f"{PROJECT_HEADER} {message}", errors=[FieldError(PROJECT_HEADER, message)])
+    principal.require_project(project_id)
+    return Caller(project_id, principal.developer_id, replace(metadata_of(request), project_id=project_id))

@@ -1,0 +1,248 @@
+"""What callers send: checked field by field, while ``data`` and ``metadata`` are kept as the text that they came in.
+
+A JSON library would change their numbers (``1.10``, thirty digits after the point), so the members of the body are cut
+out of it as they stand; only white space and the escapes of strings are made one.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import orjson
+from aiohttp import web
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from libs.core.errors import FieldError, InvalidInput
+from libs.runtime.http import invalid_input, read_bytes, read_raw_json
+from services.record_sync.domain.record import ACTIVE, CreateRecord, DeleteRecord, UpdateRecord
+
+METADATA_BYTES_MAX = 1024
+OPERATIONS_MAX = 1_000
+LIMIT_MAX = 100
+PAGE_MAX = 10**9
+POSITION_MAX = 2**53
+CHANGES_MAX = 1_000
+WAIT_SECONDS_MAX = 60
+
+Name = Annotated[str, Field(min_length=1, max_length=128)]
+ResourceKey = Annotated[str, Field(min_length=1, max_length=512)]
+Status = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]
+
+_IMMUTABLE = frozenset({"developerId", "resourceType", "resourceKey"})
+_SYSTEM_GENERATED = frozenset({"id", "lastSyncedAt", "createdAt", "updatedAt"})
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+Members = Mapping[str, msgspec.Raw]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class CreateBody(Body):
+    developer_id: Name = Field(alias="developerId")
+    resource_type: Name = Field(alias="resourceType")
+    resource_key: ResourceKey = Field(alias="resourceKey")
+    data: dict[str, Any]
+    status: Status = ACTIVE
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class UpdateBody(Body):
+    """A field that is left out stays as it is; there is no null."""
+
+    data: dict[str, Any] = Field(default_factory=dict)
+    status: Status = ACTIVE
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class CreateOperation(Body):
+    op: Literal["create"]
+    record: dict[str, Any]
+
+
+class UpdateOperation(Body):
+    op: Literal["update"]
+    id: str
+    changes: dict[str, Any]
+    if_match: int | None = Field(default=None, alias="ifMatch", ge=1, le=POSITION_MAX)
+
+
+class DeleteOperation(Body):
+    op: Literal["delete"]
+    id: str
+    if_match: int | None = Field(default=None, alias="ifMatch", ge=1, le=POSITION_MAX)
+
+
+class BatchBody(Body):
+    operations: list[dict[str, Any]] = Field(min_length=1, max_length=OPERATIONS_MAX)
+
+
+class Query(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class ListQuery(Query):
+    developer_id: Name | None = Field(default=None, alias="developerId")
+    resource_type: Name | None = Field(default=None, alias="resourceType")
+    status: Status | None = None
+    limit: int = Field(default=50, ge=1, le=LIMIT_MAX)
+    page: int = Field(default=1, ge=1, le=PAGE_MAX)
+
+
+class OneQuery(Query):
+    as_of: AwareDatetime | None = None
+
+
+class HistoryQuery(Query):
+    """``before``: only events below this version; newest first."""
+
+    before: int = Field(default=POSITION_MAX, ge=1, le=POSITION_MAX)
+    limit: int = Field(default=LIMIT_MAX, ge=1, le=1_000)
+
+
+class ChangesQuery(Query):
+    """``after``: the cursor of the last answer, or ``latest`` for what comes from now on."""
+
+    after: Annotated[int, Field(ge=0, le=POSITION_MAX)] | Literal["latest"] = 0
+    developer_id: Name | None = Field(default=None, alias="developerId")
+    resource_type: Name | None = Field(default=None, alias="resourceType")
+    limit: int = Field(default=LIMIT_MAX, ge=1, le=CHANGES_MAX)
+    timeout: float = Field(default=0, ge=0, le=WAIT_SECONDS_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One of a batch.
+
+    Args:
+        record_id: which record; None makes one.
+    """
+
+    command: CreateRecord | UpdateRecord | DeleteRecord
+    record_id: str | None = None
+    expected_version: int | None = None
+
+
+async def read_creation(request: web.Request) -> CreateRecord:
+    """The body of POST."""
+    fields = await read_raw_json(request)
+    return _creation(fields, await read_bytes(request))
+
+
+async def read_update(request: web.Request) -> UpdateRecord:
+    """The body of PATCH."""
+    fields = await read_raw_json(request)
+    return _update(fields, await read_bytes(request))
+
+
+async def read_operations(request: web.Request) -> Sequence[Operation | InvalidInput]:
+    """The operations of a batch; one that is not well-formed stands as its refusal.
+
+    Raises:
+        InvalidInput: the body as a whole is not a batch.
+    """
+    body = _checked(BatchBody, await read_raw_json(request))
+    members = msgspec.json.decode(await read_bytes(request), type=dict[str, list[dict[str, msgspec.Raw]]])
+    return [
+        _operation_or_refusal(fields, raw) for fields, raw in zip(body.operations, members["operations"], strict=True)
+    ]
+
+
+def compact(text: bytes) -> str:
+    """JSON without white space, its strings in UTF-8 with the fewest escapes, its numbers as they are."""
+    compacted = msgspec.json.format(text, indent=-1)
+    if b"\\" in compacted:
+        compacted = _STRING.sub(_unescaped, compacted)
+    return compacted.decode()
+
+
+def _operation_or_refusal(fields: dict[str, Any], raw: Members) -> Operation | InvalidInput:
+    try:
+        return _operation(fields, raw)
+    except InvalidInput as refusal:
+        return refusal
+
+
+def _operation(fields: dict[str, Any], raw: Members) -> Operation:
+    match fields.get("op"):
+        case "create":
+            _checked(CreateOperation, fields)
+            return Operation(_creation(fields["record"], bytes(raw["record"]), "record"))
+        case "update":
+            update = _checked(UpdateOperation, fields)
+            command = _update(update.changes, bytes(raw["changes"]), "changes")
+            return Operation(command, update.id, update.if_match)
+        case "delete":
+            delete = _checked(DeleteOperation, fields)
+            return Operation(DeleteRecord(), delete.id, delete.if_match)
+        case _:
+            raise _refused("op", "must be create, update or delete")
+
+
+def _creation(fields: Any, body: bytes, path: str = "") -> CreateRecord:
+    checked = _checked(CreateBody, fields, path)
+    members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    return CreateRecord(
+        developer_id=checked.developer_id,
+        resource_type=checked.resource_type,
+        resource_key=checked.resource_key,
+        data_json=compact(bytes(members["data"])),
+        status=checked.status,
+        metadata_json=_metadata(members, path) or "{}",
+    )
+
+
+def _update(fields: Any, body: bytes, path: str = "") -> UpdateRecord:
+    checked = _checked(UpdateBody, fields, path)
+    members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    return UpdateRecord(
+        data_json=compact(bytes(members["data"])) if "data" in members else None,
+        status=checked.status if "status" in members else None,
+        metadata_json=_metadata(members, path),
+    )
+
+
+def _metadata(members: Members, path: str) -> str | None:
+    if "metadata" not in members:
+        return None
+    text = compact(bytes(members["metadata"]))
+    size_bytes = len(text.encode())
+    if size_bytes > METADATA_BYTES_MAX:
+        field = f"{path}.metadata" if path else "metadata"
+        message = f"is {size_bytes} bytes of compact JSON; at most {METADATA_BYTES_MAX} are allowed"
+        raise _refused(field, message, "too_large")
+    return text
+
+
+def _checked(model: type[ModelT], fields: Any, path: str = "") -> ModelT:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        refusal = invalid_input(error)
+    errors = [_explained(item, path, is_update=model is UpdateBody) for item in refusal.errors]
+    message = "; ".join(f"{item.field or 'the body'}: {item.message}" for item in errors[:5])
+    raise InvalidInput(message, errors=errors)
+
+
+def _explained(error: FieldError, path: str, *, is_update: bool) -> FieldError:
+    """The error with its whole path, and the reason why a field that records do have can't be written."""
+    message, code = error.message, error.code
+    if code == "unknown_field" and error.field in _SYSTEM_GENERATED:
+        message, code = "is set by the system", "read_only_field"
+    elif code == "unknown_field" and is_update and error.field in _IMMUTABLE:
+        message, code = "can't be changed", "immutable_field"
+    field = ".".join(part for part in (path, error.field) if part)
+    return FieldError(field, message, code)
+
+
+def _refused(field: str, message: str, code: str = "invalid") -> InvalidInput:
+    return InvalidInput(f"{field}: {message}", errors=[FieldError(field, message, code)])
+
+
+def _unescaped(matched: re.Match[bytes]) -> bytes:
+    token = matched[0]
+    return orjson.dumps(orjson.loads(token)) if b"\\" in token else token

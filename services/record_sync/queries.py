@@ -1,0 +1,69 @@
+"""Reads of records: pages of lists, and histories."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import product
+from typing import Any
+
+from libs.core.errors import NotFound
+from libs.runtime.command_handler import Entity
+from libs.runtime.documents import Documents, entity_of
+from libs.runtime.event_store import envelope_of
+from libs.runtime.listings import Lists, list_index
+from libs.runtime.mongo import DESCENDING
+from services.record_sync.domain.record import RECORD, Record, list_name
+from services.record_sync.views import event_view
+
+_FILTERS = ("state.developer_id", "state.resource_type", "state.status")
+
+INDEXES = {
+    RECORD.collection: [
+        list_index(["project_id", *(field for field, is_set in zip(_FILTERS, choice, strict=True) if is_set)])
+        for choice in product((False, True), repeat=len(_FILTERS))
+    ]
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPage:
+    total: int
+    records: Sequence[Entity[Record]]
+
+
+class RecordQueries:
+    """What the service asks its own database."""
+
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
+        self._lists = Lists(documents, RECORD)
+
+    async def page(
+        self,
+        project_id: int,
+        developer_id: str | None,
+        resource_type: str | None,
+        status: str | None,
+        *,
+        offset: int,
+        limit: int,
+    ) -> RecordPage:
+        """Some records of a list and how many it has, both of the same moment."""
+        values = zip(_FILTERS, (developer_id, resource_type, status), strict=True)
+        criteria = {"project_id": project_id} | {field: value for field, value in values if value is not None}
+        name = list_name(project_id, developer_id, resource_type, status)
+        page = await self._lists.page(name, criteria, offset=offset, limit=limit)
+        return RecordPage(page.total, [entity_of(RECORD, document) for document in page.documents])
+
+    async def as_of(self, record_id: int | str, moment: datetime) -> Entity[Record]:
+        """A record as it stood at a moment."""
+        entity = await self._documents.as_of(RECORD, record_id, moment)
+        if entity is None or entity.state.deleted:
+            raise NotFound(f"record {record_id} did not exist then", code="record_not_found")
+        return entity
+
+    async def history(self, record_id: int | str, *, before_version: int, limit: int) -> list[dict[str, Any]]:
+        """A record's events below a version, newest first."""
+        criteria = {"stream": RECORD.stream(record_id), "version": {"$lt": before_version}}
+        cursor = self._documents.plain("events").find(criteria).sort("version", DESCENDING).limit(limit)
+        return [event_view(envelope_of(document, "")) async for document in cursor]
