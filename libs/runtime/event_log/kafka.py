@@ -5,6 +5,7 @@ in its own database; the group's committed offsets serve the usual monitoring to
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -29,12 +30,16 @@ BATCH_BYTES_MAX = 1024 * 1024
 FETCH_BYTES_MAX = 2 * 1024 * 1024
 FETCH_WAIT_MS = 500
 REQUEST_MS = 10_000
+RETRY_MS = 250
 PUBLISH_SECONDS_MAX = 20.0
 CLOSE_SECONDS_MAX = 2.0
 ANSWER_SECONDS_MAX = 10.0
 PROGRESS_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
+
+# While a broker is away the client says so dozens of times a second; relay and consumers say it once per attempt.
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 class TopicMismatch(Exception):
@@ -140,6 +145,7 @@ class KafkaEventLog:
             client_id=f"datasync.{self._service}",
             auto_offset_reset="none",
             request_timeout_ms=REQUEST_MS,
+            retry_backoff_ms=RETRY_MS,
             fetch_max_wait_ms=FETCH_WAIT_MS,
             max_partition_fetch_bytes=FETCH_BYTES_MAX,
         )
