@@ -44,7 +44,13 @@ async def test_times_move_as_the_seed_says(mongod: str, database_prefix: str) ->
         assert created["lastSyncedAt"] is None
         path = f"/{created['id']}"
         seen = []
-        bodies: list[Any] = [{"data": {}}, {"status": "ACTIVE"}, {"data": {"a": 1}}, {"status": "ERROR"}, {"metadata": {}}]
+        bodies: list[Any] = [
+            {"data": {}},
+            {"status": "ACTIVE"},
+            {"data": {"a": 1}},
+            {"status": "ERROR"},
+            {"metadata": {}},
+        ]
         for body in bodies:
             clock.advance(1)
             seen.append((await service.request("PATCH", path, body)).ok())

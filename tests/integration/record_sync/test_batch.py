@@ -1,0 +1,86 @@
+"""Batches: each operation is answered by itself, in the order in which they were sent."""
+
+from typing import Any
+
+import pytest
+
+from tests.integration.record_sync.record_service import RecordService, record_body
+
+
+async def perform(service: RecordService, *operations: Any, **more: Any) -> list[Any]:
+    answer = await service.request("POST", ":batch", {"operations": list(operations)}, **more)
+    results: list[Any] = answer.ok()["results"]
+    assert len(results) == len(operations)
+    return results
+
+
+def create(key: str, **changes: Any) -> Any:
+    return {"op": "create", "record": record_body(key, **changes)}
+
+
+async def test_each_operation_is_answered_by_itself(service: RecordService) -> None:
+    known = await service.create("known")
+    foreign = await service.in_new_project().create()
+    results = await perform(
+        service,
+        create("new"),
+        create("known"),
+        {"op": "create", "record": {"developerId": "d"}},
+        {"op": "update", "id": known["id"], "changes": {"status": "ERROR"}},
+        {"op": "update", "id": known["id"], "changes": {"data": {}}, "ifMatch": 1},
+        {"op": "update", "id": known["id"], "changes": {"resourceKey": "other"}},
+        {"op": "delete", "id": foreign["id"]},
+        {"op": "delete", "id": "nothing"},
+        {"op": "delete", "id": known["id"], "ifMatch": 2},
+        {"op": "replace"},
+    )
+    assert [item["status"] for item in results] == [201, 409, 400, 200, 412, 400, 403, 404, 204, 400]
+    assert results[0]["record"]["resourceKey"] == "new"
+    assert results[3]["record"] | {"status": "ACTIVE"} == known | {
+        name: results[3]["record"][name] for name in ("updatedAt", "lastSyncedAt")
+    }
+    assert [item["field"] for item in results[2]["error"]["errors"]] == [
+        "record.resourceType",
+        "record.resourceKey",
+        "record.data",
+    ]
+    assert results[5]["error"]["errors"][0]["field"] == "changes.resourceKey"
+    assert [item["resourceKey"] for item in (await service.list())["data"]] == ["new"]
+
+
+async def test_a_thousand_records_in_one_call_keep_their_order_and_numbers(service: RecordService) -> None:
+    head = '{"op": "create", "record": {"developerId": "d", "resourceType": "T", "data": {"p": 1.10}, "resourceKey": '
+    operations = ",".join(f'{head}"{number}"}}}}' for number in range(1000))
+    answer = await service.request("POST", ":batch", text=f'{{"operations": [{operations}]}}')
+    assert {item["status"] for item in answer.ok()["results"]} == {201}
+    assert answer.content.count(b'"data":{"p":1.10}') == 1000
+    listed = await service.list(limit=100, page=3)
+    assert listed["total"] == 1000
+    assert [item["resourceKey"] for item in listed["data"]] == [str(number) for number in range(799, 699, -1)]
+
+
+async def test_a_key_that_is_freed_can_be_taken_in_the_same_batch(service: RecordService) -> None:
+    old = await service.create("k")
+    results = await perform(service, {"op": "delete", "id": old["id"]}, create("k"))
+    assert [item["status"] for item in results] == [204, 201]
+
+
+async def test_a_repeated_batch_repeats_nothing_that_was_done(service: RecordService) -> None:
+    old = await service.create("old")
+    key = {"Idempotency-Key": f"batch-{service.project}"}
+    operations = [create("a"), create("old"), {"op": "delete", "id": old["id"]}]
+    first = await perform(service, *operations, headers=key)
+    assert [item["status"] for item in first] == [201, 409, 204]
+    again = await perform(service, *operations, headers=key)
+    assert (again[0], again[2]) == (first[0], first[2])
+    # What was refused is tried again, and by now its key is free.
+    assert again[1]["status"] == 201
+    other = await service.request("POST", ":batch", {"operations": [create("b")]}, headers=key)
+    assert other.status == 422
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"operations": []}, {"operations": [{}] * 1001}, {"operations": {}}, {"operations": [1]}, []]
+)
+async def test_a_body_that_is_no_batch_is_400(service: RecordService, body: Any) -> None:
+    assert (await service.request("POST", ":batch", body)).status == 400

@@ -1,0 +1,212 @@
+"""The change feed: every change of the project once, in order, without a gap, however it is read."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.integration.record_sync.record_service import RECORDS, RecordService, running_record_service
+
+
+async def read_all(service: RecordService, after: int = 0, limit: int = 7) -> tuple[list[Any], int]:
+    """Everything after a position, chunk by chunk, and the cursor at the end."""
+    found: list[Any] = []
+    while True:
+        chunk = (await service.request("GET", "/changes", after=after, limit=limit)).ok()
+        found += chunk["data"]
+        assert chunk["cursor"] >= after
+        after = chunk["cursor"]
+        if not chunk["hasMore"]:
+            return found, after
+
+
+@asynccontextmanager
+async def stream(service: RecordService, headers: dict[str, str] | None = None, **query: Any) -> AsyncIterator[Any]:
+    """The frames of the feed as Server-Sent Events: fields by name, those of comments and retries left out."""
+    sent = {**service.headers(), "Accept": "text/event-stream", **(headers or {})}
+    url = f"{service.base_url}{RECORDS}/changes"
+    async with service.session.get(url, headers=sent, params=query) as response:
+        assert response.status == 200
+        assert response.headers["Content-Type"] == "text/event-stream"
+
+        async def frames() -> AsyncIterator[dict[str, str]]:
+            fields: dict[str, str] = {}
+            async for line in response.content:
+                text = line.decode().rstrip("\n")
+                if text:
+                    name, _, value = text.partition(": ")
+                    fields[name] = value
+                elif "id" in fields:
+                    yield fields
+                    fields = {}
+                else:
+                    fields = {}
+
+        yield frames()
+
+
+async def test_changes_tell_what_happened(service: RecordService) -> None:
+    created = await service.create(data={"v": 1})
+    await service.request("PATCH", f"/{created['id']}", {"status": "ERROR"})
+    await service.request("DELETE", f"/{created['id']}")
+    changes, _ = await read_all(service)
+    assert [(item["type"], item["version"], item["changes"]) for item in changes] == [
+        ("record_created", 1, {"status": "ACTIVE", "data": {"v": 1}, "metadata": {}}),
+        ("record_updated", 2, {"status": "ERROR"}),
+        ("record_deleted", 3, {}),
+    ]
+    assert {(item["recordId"], item["developerId"], item["resourceKey"]) for item in changes} == {
+        (created["id"], "dev-1", "flag-1")
+    }
+
+
+async def test_the_feed_is_gap_free_under_concurrent_writers(mongod: str, database_prefix: str) -> None:
+    """Readers that follow while two instances write see each project's events once, in order, and all of them."""
+    async with (
+        running_record_service(mongod, database_prefix) as first,
+        running_record_service(mongod, database_prefix) as second,
+    ):
+        projects = [first.in_new_project() for _ in range(3)]
+        done = asyncio.Event()
+        written: dict[int, int] = dict.fromkeys((item.project for item in projects), 0)
+
+        async def write(client: int) -> None:
+            of_project = projects[client % 3]
+            base_url = (first if client % 2 else second).base_url
+            service = RecordService(base_url, of_project.context, of_project.session, of_project.project)
+            for number in range(15):
+                created = await service.create(f"{client}-{number}")
+                await service.request("PATCH", f"/{created['id']}", {"data": {"n": number}})
+                written[of_project.project] += 2
+
+        async def follow(service: RecordService) -> list[Any]:
+            found: list[Any] = []
+            after = 0
+            while True:
+                was_done = done.is_set()
+                limit = random.randint(1, 20)
+                chunk = (await service.request("GET", "/changes", after=after, limit=limit, timeout=0.2)).ok()
+                found += chunk["data"]
+                after = chunk["cursor"]
+                if was_done and not chunk["hasMore"]:
+                    return found
+
+        readers = [asyncio.create_task(follow(service)) for service in projects for _ in range(2)]
+        async with asyncio.TaskGroup() as group:
+            for client in range(18):
+                group.create_task(write(client))
+        done.set()
+        for service, found in zip(
+            [item for item in projects for _ in range(2)], await asyncio.gather(*readers), strict=True
+        ):
+            positions = [item["position"] for item in found]
+            assert positions == sorted(set(positions))
+            assert len(found) == written[service.project] == 6 * 15 * 2
+        everything = [item for service in projects for item in (await read_all(service, limit=500))[0]]
+        assert sorted(item["position"] for item in everything) == list(range(1, 18 * 15 * 2 + 1))
+
+
+async def test_a_long_poll_answers_when_something_happens(service: RecordService) -> None:
+    _, cursor = await read_all(service)
+    polling = asyncio.create_task(service.request("GET", "/changes", after=cursor, timeout=30))
+    other = service.in_new_project()
+    await other.create()
+    assert not polling.done()
+    created = await service.create()
+    async with asyncio.timeout(5):
+        answer = (await polling).ok()
+    assert [item["recordId"] for item in answer["data"]] == [created["id"]]
+
+
+async def test_the_cursor_passes_over_what_others_wrote(service: RecordService) -> None:
+    _, cursor = await read_all(service)
+    other = service.in_new_project()
+    for number in range(5):
+        await other.create(str(number))
+    found, later = await read_all(service, cursor)
+    assert (found, later) == ([], cursor + 5)
+    waited = (await service.request("GET", "/changes", after=later, timeout=0.05)).ok()
+    assert waited == {"data": [], "cursor": later, "hasMore": False}
+
+
+async def test_changes_can_be_narrowed_to_a_developer_and_a_type(service: RecordService) -> None:
+    await service.create("1", developerId="d1", resourceType="A")
+    await service.create("2", developerId="d1", resourceType="B")
+    await service.create("3", developerId="d2", resourceType="B")
+    found = (await service.request("GET", "/changes", developerId="d1", resourceType="B")).ok()["data"]
+    assert [item["resourceKey"] for item in found] == ["2"]
+
+
+async def test_a_stream_gives_each_change_once_and_goes_on_where_it_was(service: RecordService) -> None:
+    first = await service.create("1", data={"text": "two\nlines"})
+    async with asyncio.timeout(20), stream(service, after=0) as frames:
+        seen = [frame async for frame in _events(frames, 1)]
+        assert seen[0]["event"] == "record_created"
+        assert first["id"] in seen[0]["data"]
+        second = await service.create("2")
+        seen += [frame async for frame in _events(frames, 1)]
+        assert second["id"] in seen[1]["data"]
+    third = await service.create("3")
+    async with asyncio.timeout(20), stream(service, {"Last-Event-ID": seen[1]["id"]}, after=0) as frames:
+        [last] = [frame async for frame in _events(frames, 1)]
+        assert third["id"] in last["data"]
+
+
+async def test_a_stream_from_the_latest_position_begins_with_what_comes(service: RecordService) -> None:
+    await service.create("1")
+    async with asyncio.timeout(20), stream(service, after="latest") as frames:
+        created = await service.create("2")
+        [seen] = [frame async for frame in _events(frames, 1)]
+        assert created["id"] in seen["data"]
+
+
+async def _events(frames: AsyncIterator[dict[str, str]], count: int) -> AsyncIterator[dict[str, str]]:
+    """The next frames that carry an event, not only a cursor."""
+    while count:
+        frame = await anext(frames)
+        if "data" in frame:
+            yield frame
+            count -= 1
+
+
+async def test_an_open_stream_does_not_hold_up_the_end_of_the_service(mongod: str, database_prefix: str) -> None:
+    url = f"{RECORDS}/changes"
+    async with aiohttp.ClientSession() as session:
+        async with running_record_service(mongod, database_prefix) as service:
+            headers = {**service.headers(), "Accept": "text/event-stream"}
+            response = await session.get(service.base_url + url, headers=headers)
+            assert await response.content.readline() == b"retry: 1000\n"
+            stopping = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - stopping < 10
+        rest = await response.read()
+        assert rest.endswith(b"\n\n")
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "field"),
+    [
+        ({"after": -1}, {}, "after"),
+        ({"after": "soon"}, {}, "after"),
+        ({"after": 10**12}, {}, "after"),
+        ({"timeout": 61}, {}, "timeout"),
+        ({"limit": 1001}, {}, "limit"),
+        ({}, {"Last-Event-ID": "x", "Accept": "text/event-stream"}, "Last-Event-ID"),
+    ],
+)
+async def test_a_wrong_place_to_begin_is_400(
+    service: RecordService, query: Any, headers: dict[str, str], field: str
+) -> None:
+    answer = await service.request("GET", "/changes", headers=headers, **query)
+    assert answer.status == 400
+    assert answer.fields[0].startswith(field)
+
+
+async def test_numbers_travel_on_the_feed_as_they_were_sent(service: RecordService) -> None:
+    text = '{"developerId": "d", "resourceType": "T", "resourceKey": "k", "data": {"price": 1.10}}'
+    (await service.request("POST", text=text)).created()
+    answer = await service.request("GET", "/changes", after=0)
+    assert b'"data":{"price":1.10}' in answer.content
