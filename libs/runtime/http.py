@@ -45,6 +45,7 @@ from libs.core.principal import Principal
 from libs.runtime.command_handler import IdempotencyKey
 from libs.runtime.http_errors import INTERNAL_MESSAGE, error_answer, family_of, of_http_exception
 from libs.runtime.mongo import ConnectionFailure
+from libs.runtime.openapi import Json, part_of
 from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalVerifier
 from libs.runtime.settings import ServiceSettings
 from libs.runtime.telemetry import (
@@ -69,7 +70,10 @@ PUBLIC_PATHS = frozenset(
 )
 """What answers without a credential."""
 
-OPERATIONAL_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+DESCRIPTION_PATH = "/internal/openapi.json"
+"""Where a service tells its part of the API's description; the gateway forwards nothing below ``/internal``."""
+
+OPERATIONAL_PATHS = frozenset({"/healthz", "/readyz", "/metrics", DESCRIPTION_PATH})
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 PRINCIPAL: web.RequestKey[Principal] = web.RequestKey("principal", Principal)
@@ -147,6 +151,7 @@ def create_app(
     app.router.add_get("/readyz", _readyz_of(health))
     if not settings.public:
         app.router.add_get("/metrics", metrics)
+        app.router.add_get(DESCRIPTION_PATH, _description_of(routes))
     app.add_routes(routes)
     return app
 
@@ -185,7 +190,7 @@ class _Shell:
             if self._is_public:
                 return await handler(request)
             self._authenticate(request)
-            return _finished(request, await handler(request))
+            return finished(request, await handler(request))
         except Exception as error:
             if request.transport is None or request.transport.is_closing():
                 raise ConnectionResetError("the caller is gone") from error
@@ -303,7 +308,7 @@ def _cut(request: web.Request, error: Exception) -> ConnectionResetError:
     return ConnectionResetError("the answer was broken off")
 
 
-def _finished(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+def finished(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
     """Answer 304 to a caller who has this version, compress what is worth it."""
     if response.prepared or not isinstance(response, web.Response):
         return response
@@ -340,6 +345,18 @@ def _readyz_of(health: Health) -> Handler:
         return json_answer(body, 503 if wrong else 200)
 
     return readyz
+
+
+def _description_of(routes: Sequence[web.AbstractRouteDef]) -> Handler:
+    """Written when it is first asked for: a service has it to start, and its callers to wait, without it."""
+    written: list[Json] = []
+
+    async def description(_: web.Request) -> web.Response:
+        if not written:
+            written.append(part_of(routes, PUBLIC_PATHS))
+        return json_answer(written[0])
+
+    return description
 
 
 async def metrics(_: web.Request) -> web.Response:
