@@ -11,11 +11,13 @@ from libs.runtime.service import ServiceContext, ServiceDefinition
 from services.worker.claiming import Claiming
 from services.worker.config import WorkerSettings
 from services.worker.http import ConnectorHttp
+from services.worker.memory import bound_memory
 
 
 @asynccontextmanager
 async def start(context: ServiceContext[WorkerSettings]) -> AsyncIterator[Sequence[web.AbstractRouteDef]]:
     """Start claiming; at shutdown the runs under way are given back."""
+    bound_memory()
     settings = context.settings
     worker_id = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
     claiming = Claiming(settings, context.internal, context.clock, worker_id)

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from libs.connectors.parquet.config import ParquetConfig
@@ -38,6 +39,8 @@ ROW_GROUP_BYTES = 16 * 1024 * 1024
 ROW_GROUP_ROWS_MAX = 131_072
 FILE_BYTES_MAX = 512 * 1024 * 1024
 COMPRESSION_LEVEL = 1
+DICTIONARY_SAMPLE_ROWS = 8_192
+DICTIONARY_DISTINCT_SHARE_MAX = 0.2
 WRITERS = 2
 
 
@@ -329,7 +332,11 @@ class FileWriter:
         if self._writer is None:
             self._path = self._folder / f"part-{self._number}-{self._sequence:05d}.parquet"
             self._writer = pq.ParquetWriter(
-                self._path, self._schema, compression="zstd", compression_level=COMPRESSION_LEVEL
+                self._path,
+                self._schema,
+                compression="zstd",
+                compression_level=COMPRESSION_LEVEL,
+                use_dictionary=repetitive_columns(batches),  # type: ignore[arg-type]
             )
             self._fingerprint = Fingerprint() if self._verify else None
         if not batches:
@@ -353,6 +360,19 @@ class FileWriter:
         self.files.append(StagedFile(self._path.name, self._rows, size, self._fingerprint))
         self._rows = 0
         self._sequence += 1
+
+
+def repetitive_columns(batches: Sequence[pa.RecordBatch]) -> list[str]:
+    """The text columns worth a dictionary, by a sample; for others it costs much time and larger files."""
+    if not batches:
+        return []
+    sample = batches[0].slice(0, DICTIONARY_SAMPLE_ROWS)
+    distinct_max = sample.num_rows * DICTIONARY_DISTINCT_SHARE_MAX
+    return [
+        field.name
+        for field, column in zip(sample.schema, sample.columns, strict=True)
+        if isinstance(column, pa.StringArray | pa.BinaryArray) and pc.count_distinct(column).as_py() <= distinct_max
+    ]
 
 
 def _key(target: Target) -> str:
