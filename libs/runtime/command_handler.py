@@ -8,7 +8,7 @@ whatever the number of round trips. A caller is answered only when its batch is 
 import asyncio
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -18,14 +18,11 @@ import structlog
 from libs.core.clock import Clock
 from libs.core.decider import Act, Aggregate, Projection
 from libs.core.envelope import Envelope, Frozen, Metadata
-from libs.core.errors import (
-    Conflict,
-    DataSyncError,
-    RetryLater,
-)
+from libs.core.errors import Conflict, DataSyncError, FixRequest, RetryLater
 from libs.runtime.decisions import DecisionPass, Pending, View, known_of
 from libs.runtime.event_store import Batch, DecisionOutdated, EventStore, Head, OffsetMove, OffsetMoved, SideWrite
 from libs.runtime.mongo import Document, PyMongoError
+from libs.runtime.telemetry import BATCH_COMMANDS, COMMANDS, COMMANDS_WAITING, COMMIT_SECONDS
 from libs.runtime.works import (
     ConsumerWork,
     Entity,
@@ -163,8 +160,10 @@ class CommandHandler:
             self._wake.clear()
             while self._waiting:
                 batch = self._gather()
+                begun_at = loop.time()
                 committed, later = await loop.run_in_executor(self._thread, self._process, batch)
                 self._waiting.extendleft(reversed(later))
+                _measure(batch, loop.time() - begun_at, len(self._waiting))
                 if committed:
                     self._announce(committed)
                 for pending in batch:
@@ -344,6 +343,25 @@ def _crash_if_failed(task: "asyncio.Task[None]") -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.critical("write_path_died", exc_info=error)
         os._exit(70)
+
+
+def _measure(batch: Sequence[Pending], seconds: float, waiting: int) -> None:
+    ended = Counter(_outcome(pending) for pending in batch if pending.result is not None)
+    for outcome, number in ended.items():
+        COMMANDS.labels(outcome).inc(number)
+    BATCH_COMMANDS.observe(ended["committed"])
+    COMMIT_SECONDS.observe(seconds)
+    COMMANDS_WAITING.set(waiting)
+
+
+def _outcome(pending: Pending) -> str:
+    match pending.result:
+        case FixRequest():
+            return "refused"
+        case BaseException():
+            return "failed"
+        case _:
+            return "committed"
 
 
 def _answer(pending: Pending) -> None:

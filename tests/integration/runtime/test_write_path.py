@@ -27,6 +27,7 @@ from libs.runtime.command_handler import (
 from libs.runtime.documents import Documents
 from libs.runtime.event_store import Batch, EventStore, OffsetMove, OffsetMoved, SideWrite
 from libs.runtime.mongo import connect
+from libs.runtime.telemetry import REGISTRY
 from libs.testing.things import THING, DiscardThing, MakeThing, RenameThing
 
 PROJECT = Metadata(actor="ann", project_id=7, correlation_id="request-1")
@@ -292,3 +293,12 @@ def _modelled(model: dict[str, str], born: set[str], verb: str, identifier: str,
 
 def _command(verb: str, name: str) -> Any:
     return {"make": MakeThing(name), "rename": RenameThing(name), "discard": DiscardThing()}[verb]
+
+
+async def test_what_the_write_path_did_is_measured(service: Service) -> None:
+    def counted(outcome: str) -> float:
+        return REGISTRY.get_sample_value("datasync_commands_total", {"outcome": outcome}) or 0.0
+
+    before = {outcome: counted(outcome) for outcome in ("committed", "refused")}
+    await outcomes([service.make(str(number), "lamp") for number in range(5)])
+    assert {outcome: counted(outcome) - before[outcome] for outcome in before} == {"committed": 1, "refused": 4}
