@@ -73,6 +73,28 @@ class Forbidden(FixRequest):
     default_code = "forbidden"
 
 
+class InsufficientScope(Forbidden):
+    """A valid credential whose scopes exclude this (RFC 6750 section 3.1).
+
+    Args:
+        scope: the one that it would need.
+    """
+
+    default_code = "insufficient_scope"
+
+    def __init__(
+        self,
+        message: str,
+        scope: str = "",
+        *,
+        code: str | None = None,
+        errors: Sequence[FieldError] = (),
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code, errors=errors, retry_after_seconds=retry_after_seconds)
+        self.scope = scope
+
+
 class NotFound(FixRequest):
     """No such entity in this project."""
 

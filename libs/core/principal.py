@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from libs.core.envelope import Frozen
-from libs.core.errors import Forbidden
+from libs.core.errors import Forbidden, InsufficientScope
 
 Role = Literal["owner", "member"]
 
@@ -38,6 +38,6 @@ class Principal(Frozen):
             raise Forbidden(f"you are not a member of project {project_id}", code="not_a_member")
 
     def require_scope(self, scope: str) -> None:
-        """Raises ``Forbidden`` unless the caller holds the scope (``*`` holds all)."""
+        """Raises ``InsufficientScope`` unless the caller holds the scope (``*`` holds all)."""
         if "*" not in self.scopes and scope not in self.scopes:
-            raise Forbidden(f"this credential lacks the scope {scope}", code="insufficient_scope")
+            raise InsufficientScope(f"this credential lacks the scope {scope}", scope)

@@ -11,7 +11,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import aiohttp
 import orjson
@@ -45,8 +46,9 @@ from libs.core.principal import Principal
 from libs.runtime.command_handler import IdempotencyKey
 from libs.runtime.http_errors import INTERNAL_MESSAGE, error_answer, family_of, of_http_exception
 from libs.runtime.mongo import ConnectionFailure
-from libs.runtime.openapi import Json, part_of
+from libs.runtime.openapi import Answered, Content, Json, describe, part_of
 from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalVerifier
+from libs.runtime.scopes import authorize
 from libs.runtime.settings import ServiceSettings
 from libs.runtime.telemetry import (
     HTTP_IN_FLIGHT,
@@ -83,9 +85,7 @@ BODY: web.RequestKey[bytes] = web.RequestKey("body", bytes)
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _ENTITY_TAG_VERSION = re.compile(r'(?:W/)?"(\d{1,18})(?:\.[0-9a-f]+)?"')
-_CANCEL = re.compile(r"/jobs/[^/]+/cancel$")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 log = structlog.get_logger(__name__)
 
@@ -147,8 +147,7 @@ def create_app(
     shell = _Shell(service_name, verifier, is_public=settings.public)
     app = web.Application(middlewares=[shell.around], client_max_size=BODY_BYTES_MAX)
     app.on_response_prepare.append(_add_headers)
-    app.router.add_get("/healthz", _healthz)
-    app.router.add_get("/readyz", _readyz_of(health))
+    app.add_routes(operational_routes(health))
     if not settings.public:
         app.router.add_get("/metrics", metrics)
         app.router.add_get(DESCRIPTION_PATH, _description_of(routes))
@@ -234,7 +233,9 @@ class _Shell:
         request[PRINCIPAL] = principal
         structlog.contextvars.bind_contextvars(principal=f"{principal.kind}/{principal.subject}")
         if principal.kind in ("api_key", "oauth_client"):
-            _require_write_scope(principal, request.method, path)
+            resource = request.match_info.route.resource
+            if resource is not None:
+                authorize(principal, request.method, resource.canonical)
         elif principal.kind == "service" and not (path.startswith("/internal/") or path in PUBLIC_PATHS):
             raise Forbidden(f"the service {principal.subject} may call /internal only")
 
@@ -284,13 +285,6 @@ def _route_of(request: web.Request) -> str:
     return "unmatched" if resource is None else resource.canonical
 
 
-def _require_write_scope(principal: Principal, method: str, path: str) -> None:
-    if method in _SAFE_METHODS and not _CANCEL.search(path):
-        return
-    if not any(scope == "*" or scope.endswith(":write") for scope in principal.scopes):
-        raise Forbidden("this credential may only read", code="read_only_credential")
-
-
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     headers: dict[str, str] | None = request.get(RESPONSE_HEADERS)
     if headers is not None:
@@ -330,6 +324,35 @@ def _matches(if_none_match: str, tag: str) -> bool:
     if if_none_match.strip() == "*":
         return True
     return tag.removeprefix("W/") in (item.strip().removeprefix("W/") for item in if_none_match.split(","))
+
+
+class HealthShown(Answered):
+    status: Literal["ok"]
+
+
+class CheckShown(Answered):
+    ready: bool
+    message: str
+
+
+class ReadinessShown(Answered):
+    status: Literal["ready", "not ready"]
+    checks: dict[str, CheckShown]
+
+
+def operational_routes(health: Health) -> Sequence[web.RouteDef]:
+    """What tells orchestrators whether the process lives, and whether it should get requests."""
+    described = partial(describe, tag="Operation", enveloped=False)
+    not_ready = Content("Not ready: some check fails, or the process is stopping", ReadinessShown)
+    return [
+        described(web.get("/healthz", _healthz), "Whether the process lives", answer=HealthShown),
+        described(
+            web.get("/readyz", _readyz_of(health)),
+            "Whether the process should get requests",
+            answer=ReadinessShown,
+            also={503: not_ready},
+        ),
+    ]
 
 
 async def _healthz(_: web.Request) -> web.Response:

@@ -1,6 +1,7 @@
 """Errors as answers: one shape for each family of the API, chosen by the path that was called."""
 
 import math
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from libs.core.errors import (
     DataSyncError,
     FieldError,
     FixRequest,
+    InsufficientScope,
     MethodNotAllowed,
     NotFound,
     RetryLater,
@@ -20,19 +22,22 @@ from libs.core.errors import (
     Unauthenticated,
 )
 
-Family = Literal["project", "v2", "sync", "internal"]
+Family = Literal["project", "v2", "sync", "oauth", "internal"]
 
 PROBLEM = "application/problem+json"
+OAUTH_TOKEN_PATH = "/oauth/token"  # noqa: S105 - a path
 RETRY_AFTER_SECONDS = 1.0
 INTERNAL_MESSAGE = "something went wrong on our side; the request id finds it in the logs"
 
 
 def family_of(path: str) -> Family:
-    """Which of the four contracts a path belongs to."""
+    """Which of the contracts a path belongs to."""
     if path.startswith(("/api/v2/", "/v2/")) or path in ("/api/v2", "/v2"):
         return "v2"
     if path == "/api/v1/sync" or path.startswith("/api/v1/sync/"):
         return "sync"
+    if path == OAUTH_TOKEN_PATH:
+        return "oauth"
     if path.startswith("/internal/"):
         return "internal"
     return "project"
@@ -53,12 +58,14 @@ def error_answer(error: DataSyncError, family: Family, accept: str, request_id: 
         case "sync":
             content_type = PROBLEM
             body = _problem(error, request_id)
+        case "oauth":
+            body = _oauth(error)
         case "internal":
             body = _internal(error)
         case "project":
             body = {"success": False, "message": error.message, "code": error.code} | _fields(error)
     return web.Response(
-        status=error.status, body=orjson.dumps(body), content_type=content_type, headers=_headers(error)
+        status=error.status, body=orjson.dumps(body), content_type=content_type, headers=_headers(error, family)
     )
 
 
@@ -118,6 +125,32 @@ def _problem(error: DataSyncError, request_id: str) -> dict[str, Any]:
     }
 
 
+_OAUTH_CODES = frozenset(
+    {
+        "invalid_request",
+        "invalid_client",
+        "invalid_grant",
+        "unauthorized_client",
+        "unsupported_grant_type",
+        "invalid_scope",
+    }
+)
+_NOT_IN_OAUTH = re.compile(r"[^\x20-\x21\x23-\x5b\x5d-\x7e]")
+
+
+def _oauth(error: DataSyncError) -> dict[str, str]:
+    """RFC 6749 section 5.2; what it has no word for gets the nearest of section 4.1.2.1, or one of our own."""
+    if error.code in _OAUTH_CODES:
+        word = error.code
+    elif error.status == HTTPStatus.TOO_MANY_REQUESTS:
+        word = "too_many_requests"
+    elif isinstance(error, RetryLater):
+        word = "temporarily_unavailable"
+    else:
+        word = "invalid_request" if error.status < 500 else "server_error"
+    return {"error": word, "error_description": _NOT_IN_OAUTH.sub("'", error.message)}
+
+
 def _internal(error: DataSyncError) -> dict[str, Any]:
     return {
         "kind": type(error).__name__,
@@ -136,12 +169,18 @@ def _field_list(error: DataSyncError) -> list[dict[str, str]]:
     return [{"field": item.field, "message": item.message, "code": item.code} for item in error.errors]
 
 
-def _headers(error: DataSyncError) -> dict[str, str]:
+def _headers(error: DataSyncError, family: Family) -> dict[str, str]:
     headers = {"Cache-Control": "no-store"}
-    if isinstance(error, Unauthenticated):
-        # RFC 6750 section 3: an error code only where a credential was given.
-        given = "" if error.code == "unauthenticated" else ', error="invalid_token"'
-        headers["WWW-Authenticate"] = f'Bearer realm="datasync"{given}'
+    match error:
+        case Unauthenticated() if family == "oauth":
+            headers["WWW-Authenticate"] = 'Basic realm="datasync"'
+        case Unauthenticated():
+            # RFC 6750 section 3: an error code only where a credential was given.
+            given = "" if error.code == "unauthenticated" else ', error="invalid_token"'
+            headers["WWW-Authenticate"] = f'Bearer realm="datasync"{given}'
+        case InsufficientScope():
+            scope = f', scope="{error.scope}"' if error.scope else ""
+            headers["WWW-Authenticate"] = f'Bearer realm="datasync", error="insufficient_scope"{scope}'
     retry_after_seconds = error.retry_after_seconds
     if retry_after_seconds is None and error.status == HTTPStatus.SERVICE_UNAVAILABLE:
         retry_after_seconds = RETRY_AFTER_SECONDS

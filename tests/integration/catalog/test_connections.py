@@ -186,10 +186,13 @@ async def test_a_name_is_checked_for_being_unique(catalog: Catalog) -> None:
 
 async def test_a_read_only_credential_reads_and_changes_nothing(catalog: Catalog) -> None:
     reader = Principal(
-        kind="api_key", subject="k1", name="reader", projects={catalog.project: "member"}, scopes=("sync:read",)
+        kind="api_key", subject="k1", name="reader", projects={catalog.project: "member"}, scopes=("sources:read",)
     )
     assert (await catalog.get("/sources", principal=reader)).status == 200
     assert (await catalog.post("/sources", source_body(), principal=reader)).status == 403
+    lacking = await catalog.get("/destinations", principal=reader)
+    assert (lacking.status, lacking.body["code"]) == (403, "insufficient_scope")
+    assert 'error="insufficient_scope", scope="destinations:read"' in lacking.headers["WWW-Authenticate"]
 
 
 DEEP = b'{"name":"n","type":"postgres","version":"v1.0.0","config":' + b'{"a":' * 10_000 + b"1" + b"}" * 10_001

@@ -41,6 +41,7 @@ async def suite() -> AsyncIterator[Suite]:
         web.route("*", path, echo)
         for path in (
             "/api/v1/project/{projectid}/jobs",
+            "/api/v1/project/{projectid}/jobs/{id}/cancel",
             "/api/v1/project/{projectid}/jobs/{id}/{action}",
             "/api/v1/project/{projectid}/check-unique",
             "/api/v1/sync",
