@@ -19,7 +19,7 @@ from typing import Any, Self
 from libs.runtime.child_process import die_with_parent, free_port
 from libs.runtime.suite import SERVICES
 
-START_TIMEOUT_SECONDS = 120.0
+START_TIMEOUT_SECONDS = 100.0
 STOP_TIMEOUT_SECONDS = 90.0
 COMMAND_TIMEOUT_SECONDS = 60.0
 

@@ -16,7 +16,7 @@ CONFIG: dict[str, Any] = {"host": "127.0.0.1", "port": 5432, "database": "d", "u
 
 async def test_documents_are_what_a_rebuild_makes_of_the_events_and_nothing_is_parked(suite: Suite, api: Rest) -> None:
     await make_endpoint(api, "sources", "postgres", {**CONFIG, "password": "p"})
-    for service in ("auth", "catalog", "job_orchestrator"):
+    for service in ("auth", "catalog", "job_orchestrator", "record_sync"):
         compared = await asyncio.to_thread(suite.command, "rebuild", service, "--compare")
         assert compared.returncode == 0, compared.stdout + compared.stderr
         assert "compared at position" in compared.stdout
