@@ -8,13 +8,14 @@ parts. What every route shares (errors in the family's shape, headers, condition
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from libs.runtime.http_errors import PROBLEM, Family, family_of
+from libs.runtime.http_errors import PROBLEM, family_of
 
 Json = dict[str, Any]
 Shape = Any
@@ -53,6 +54,20 @@ class Answered(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+Moment = Annotated[datetime, Field(description="ISO 8601 in UTC.", examples=["2026-01-01T12:00:00.000Z"])]
+
+
+class EventShown(Answered):
+    """What happened to an entity: which event, when, by whom."""
+
+    id: str = Field(examples=["01980f0a-7c1e-7d54-9f2b-1f2e5a7c9d10"])
+    version: int = Field(ge=1)
+    type: str = Field(examples=["renamed"])
+    time: Moment
+    actor: str = Field(examples=["ann"])
+    data: dict[str, Any]
+
+
 class ErrorField(Answered):
     """One field at fault: a dotted path such as ``source.config.port``."""
 
@@ -79,6 +94,13 @@ class V2Error(Answered):
     errors: list[ErrorField] = []
 
 
+class OAuthError(Answered):
+    """An error of the token endpoint (RFC 6749 section 5.2)."""
+
+    error: str = Field(examples=["invalid_client"])
+    error_description: str = Field(examples=["the client or its secret is wrong"])
+
+
 class Problem(Answered):
     """Problem details (RFC 9457): the sync family's errors, and any other's on ``Accept: application/problem+json``."""
 
@@ -91,10 +113,11 @@ class Problem(Answered):
     errors: list[ErrorField]
 
 
-_ERROR_SHAPES: Mapping[Family, type[BaseModel]] = {
+_ERROR_SHAPES: Mapping[str, type[BaseModel]] = {
     "project": ProjectError,
     "v2": V2Error,
     "sync": Problem,
+    "oauth": OAuthError,
     "internal": ProjectError,
 }
 
@@ -123,6 +146,7 @@ class Operation:
     answers: Mapping[int, tuple[Content, ...]]
     body: Shape
     body_required: bool
+    body_type: str
     query: type[BaseModel] | None
     path: Mapping[str, Shape]
     headers: Mapping[str, str]
@@ -153,6 +177,7 @@ def describe(
     also: Mapping[int, Content | tuple[Content, ...]] | None = None,
     body: Shape = None,
     body_required: bool = True,
+    body_type: str = JSON,
     query: type[BaseModel] | None = None,
     path: Mapping[str, Shape] | None = None,
     headers: Mapping[str, str] | None = None,
@@ -165,9 +190,10 @@ def describe(
     """The route, and what it promises. The first paragraph of its handler's docstring is the longer description.
 
     Args:
-        answer: what a success holds; in the project family the ``data`` of the envelope. None has no body.
+        answer: what a success holds; in the project family the ``data`` of the envelope. None has no body, a
+            ``Content`` says more.
         also: further answers by status; more than one where a status comes in several media types.
-        body: what the request's JSON must be; ``query`` what its parameters are read into.
+        body: what the request must hold, in JSON or in ``body_type``; ``query`` what its parameters are read into.
         path: the shapes of parameters in the path; an integer where the route takes digits only, else text.
         headers: further request headers, by name with their descriptions.
         refuses: statuses besides those that follow from the rest.
@@ -175,7 +201,7 @@ def describe(
         conditional: heeds ``If-Match``; ``idempotent``: heeds ``Idempotency-Key``.
         enveloped: in the project family's envelope; by default what the path says.
     """
-    usual = Content(HTTPStatus(status).phrase, answer)
+    usual = answer if isinstance(answer, Content) else Content(HTTPStatus(status).phrase, answer)
     answers: dict[int, tuple[Content, ...]] = {status: (usual,)}
     for other, content in (also or {}).items():
         answers[other] = answers.get(other, ()) + (content if isinstance(content, tuple) else (content,))
@@ -185,6 +211,7 @@ def describe(
         answers=answers,
         body=body,
         body_required=body_required,
+        body_type=body_type,
         query=query,
         path={"projectid": ProjectId, **(path or {})},
         headers=headers or {},
@@ -381,7 +408,7 @@ class _Writer:
         if parameters := [*self._path_parameters(), *self._query_parameters(), *self._header_parameters()]:
             written["parameters"] = parameters
         if described.body is not None:
-            content = {JSON: self._media(self.schemas.of(described.body))}
+            content = {described.body_type: self._media(self.schemas.of(described.body))}
             written["requestBody"] = {"required": described.body_required, "content": content}
         written["responses"] = self._responses()
         return written

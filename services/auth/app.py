@@ -2,12 +2,11 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as version_of
 
 from aiohttp import web
 
 from libs.runtime.service import ServiceContext, ServiceDefinition
+from libs.runtime.version import installed_version
 from services.auth.accounts import Accounts
 from services.auth.config import AuthSettings
 from services.auth.credentials import Credentials
@@ -47,7 +46,7 @@ async def start(context: ServiceContext[AuthSettings]) -> AsyncIterator[Sequence
     try:
         yield [
             *AccountRoutes(settings, accounts, sessions, passwords).routes(),
-            *PlatformRoutes(_version()).routes(),
+            *PlatformRoutes(installed_version()).routes(),
             *UserRoutes(accounts, queries, sessions, passwords).routes(),
             *KeyRoutes(keys, queries).routes(),
             *internal_routes(credentials),
@@ -61,13 +60,6 @@ def _throttle(context: ServiceContext[AuthSettings], kind: str, free_attempts: i
     settings = context.settings
     policy = Policy(free_attempts, settings.login_delay_seconds_first, settings.login_delay_seconds_max)
     return LoginThrottle(context.documents.plain(LOGIN_FAILURES), context.clock, kind, policy)
-
-
-def _version() -> str:
-    try:
-        return version_of("datasync")
-    except PackageNotFoundError:
-        return "0.0.0"
 
 
 SERVICE = ServiceDefinition(

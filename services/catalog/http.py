@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from aiohttp import web
@@ -23,7 +24,7 @@ from libs.contracts.internal import (
 from libs.core.clock import isoformat_z
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, FieldError, NotFound, UpstreamTimeout
-from libs.core.json import parse_json
+from libs.core.json import INTEGER_MAX, parse_json
 from libs.runtime.command_handler import Entity
 from libs.runtime.documents import Documents
 from libs.runtime.http import (
@@ -39,10 +40,22 @@ from libs.runtime.http import (
     success,
 )
 from libs.runtime.internal_client import InternalClient
+from libs.runtime.openapi import EventShown, describe
 from libs.runtime.telemetry import current_traceparent
+from services.catalog.answers import (
+    ConnectionDeleted,
+    ConnectionEchoed,
+    DestinationShown,
+    NameIsFree,
+    SourceShown,
+    SpecShown,
+    StreamsDiscovered,
+    TestShown,
+    VersionsShown,
+)
 from services.catalog.connections import AGGREGATES, Connections, Given
 from services.catalog.domain.connection import Connection, Role
-from services.catalog.inputs import canonical_name, config_object, entity_id_of
+from services.catalog.inputs import canonical_name, config_object, entity_id_of, invalid
 from services.catalog.masks import starred
 from services.catalog.queries import CatalogQueries
 from services.catalog.reservations import Reservations
@@ -56,7 +69,17 @@ HISTORY_EVENTS_MAX = 1000
 VERSION_NUMBER_MAX = 2**53
 TYPE_LENGTH_MAX = 64
 
+_CONFIG = {"host": "db.internal", "port": 5432, "database": "shop", "username": "reader", "password": "correct horse"}
+_TAGS: dict[Role, str] = {"source": "Sources", "destination": "Destinations"}
+_SHOWN: dict[Role, tuple[Any, Any]] = {
+    "source": (SourceShown, list[SourceShown]),
+    "destination": (DestinationShown, list[DestinationShown]),
+}
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
+ConnectionId = Annotated[int, Field(ge=1, le=INTEGER_MAX)]
+Type = Annotated[str, Field(min_length=1, max_length=TYPE_LENGTH_MAX, examples=["postgres"])]
+Config = Annotated[dict[str, Any] | str, Field(examples=[_CONFIG])]
 
 
 class Body(BaseModel):
@@ -68,10 +91,10 @@ class Body(BaseModel):
 class ConnectionBody(Body):
     """A source or destination; ``config`` is an object or a text that holds one."""
 
-    name: str
-    type: str = Field(min_length=1, max_length=TYPE_LENGTH_MAX)
-    version: str = Field(min_length=1, max_length=TYPE_LENGTH_MAX)
-    config: dict[str, Any] | str
+    name: str = Field(examples=["shop"])
+    type: Type
+    version: str = Field(min_length=1, max_length=TYPE_LENGTH_MAX, examples=["v1.0.0"])
+    config: Config
 
     def given(self, role: Role) -> Given:
         return Given(
@@ -85,7 +108,7 @@ class ConnectionBody(Body):
 class KindBody(Body):
     """Which connector; without a version the newest."""
 
-    type: str = Field(min_length=1, max_length=TYPE_LENGTH_MAX)
+    type: Type
     version: str = Field(default="", max_length=TYPE_LENGTH_MAX)
 
     @property
@@ -100,19 +123,21 @@ class SpecBody(KindBody):
 
 
 class TestBody(KindBody):
-    config: dict[str, Any] | str
+    config: Config
     source_type: str | None = Field(default=None, max_length=TYPE_LENGTH_MAX)
     source_version: str | None = Field(default=None, max_length=TYPE_LENGTH_MAX)
 
 
 class StreamsBody(KindBody):
-    config: dict[str, Any] | str
+    config: Config
     job_id: int | None = Field(default=None, ge=NO_JOB, le=VERSION_NUMBER_MAX)
 
 
 class NameBody(Body):
-    name: str
-    entity_type: Literal["source", "destination"]
+    """Names of jobs are asked of the service that has them."""
+
+    name: str = Field(examples=["shop"])
+    entity_type: Literal["source", "destination", "job"]
 
 
 class Query(BaseModel):
@@ -148,13 +173,43 @@ class ConnectionRoutes:
     def routes(self) -> Sequence[web.RouteDef]:
         many = f"{PROJECT}/{self.role}s"
         one = f"{many}/{{id}}"
+        described = partial(describe, tag=_TAGS[self.role], path={"id": ConnectionId}, versioned=True)
+        shown, listed = _SHOWN[self.role]
         return [
-            web.post(many, self.create),
-            web.get(many, self.list),
-            web.get(one, self.get),
-            web.put(one, self.update),
-            web.delete(one, self.delete),
-            web.get(f"{one}/history", self.history),
+            described(
+                web.post(many, self.create),
+                f"Create a {self.role}",
+                body=ConnectionBody,
+                answer=ConnectionEchoed,
+                idempotent=True,
+            ),
+            described(web.get(many, self.list), f"List the {self.role}s", query=ListQuery, answer=listed),
+            described(web.get(one, self.get), f"Fetch a {self.role}", query=OneQuery, answer=shown),
+            described(
+                web.put(one, self.update),
+                f"Change a {self.role}",
+                body=ConnectionBody,
+                answer=ConnectionEchoed,
+                conditional=True,
+                refuses=(409,),
+            ),
+            describe(
+                web.delete(one, self.delete),
+                f"Delete a {self.role}",
+                tag=_TAGS[self.role],
+                path={"id": ConnectionId},
+                answer=ConnectionDeleted,
+                conditional=True,
+                refuses=(409,),
+            ),
+            describe(
+                web.get(f"{one}/history", self.history),
+                f"The history of a {self.role}",
+                tag=_TAGS[self.role],
+                path={"id": ConnectionId},
+                query=HistoryQuery,
+                answer=list[EventShown],
+            ),
         ]
 
     async def create(self, request: web.Request) -> web.StreamResponse:
@@ -233,21 +288,24 @@ class ConnectorRoutes:
     internal: InternalClient
 
     def routes(self) -> Sequence[web.RouteDef]:
-        found = [
+        streams = [
             web.post(f"{PROJECT}/sources/streams", self.streams),
             web.get(f"{PROJECT}/source/streams", self.streams),
             web.get(f"{PROJECT}/sources/streams", self.streams),
-            web.post(f"{PROJECT}/check-unique", self.check_unique),
         ]
-        for role in AGGREGATES:
-            routes = RoleRoutes(role, self.vault, self.internal)
-            found += [
-                web.get(f"{PROJECT}/{role}s/versions", routes.versions),
-                web.get(f"{PROJECT}/{role}s/spec", routes.spec),
-                web.post(f"{PROJECT}/{role}s/spec", routes.spec),
-                web.post(f"{PROJECT}/{role}s/test", routes.test),
-            ]
-        return found
+        discover = partial(describe, tag=_TAGS["source"], body=StreamsBody, answer=StreamsDiscovered)
+        return [
+            *(discover(route, "Discover the streams of a source") for route in streams),
+            describe(
+                web.post(f"{PROJECT}/check-unique", self.check_unique),
+                "Ask whether a name is free",
+                tag="Project",
+                body=NameBody,
+                answer=NameIsFree,
+                refuses=(409,),
+            ),
+            *(route for role in AGGREGATES for route in RoleRoutes(role, self.vault, self.internal).routes()),
+        ]
 
     async def streams(self, request: web.Request) -> web.StreamResponse:
         project_id = project_of(request)
@@ -263,6 +321,8 @@ class ConnectorRoutes:
     async def check_unique(self, request: web.Request) -> web.StreamResponse:
         project_id = project_of(request)
         body = await read_body(request, NameBody)
+        if body.entity_type == "job":
+            raise invalid("entity_type", "must be source or destination here")
         if await self.queries.named(body.entity_type, project_id, canonical_name(body.name)) is not None:
             message = AGGREGATES[body.entity_type].conflict_message
             raise Conflict(message, code="already_exists", errors=[FieldError("name", message, "taken")])
@@ -284,6 +344,33 @@ class RoleRoutes:
     role: Role
     vault: Vault
     internal: InternalClient
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        root = f"{PROJECT}/{self.role}s"
+        described = partial(describe, tag=_TAGS[self.role])
+        return [
+            described(
+                web.get(f"{root}/versions", self.versions),
+                f"List the versions of {self.role} connectors",
+                query=VersionsQuery,
+                answer=VersionsShown,
+            ),
+            described(
+                web.get(f"{root}/spec", self.spec),
+                f"What a {self.role}'s configuration holds",
+                query=SpecBody,
+                body=SpecBody,
+                body_required=False,
+                answer=SpecShown,
+            ),
+            described(
+                web.post(f"{root}/spec", self.spec),
+                f"What a {self.role}'s configuration holds",
+                body=SpecBody,
+                answer=SpecShown,
+            ),
+            described(web.post(f"{root}/test", self.test), f"Test a {self.role}", body=TestBody, answer=TestShown),
+        ]
 
     async def versions(self, request: web.Request) -> web.StreamResponse:
         project_of(request)

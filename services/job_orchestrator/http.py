@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
@@ -26,6 +27,23 @@ from libs.runtime.http import (
     read_body,
     read_query,
     success,
+)
+from libs.runtime.openapi import Content, EventShown, describe
+from services.job_orchestrator.answers import (
+    ActivationEchoed,
+    Cancelled,
+    Clearing,
+    JobDeleted,
+    JobEchoed,
+    JobNameIsFree,
+    JobShown,
+    LogPage,
+    RunBegun,
+    SettingsShown,
+    StreamsDiffer,
+    TaskDetail,
+    TaskLogs,
+    TaskShown,
 )
 from services.job_orchestrator.claims import Claims
 from services.job_orchestrator.domain.job import JOB, JobState, SetActivation
@@ -54,8 +72,12 @@ def _canonical_name(name: str) -> str:
     return cleaned
 
 
-Name = Annotated[str, AfterValidator(_canonical_name)]
+Name = Annotated[str, AfterValidator(_canonical_name), Field(examples=["shop to lake"])]
 Id = Annotated[int, Field(ge=1, le=ID_MAX)]
+IdText = Annotated[str, Field(min_length=1, description="The id, with or without quotes.", examples=["1"])]
+
+_CATALOG = {"selected_streams": {"public": [{"stream_name": "orders"}]}, "streams": []}
+_describe = partial(describe, tag="Jobs", path={"id": Id})
 
 
 class Body(BaseModel):
@@ -65,6 +87,8 @@ class Body(BaseModel):
 
 
 class EndpointBody(Body):
+    """An id uses what is there and ignores the rest; without one it is created."""
+
     id: Id | None = None
     name: Name | None = None
     type: str | None = Field(default=None, max_length=64)
@@ -77,9 +101,9 @@ class EndpointBody(Body):
 
 class JobBody(Body):
     name: Name
-    source: EndpointBody
-    destination: EndpointBody
-    streams_config: Any
+    source: EndpointBody = Field(examples=[{"id": 1}])
+    destination: EndpointBody = Field(examples=[{"id": 1}])
+    streams_config: Any = Field(examples=[_CATALOG])
     frequency: Annotated[str, StringConstraints(max_length=FREQUENCY_LENGTH_MAX)] | None = ""
     advanced_settings: Any = None
     activate: bool | None = None
@@ -112,14 +136,14 @@ class ActivationBody(Body):
 
 
 class LogsBody(Body):
-    file_path: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    file_path: str = Field(min_length=1, max_length=512, examples=["jobs/1/runs/01980f0a-7c1e-7d54-9f2b-1f2e5a7c9d10"])
 
 
-class StreamsBody(Body):
-    updated_streams_config: Any
+class StreamsChoiceBody(Body):
+    updated_streams_config: Any = Field(examples=[_CATALOG])
 
 
-class NameBody(Body):
+class JobNameBody(Body):
     name: Name
     entity_type: Literal["source", "destination", "job"]
 
@@ -174,22 +198,54 @@ class JobRoutes:
 
     def routes(self) -> Sequence[web.RouteDef]:
         one = f"{JOBS}/{{id:\\d+}}"
+        create = partial(_describe, answer=JobEchoed, versioned=True)
+        listing = partial(_describe, answer=list[JobShown])
+        act = partial(_describe, idempotent=True, refuses=(409,))
+        by_source, by_destination = (f"{JOBS}/{name}_id={{{name}_id:.*}}" for name in ("source", "dest"))
         return [
-            web.post(JOBS, self.create),
-            web.get(JOBS, self.list),
-            web.get(f"{JOBS}/{{filter:(?:source|dest)_id=.*}}", self.list),
-            web.get(one, self.get),
-            web.put(one, self.update),
-            web.delete(one, self.delete),
-            web.get(f"{one}/history", self.history),
-            web.post(f"{one}/activate", self.activate),
-            web.post(f"{one}/sync", self.sync),
-            web.get(f"{one}/cancel", self.cancel),
-            web.post(f"{one}/cancel", self.cancel),
-            web.get(f"{one}/clear-destination", self.clearing),
-            web.post(f"{one}/clear-destination", self.clear),
-            web.post(f"{one}/stream-difference", self.stream_difference),
-            web.post(f"{PROJECT}/check-unique", self.check_unique),
+            create(web.post(JOBS, self.create), "Create a job", body=JobBody, idempotent=True),
+            listing(web.get(JOBS, self.list), "List the jobs", query=JobsQuery),
+            listing(web.get(by_source, self.list), "List the jobs of a source", path={"source_id": IdText}),
+            listing(web.get(by_destination, self.list), "List the jobs of a destination", path={"dest_id": IdText}),
+            _describe(web.get(one, self.get), "Fetch a job", query=JobQuery, answer=JobShown, versioned=True),
+            create(web.put(one, self.update), "Change a job", body=JobChangeBody, conditional=True, refuses=(409,)),
+            _describe(web.delete(one, self.delete), "Delete a job", answer=JobDeleted, conditional=True),
+            _describe(
+                web.get(f"{one}/history", self.history),
+                "The history of a job",
+                query=HistoryQuery,
+                answer=list[EventShown],
+            ),
+            act(
+                web.post(f"{one}/activate", self.activate),
+                "Pause or resume a job",
+                body=ActivationBody,
+                answer=ActivationEchoed,
+                conditional=True,
+            ),
+            act(web.post(f"{one}/sync", self.sync), "Run a job now", answer=RunBegun),
+            _describe(web.get(f"{one}/cancel", self.cancel), "Cancel a job's run", answer=Cancelled, refuses=(409,)),
+            act(web.post(f"{one}/cancel", self.cancel), "Cancel a job's run", answer=Cancelled),
+            _describe(
+                web.get(f"{one}/clear-destination", self.clearing),
+                "Ask whether a job's destination is being cleared",
+                answer=Clearing,
+            ),
+            act(web.post(f"{one}/clear-destination", self.clear), "Clear a job's destination", answer=RunBegun),
+            _describe(
+                web.post(f"{one}/stream-difference", self.stream_difference),
+                "Which streams another choice would clear",
+                body=StreamsChoiceBody,
+                answer=StreamsDiffer,
+            ),
+            describe(
+                web.post(f"{PROJECT}/check-unique", self.check_unique),
+                "Ask whether a name is free",
+                tag="Project",
+                body=JobNameBody,
+                answer=JobNameIsFree,
+                refuses=(409,),
+            ),
         ]
 
     async def create(self, request: web.Request) -> web.StreamResponse:
@@ -272,7 +328,7 @@ class JobRoutes:
 
     async def stream_difference(self, request: web.Request) -> web.StreamResponse:
         job = await self._job(request)
-        body = await read_body(request, StreamsBody)
+        body = await read_body(request, StreamsChoiceBody)
         after = catalog_text(body.updated_streams_config, "updated_streams_config")
         before = job.state.definition.streams_config_json
         found = difference(parse_json(before.encode()), parse_json(after.encode()))
@@ -280,7 +336,7 @@ class JobRoutes:
 
     async def check_unique(self, request: web.Request) -> web.StreamResponse:
         project_id = project_of(request)
-        body = await read_body(request, NameBody)
+        body = await read_body(request, JobNameBody)
         if body.entity_type == "job":
             if await self.queries.job_named(project_id, body.name) is not None:
                 raise name_taken()
@@ -328,12 +384,30 @@ class TaskRoutes:
 
     def routes(self) -> Sequence[web.RouteDef]:
         one = f"{JOBS}/{{id:\\d+}}"
+        archive = Content("The log as a tar.gz", bytes, "application/gzip", ("Content-Disposition",))
+        a_part = Content("The range that was asked for", bytes, "application/gzip", ("Content-Range",))
+        described = partial(_describe, tag="Tasks")
         return [
-            web.get(f"{one}/tasks", self.list),
-            web.get(f"{one}/tasks/{{taskid}}", self.get),
-            web.post(f"{one}/tasks/{{taskid}}/logs", self.page),
-            web.get(f"{one}/task/{{taskid}}/logs", self.logs),
-            web.get(f"{one}/logs/download", self.download),
+            described(
+                web.get(f"{one}/tasks", self.list), "List a job's runs", query=TasksQuery, answer=list[TaskShown]
+            ),
+            described(web.get(f"{one}/tasks/{{taskid}}", self.get), "Fetch a run", answer=TaskDetail, versioned=True),
+            described(
+                web.post(f"{one}/tasks/{{taskid}}/logs", self.page),
+                "Page through a run's log",
+                query=LogsQuery,
+                body=LogsBody,
+                answer=LogPage,
+            ),
+            described(web.get(f"{one}/task/{{taskid}}/logs", self.logs), "A run's log", answer=TaskLogs),
+            described(
+                web.get(f"{one}/logs/download", self.download),
+                "Download a run's log",
+                query=DownloadQuery,
+                headers={"Range": "A single range of bytes (RFC 9110 section 14)."},
+                answer=archive,
+                also={206: a_part, 416: Content("No such range", headers=("Content-Range",))},
+            ),
         ]
 
     async def list(self, request: web.Request) -> web.StreamResponse:
@@ -387,7 +461,12 @@ class SettingsRoutes:
     clock: Clock
 
     def routes(self) -> Sequence[web.RouteDef]:
-        return [web.get(f"{PROJECT}/settings", self.get), web.put(f"{PROJECT}/settings", self.put)]
+        path = f"{PROJECT}/settings"
+        described = partial(describe, tag="Project", answer=SettingsShown)
+        return [
+            described(web.get(path, self.get), "Fetch the project's settings"),
+            described(web.put(path, self.put), "Change the project's settings", body=SettingsBody),
+        ]
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         project_id = project_of(request)
@@ -452,11 +531,10 @@ def path_id(request: web.Request) -> int:
 
 def _filter_of(request: web.Request) -> JobsQuery | None:
     """The seed's literal filter ``/jobs/dest_id=5``, the number with or without quotes."""
-    text = request.match_info.get("filter")
-    if text is None:
+    field = next((name for name in ("source_id", "dest_id") if name in request.match_info), None)
+    if field is None:
         return None
-    field, value = text.split("=", 1)
-    number = value.strip("\"'")
+    number = request.match_info[field].strip("\"'")
     if not re.fullmatch(r"[1-9]\d{0,15}", number):
         message = f"{field} must be an id"
         raise InvalidInput(message, errors=[FieldError(field, message)])
