@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC
+from functools import partial
+from typing import Annotated
 
 from aiohttp import web
+from pydantic import Field
 
 from libs.contracts.internal import RESOLVE_CREDENTIAL
 from libs.core.envelope import Metadata
@@ -23,7 +26,24 @@ from libs.runtime.http import (
     read_query,
     success,
 )
+from libs.runtime.openapi import Content, EventShown, describe
 from services.auth.accounts import Accounts, project_meant, require_owner
+from services.auth.answers import (
+    CallerShown,
+    EventsShown,
+    KeyIssued,
+    KeyShown,
+    KeysShown,
+    LoggedIn,
+    Nothing,
+    OptStatus,
+    ProjectShown,
+    ReleasesShown,
+    SignedUp,
+    TelemetryId,
+    UserRemoved,
+    UserShown,
+)
 from services.auth.config import AuthSettings
 from services.auth.credentials import Credentials, without_scheme
 from services.auth.domain.api_key import API_KEY, ApiKey
@@ -47,6 +67,9 @@ from services.auth.throttle import address_subject
 from services.auth.tokens import is_session_token
 from services.auth.views import event_view, issued_key_view, key_view, project_view, user_view
 
+UserId = Annotated[int, Field(ge=1, le=2**53)]
+KeyId = Annotated[str, Field(min_length=1, examples=["key_5Hq2xKd81fJw"])]
+
 SESSION_COOKIE = "datasync_session"
 CLIENT_ADDRESS_HEADER = "X-DataSync-Client-Address"
 
@@ -61,12 +84,27 @@ class AccountRoutes:
     passwords: Passwords
 
     def routes(self) -> Sequence[web.RouteDef]:
+        described = partial(describe, tag="Accounts")
+        logged_in = Content("Logged in; the cookie holds the token too", LoggedIn, headers=("Set-Cookie",))
         return [
-            web.post("/signup", self.sign_up),
-            web.post("/login", self.log_in),
-            web.post("/logout", self.log_out),
-            web.get("/auth", self.who_am_i),
-            web.get("/auth/check", self.who_am_i),
+            described(
+                web.post("/signup", self.sign_up),
+                "Make an account, and a project of its own",
+                body=SignupBody,
+                answer=SignedUp,
+                idempotent=True,
+                refuses=(403,),
+            ),
+            described(web.post("/login", self.log_in), "Log in", body=LoginBody, answer=logged_in, refuses=(401,)),
+            described(
+                web.post("/logout", self.log_out),
+                "Log out",
+                answer=Content("Logged out", Nothing, headers=("Set-Cookie",)),
+            ),
+            *(
+                described(web.get(path, self.who_am_i), "Who the caller is", answer=CallerShown)
+                for path in ("/auth", "/auth/check")
+            ),
         ]
 
     async def sign_up(self, request: web.Request) -> web.StreamResponse:
@@ -116,10 +154,12 @@ class PlatformRoutes:
     version: str
 
     def routes(self) -> Sequence[web.RouteDef]:
+        root = "/api/v1/platform"
+        described = partial(describe, tag="Platform")
         return [
-            web.get("/telemetry-id", self.telemetry_id),
-            web.get("/api/v1/platform/opt/status", self.opt_status),
-            web.get("/api/v1/platform/releases", self.releases),
+            described(web.get("/telemetry-id", self.telemetry_id), "Whom telemetry is about", answer=TelemetryId),
+            described(web.get(f"{root}/opt/status", self.opt_status), "Whether optimising is on", answer=OptStatus),
+            described(web.get(f"{root}/releases", self.releases), "Releases to tell users of", answer=ReleasesShown),
         ]
 
     async def telemetry_id(self, request: web.Request) -> web.StreamResponse:
@@ -144,14 +184,41 @@ class UserRoutes:
 
     def routes(self) -> Sequence[web.RouteDef]:
         one = "/api/v1/users/{userid}"
+        described = partial(describe, tag="Users", path={"userid": UserId})
         return [
-            web.get("/api/v1/projects", self.list_projects),
-            web.get("/api/v1/users", self.list),
-            web.post("/api/v1/users", self.add),
-            web.get(one, self.get),
-            web.put(one, self.change),
-            web.delete(one, self.remove),
-            web.get(f"{one}/history", self.history),
+            described(web.get("/api/v1/projects", self.list_projects), "List projects", answer=list[ProjectShown]),
+            described(web.get("/api/v1/users", self.list), "List the members of your projects", answer=list[UserShown]),
+            described(
+                web.post("/api/v1/users", self.add),
+                "Make an account for a new member",
+                body=NewUserBody,
+                answer=UserShown,
+                versioned=True,
+                idempotent=True,
+            ),
+            described(web.get(one, self.get), "Fetch a user", query=OneQuery, answer=UserShown, versioned=True),
+            described(
+                web.put(one, self.change),
+                "Change a user",
+                body=UserChangeBody,
+                answer=UserShown,
+                versioned=True,
+                conditional=True,
+                refuses=(409,),
+            ),
+            described(
+                web.delete(one, self.remove),
+                "Remove a user from a project",
+                query=ProjectQuery,
+                answer=UserRemoved,
+                refuses=(409,),
+            ),
+            described(
+                web.get(f"{one}/history", self.history),
+                "The history of a user",
+                query=HistoryQuery,
+                answer=list[EventShown],
+            ),
         ]
 
     async def list_projects(self, request: web.Request) -> web.StreamResponse:
@@ -266,16 +333,32 @@ class KeyRoutes:
     queries: AuthQueries
 
     def routes(self) -> Sequence[web.RouteDef]:
+        return [route for path in ("/api/v2/keys", "/v2/keys") for route in self._routes_under(path)]
+
+    def _routes_under(self, all_keys: str) -> Sequence[web.RouteDef]:
+        one = f"{all_keys}/{{keyid}}"
+        described = partial(describe, tag="API keys", path={"keyid": KeyId})
         return [
-            route
-            for all_keys in ("/api/v2/keys", "/v2/keys")
-            for route in (
-                web.get(all_keys, self.list),
+            described(web.get(all_keys, self.list), "List API keys", query=KeysQuery, answer=KeysShown),
+            described(
                 web.post(all_keys, self.issue),
-                web.get(f"{all_keys}/{{keyid}}", self.get),
-                web.delete(f"{all_keys}/{{keyid}}", self.revoke),
-                web.get(f"{all_keys}/{{keyid}}/history", self.history),
-            )
+                "Issue an API key",
+                status=201,
+                body=NewKeyBody,
+                answer=KeyIssued,
+                versioned=True,
+                idempotent=True,
+            ),
+            described(web.get(one, self.get), "Fetch an API key", query=OneQuery, answer=KeyShown, versioned=True),
+            described(
+                web.delete(one, self.revoke), "Revoke an API key", answer=KeyShown, versioned=True, conditional=True
+            ),
+            described(
+                web.get(f"{one}/history", self.history),
+                "The history of an API key",
+                query=HistoryQuery,
+                answer=EventsShown,
+            ),
         ]
 
     async def issue(self, request: web.Request) -> web.StreamResponse:

@@ -30,9 +30,23 @@ def _valid_email(value: str) -> str:
     return value
 
 
-Username = Annotated[str, StringConstraints(min_length=3, max_length=64), AfterValidator(_valid_username)]
-Email = Annotated[str, StringConstraints(max_length=254), AfterValidator(_valid_email)]
-Password = Annotated[str, StringConstraints(min_length=8, max_length=PASSWORD_LENGTH_MAX)]
+Username = Annotated[
+    str,
+    StringConstraints(min_length=3, max_length=64),
+    AfterValidator(_valid_username),
+    Field(examples=["ann"], json_schema_extra={"pattern": f"^{_USERNAME.pattern}$"}),
+]
+Email = Annotated[
+    str,
+    StringConstraints(max_length=254),
+    AfterValidator(_valid_email),
+    Field(examples=["ann@example.com"], json_schema_extra={"format": "email"}),
+]
+Password = Annotated[
+    str,
+    StringConstraints(min_length=8, max_length=PASSWORD_LENGTH_MAX),
+    Field(examples=["correct horse"], json_schema_extra={"format": "password"}),
+]
 
 
 class Body(BaseModel):
@@ -50,8 +64,8 @@ class SignupBody(Body):
 class LoginBody(Body):
     """The bounds of a signup are not a login's: what nobody could have chosen is merely wrong."""
 
-    username: str = Field(max_length=LOGIN_LENGTH_MAX)
-    password: str = Field(max_length=PASSWORD_LENGTH_MAX)
+    username: str = Field(max_length=LOGIN_LENGTH_MAX, examples=["ann"])
+    password: str = Field(max_length=PASSWORD_LENGTH_MAX, examples=["correct horse"])
 
 
 class NewUserBody(SignupBody):
@@ -74,7 +88,7 @@ class NewKeyBody(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1, max_length=128)
+    name: str = Field(min_length=1, max_length=128, examples=["nightly export"])
     permission: Permission = "read-write"
     scopes: list[str] = Field(default_factory=list, max_length=64)
     expires_in_days: int = Field(default=90, ge=1, le=3650)

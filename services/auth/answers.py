@@ -1,0 +1,104 @@
+"""What the answers about accounts, projects and keys hold, for the API's description."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from libs.core.principal import Role
+from libs.runtime.openapi import Answered, EventShown, Moment
+from services.auth.domain.api_key import Permission
+
+
+class SignedUp(Answered):
+    email: str = Field(examples=["ann@example.com"])
+    username: str = Field(examples=["ann"])
+
+
+class LoggedIn(Answered):
+    """``token`` is what the cookie holds too: a bearer token for programs."""
+
+    username: str = Field(examples=["ann"])
+    token: str
+
+
+class Nothing(Answered):
+    pass
+
+
+class CallerShown(Answered):
+    username: str = Field(examples=["ann"])
+
+
+class TelemetryId(Answered):
+    user_id: Literal[""]
+    version: str = Field(examples=["0.1.0"])
+
+
+class OptStatus(Answered):
+    enabled: Literal[False]
+
+
+class Releases(Answered):
+    releases: list[str]
+
+
+class ReleasesShown(Answered):
+    olake_ui_worker: Releases
+    olake_helm: Releases
+    olake: Releases
+    features: Releases
+
+
+class ProjectShown(Answered):
+    id: int = Field(examples=[123])
+    name: str = Field(examples=["ann's project"])
+    role: Role
+    created_at: Moment
+
+
+class UserShown(Answered):
+    id: int = Field(ge=1)
+    username: str = Field(examples=["ann"])
+    email: str = Field(examples=["ann@example.com"])
+    created_at: Moment
+    updated_at: Moment
+
+
+class UserRemoved(Answered):
+    id: int = Field(ge=1)
+    username: str = Field(examples=["bob"])
+
+
+class KeyShown(Answered):
+    """A key, never its secret; ``last_used_at`` and ``uses`` are some seconds behind."""
+
+    id: str = Field(examples=["key_5Hq2xKd81fJw"])
+    name: str = Field(examples=["nightly export"])
+    prefix: str = Field(examples=["ds_live_5Hq2"])
+    permission: Permission
+    scopes: list[str] = Field(examples=[["sync:read", "sync:write"]])
+    project_id: int = Field(examples=[123])
+    developer_id: str | None
+    created_at: Moment
+    created_by: str = Field(examples=["ann"])
+    expires_at: Moment | None
+    revoked_at: Moment | None
+    last_used_at: Moment | None
+    uses: int = Field(ge=0)
+
+
+class KeyIssued(KeyShown):
+    """``secret`` is the key itself: shown once, null when a repeated request is answered again."""
+
+    secret: str | None
+
+
+class KeysShown(Answered):
+    keys: list[KeyShown]
+    next_page: str | None = Field(description="The address of the next page.")
+
+
+class EventsShown(Answered):
+    """Newest first."""
+
+    events: list[EventShown]
