@@ -6,11 +6,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import aiohttp
 from aiohttp import web
 
-from libs.runtime.http import Check
+from libs.runtime.http import PUBLIC_PATHS, Check, operational_routes
+from libs.runtime.openapi import part_of
 from libs.runtime.service import ServiceContext, ServiceDefinition
+from libs.runtime.version import installed_version
 from services.gateway.config import GatewaySettings
 from services.gateway.credentials import Credentials
-from services.gateway.http import Gateway
+from services.gateway.description import Description
+from services.gateway.http import Gateway, OwnRoutes
 from services.gateway.origins import Origins
 from services.gateway.upstream import Upstream
 
@@ -33,8 +36,12 @@ async def start(context: ServiceContext[GatewaySettings]) -> AsyncIterator[Seque
         )
         for service in NEEDED:
             context.health.add(service, _readiness_of(probes, settings.url_of(service)))
-        gateway = Gateway(credentials, Origins(settings.allowed_origins), upstream, context.principals)
-        yield gateway.routes()
+        origins = Origins(settings.allowed_origins)
+        own = OwnRoutes(credentials, origins)
+        part = part_of([*own.routes(), *operational_routes(context.health)], PUBLIC_PATHS, is_served=False)
+        urls = {service: settings.url_of(service) for service in FORWARDED_TO}
+        own.description = Description(probes, urls, part, installed_version())
+        yield Gateway(own, credentials, origins, upstream, context.principals).routes()
 
 
 def _readiness_of(probes: aiohttp.ClientSession, url: str) -> Check:

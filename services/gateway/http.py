@@ -1,8 +1,13 @@
 """Every request from outside: whose it is, where it goes, and what comes back."""
 
+import asyncio
+from functools import partial
+from typing import Annotated, Any
+
 import orjson
 from aiohttp import web
 from multidict import CIMultiDict
+from pydantic import Field
 
 from libs.core.errors import NotFound
 from libs.runtime.http import (
@@ -10,16 +15,21 @@ from libs.runtime.http import (
     REQUEST_ID,
     RESPONSE_HEADERS,
     ROUTE_LABEL,
+    finished,
     metrics,
     read_bytes,
 )
+from libs.runtime.openapi import Content, describe
 from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner
 from libs.runtime.telemetry import inject_trace
 from services.gateway.credentials import Credentials
+from services.gateway.description import Description
+from services.gateway.docs import MEDIA_TYPES, PAGE, SECURITY_POLICY, content_of, etag_of
 from services.gateway.origins import SAFE_METHODS, Origins
 from services.gateway.routes import Target, target_of, target_of_entity_type
 from services.gateway.upstream import Upstream, forwarded_headers
 
+OWN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"})
 CLIENT_ADDRESS_HEADER = "X-DataSync-Client-Address"
 
 
@@ -27,15 +37,21 @@ class Gateway:
     """The handler of everything."""
 
     def __init__(
-        self, credentials: Credentials, origins: Origins, upstream: Upstream, principals: PrincipalSigner
+        self,
+        own: "OwnRoutes",
+        credentials: Credentials,
+        origins: Origins,
+        upstream: Upstream,
+        principals: PrincipalSigner,
     ) -> None:
+        self._own = own
         self._credentials = credentials
         self._origins = origins
         self._upstream = upstream
         self._principals = principals
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.get("/metrics", self.metrics), web.route("*", "/{path:.*}", self.handle)]
+        return [*self._own.routes(), web.route("*", "/{path:.*}", self.handle)]
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         request[RESPONSE_HEADERS].update(self._origins.headers_for(request.headers))
@@ -43,6 +59,8 @@ class Gateway:
             request[ROUTE_LABEL] = "preflight"
             return web.Response(status=204, headers=self._origins.preflight_headers(request.headers))
         path, _, _ = request.raw_path.partition("?")
+        if path in OWN_PATHS or path.startswith("/docs/"):
+            raise web.HTTPMethodNotAllowed(request.method, ("GET", "HEAD"))
         target = target_of(path)
         if target is None or "/../" in path or path.endswith("/.."):
             raise NotFound(f"there is nothing at {request.path[:200]}", code="unknown_route")
@@ -61,11 +79,6 @@ class Gateway:
             self._credentials.forget()
         return answer
 
-    async def metrics(self, request: web.Request) -> web.StreamResponse:
-        """What Prometheus scrapes; on the public port it needs a credential like everything else."""
-        await self._credentials.caller_of(request.headers, request.cookies)
-        return await metrics(request)
-
     def _introduce(self, request: web.Request, headers: CIMultiDict[str]) -> None:
         headers["X-Request-Id"] = REQUEST_ID.get()
         headers["X-Forwarded-Host"] = request.host
@@ -74,6 +87,64 @@ class Gateway:
             headers["X-Forwarded-For"] = request.remote
             headers[CLIENT_ADDRESS_HEADER] = request.remote
         inject_trace(headers)
+
+
+class OwnRoutes:
+    """What the gateway answers itself, beside its health."""
+
+    def __init__(self, credentials: Credentials, origins: Origins) -> None:
+        self._credentials = credentials
+        self._origins = origins
+        self.description: Description | None = None
+
+    def routes(self) -> list[web.RouteDef]:
+        described = partial(describe, tag="Operation", enveloped=False)
+        page = Content("The page", str, "text/html")
+        files = tuple(Content("A file of the page", bytes, kind) for kind in dict.fromkeys(MEDIA_TYPES.values()))
+        return [
+            described(
+                web.get("/openapi.json", self.openapi), "This description", answer=dict[str, Any], versioned=True
+            ),
+            described(web.get("/docs", self.docs), "A page to read and try the API", answer=page),
+            described(
+                web.get("/docs/{file}", self.docs_file),
+                "The files of that page",
+                path={"file": Annotated[str, Field(examples=["start.js"])]},
+                answer=files[0],
+                also={200: files[1:]},
+                versioned=True,
+            ),
+            described(
+                web.get("/metrics", self.metrics),
+                "Metrics in Prometheus' text format",
+                answer=Content("The page", str, "text/plain"),
+                refuses=(503, 504),
+            ),
+        ]
+
+    async def openapi(self, request: web.Request) -> web.StreamResponse:
+        assert self.description is not None
+        request[RESPONSE_HEADERS].update(self._origins.headers_for(request.headers))
+        document = await self.description.document()
+        headers = {"ETag": document.etag, "Cache-Control": "no-cache"}
+        return finished(request, web.Response(body=document.text, content_type="application/json", headers=headers))
+
+    async def docs(self, request: web.Request) -> web.StreamResponse:
+        headers = {"Content-Security-Policy": SECURITY_POLICY, "Cache-Control": "no-cache"}
+        return web.Response(body=PAGE, content_type="text/html", charset="utf-8", headers=headers)
+
+    async def docs_file(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["file"]
+        if name not in MEDIA_TYPES:
+            raise NotFound(f"there is nothing at {request.path[:200]}", code="unknown_route")
+        content = await asyncio.to_thread(content_of, name)
+        headers = {"ETag": etag_of(name), "Cache-Control": "no-cache"}
+        return finished(request, web.Response(body=content, content_type=MEDIA_TYPES[name], headers=headers))
+
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
+        """What Prometheus scrapes; on the public port it needs a credential like everything else."""
+        await self._credentials.caller_of(request.headers, request.cookies)
+        return await metrics(request)
 
 
 async def _by_entity_type(request: web.Request, target: Target) -> Target:

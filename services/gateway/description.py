@@ -1,0 +1,67 @@
+"""The API's description: the parts that the services tell, merged into one document and kept for some seconds."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import aiohttp
+import orjson
+import structlog
+
+from libs.runtime.http import DESCRIPTION_PATH
+from libs.runtime.openapi import Json, merged
+
+FRESH_SECONDS = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """OpenAPI 3.1 as JSON text, and its entity tag."""
+
+    text: bytes
+    etag: str
+
+
+class Description:
+    """What ``/openapi.json`` answers.
+
+    Args:
+        session: with a short time limit; a service that does not answer is described as it last was.
+        urls: where each service listens, in the order of the document.
+        own: the gateway's part.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, urls: Mapping[str, str], own: Json, version: str) -> None:
+        self._session = session
+        self._urls = urls
+        self._own = own
+        self._version = version
+        self._parts: dict[str, Json] = {}
+        self._document: Document | None = None
+        self._fresh_until = 0.0
+        self._lock = asyncio.Lock()
+
+    async def document(self) -> Document:
+        async with self._lock:
+            if self._document is None or time.monotonic() > self._fresh_until:
+                self._document = await self._written()
+                self._fresh_until = time.monotonic() + FRESH_SECONDS
+            return self._document
+
+    async def _written(self) -> Document:
+        await asyncio.gather(*(self._refresh(service) for service in self._urls))
+        known = [self._parts[service] for service in self._urls if service in self._parts]
+        text = await asyncio.to_thread(orjson.dumps, merged([*known, self._own], version=self._version))
+        return Document(text, f'"{hashlib.sha256(text).hexdigest()[:32]}"')
+
+    async def _refresh(self, service: str) -> None:
+        try:
+            async with self._session.get(self._urls[service] + DESCRIPTION_PATH) as response:
+                if response.status == 200:
+                    self._parts[service] = orjson.loads(await response.read())
+        except (TimeoutError, aiohttp.ClientError, orjson.JSONDecodeError) as error:
+            log.debug("description_unavailable", service=service, error=type(error).__name__)
