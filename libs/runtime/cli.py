@@ -67,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("topic", metavar="TOPIC")
     command.set_defaults(run=_repair)
 
+    command = commands.add_parser("restored", help="say that a service's database was restored from a backup")
+    command.add_argument("service", metavar="SERVICE")
+    command.set_defaults(run=_restored)
+
     command = commands.add_parser("parked", help="list the messages that a service could not handle")
     command.add_argument("service", metavar="SERVICE")
     command.add_argument("--retry", action="store_true", help="have the running service try them again, in order")
@@ -111,6 +115,13 @@ def _repair(options: argparse.Namespace) -> int:
     print(repaired.action)
     if repaired.rebuild is not None:
         _print_report(repaired.rebuild)
+    return 0
+
+
+def _restored(options: argparse.Namespace) -> int:
+    definition, settings = _service(options.service)
+    asyncio.run(operations.restored(definition, settings))
+    print(f"the events of {definition.name} are published anew; `datasync repair` its followers, which stop now")
     return 0
 
 

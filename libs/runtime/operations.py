@@ -10,7 +10,7 @@ from libs.runtime.event_store import EventStore
 from libs.runtime.mongo import connect
 from libs.runtime.parking import ParkedMessage, list_parked, request_retry
 from libs.runtime.rebuild import Rebuild, RebuildReport
-from libs.runtime.repair import RepairReport, repair_topic
+from libs.runtime.repair import RepairReport, renew_identity, repair_topic
 from libs.runtime.service import ServiceDefinition
 from libs.runtime.settings import ServiceSettings
 
@@ -40,6 +40,12 @@ async def repair(definition: ServiceDefinition[Any], settings: ServiceSettings, 
             return await repair_topic(definition, store, event_log, topic)
         finally:
             await event_log.close()
+
+
+async def restored(definition: ServiceDefinition[Any], settings: ServiceSettings) -> None:
+    """Tell a service that its database was restored from a backup; see ``libs.runtime.repair``."""
+    async with _opened_store(definition, settings) as store:
+        await renew_identity(store)
 
 
 async def parked_messages(definition: ServiceDefinition[Any], settings: ServiceSettings) -> list[ParkedMessage]:

@@ -19,7 +19,7 @@ from libs.runtime.event_log.port import EventLog
 from libs.runtime.event_store import EventStore
 from libs.runtime.head_watcher import HeadWatcher
 from libs.runtime.mongo import PyMongoError, WriteConcern
-from libs.runtime.telemetry import RELAY_LAG_EVENTS
+from libs.runtime.telemetry import RELAY_LAG_EVENTS, RELAY_STOPPED
 
 PUBLISHED_TOGETHER_MAX = 500
 READ_TOGETHER_MAX = 100
@@ -27,9 +27,14 @@ HANDED_OVER_MAX = 4_096
 HANDED_OVER_BYTES_MAX = 32 * 1024 * 1024
 STORE_POSITION_SECONDS = 0.1
 POLL_SECONDS = 1.0
+STOPPED_POLL_SECONDS = 2.0
 BACKOFF_SECONDS_MAX = 5.0
 
 log = structlog.get_logger(__name__)
+
+
+class StoreBehindLog(Exception):
+    """The log holds events of this store that the store does not: it was restored from an older backup."""
 
 
 class Relay:
@@ -55,6 +60,7 @@ class Relay:
         self._position_stored = 0
         self._position_stored_at = 0.0
         self._read_at = 0.0
+        self._checked_store_id = ""
         commands.on_commit(self._hand_over)
 
     async def run(self) -> None:
@@ -64,7 +70,10 @@ class Relay:
             with watcher.listen(self._store.database.name) as self._wake:
                 while True:
                     try:
+                        await self._check_the_log_is_not_ahead()
                         await self._publish_from_stored_position(watcher)
+                    except StoreBehindLog as error:
+                        await self._wait_for_repair(error)
                     except (OSError, PyMongoError) as error:
                         await self._back_off(error)
         finally:
@@ -74,9 +83,33 @@ class Relay:
             RELAY_LAG_EVENTS.set(0)
 
     async def stored_position(self) -> int:
-        """The position up to which everything is acknowledged."""
-        document = await self._positions.find_one({"_id": "relay"})
+        """The position up to which everything of this store is acknowledged."""
+        document = await self._positions.find_one({"_id": "relay", "store_id": (await self._store.head()).store_id})
         return 0 if document is None else int(document["position"])
+
+    async def _check_the_log_is_not_ahead(self) -> None:
+        """Followers would pass over new events under positions that they have seen: never publish such."""
+        store_id = (await self._store.head()).store_id
+        if store_id == self._checked_store_id:
+            return
+        topics = await self._store.database["events"].distinct("topic")
+        published = [await self._event_log.last_position(topic, store_id) for topic in topics]
+        head = await self._store.head()
+        if max(published, default=0) > head.position:
+            raise StoreBehindLog(f"the log holds position {max(published)}, but the store ends at {head.position}")
+        self._checked_store_id = store_id
+
+    async def _wait_for_repair(self, error: StoreBehindLog) -> None:
+        log.error("relay_stopped", reason=str(error), repair=f"datasync restored {self._service}")
+        RELAY_STOPPED.set(1)
+        before = (await self._store.head()).store_id
+        while (await self._store.head()).store_id == before:  # noqa: ASYNC110 - the change comes from another process
+            await asyncio.sleep(STOPPED_POLL_SECONDS)
+        RELAY_STOPPED.set(0)
+
+    @property
+    def _service(self) -> str:
+        return self._store.database.name.removeprefix("datasync_")
 
     async def _publish_from_stored_position(self, watcher: HeadWatcher) -> None:
         self._position = self._position_stored = await self.stored_position()
@@ -97,7 +130,9 @@ class Relay:
 
     async def _next(self, watcher: HeadWatcher) -> Sequence[Envelope]:
         """The events that follow directly on the position: handed over, or else read from the store."""
-        while self._handed and self._handed[0].position <= self._position:
+        while self._handed and (
+            self._handed[0].position <= self._position or self._handed[0].store_id != self._checked_store_id
+        ):
             self._take_handed()
         if self._handed and self._handed[0].position == self._position + 1:
             return self._contiguous_handed()
@@ -119,6 +154,8 @@ class Relay:
         return envelopes
 
     async def _publish(self, envelopes: Sequence[Envelope]) -> None:
+        if envelopes[0].store_id != self._checked_store_id:
+            raise ConnectionError("the store got another identity; begin again")
         assert envelopes[0].position == self._position + 1, "a relay never publishes past a gap"
         by_topic: dict[str, list[Envelope]] = {}
         for envelope in envelopes:
@@ -132,7 +169,11 @@ class Relay:
             await self._store_position()
 
     async def _store_position(self) -> None:
-        await self._positions.update_one({"_id": "relay"}, {"$max": {"position": self._position}}, upsert=True)
+        store_id, position = self._checked_store_id, self._position
+        # The position of another store means nothing; the position of this one never falls.
+        known = {"$cond": [{"$eq": ["$store_id", store_id]}, "$position", 0]}
+        change = [{"$set": {"position": {"$max": [known, position]}, "store_id": store_id}}]
+        await self._positions.update_one({"_id": "relay"}, change, upsert=True)
         self._position_stored = self._position
         self._position_stored_at = asyncio.get_running_loop().time()
 

@@ -1,9 +1,10 @@
-"""Sets a topic going again that its consumer stopped with an alarm."""
+"""Sets going again what stopped with an alarm: a topic's consumer, or the relay of a restored store."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from libs.core.ids import uuid7
 from libs.runtime.consumer import Place, stored_places
 from libs.runtime.event_log.port import EventLog, Message
 from libs.runtime.event_store import EventStore
@@ -68,6 +69,14 @@ async def repair_topic(
     )
     report = await rebuild.run(grace_seconds=grace_seconds)
     return RepairReport("the projections were built from the owner's present store; reading goes on", report)
+
+
+async def renew_identity(store: EventStore) -> None:
+    """After a service's database was restored from a backup: from now on it is another store.
+
+    Its events are published anew, under the new id, and every follower stops with an alarm until it is repaired.
+    """
+    await store.database["head"].update_one({"_id": "head"}, {"$set": {"store_id": uuid7()}})
 
 
 async def _survey(event_log: EventLog, topic: str) -> dict[int, _Surveyed]:

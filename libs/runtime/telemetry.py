@@ -61,6 +61,7 @@ COMMIT_SECONDS = Histogram(
 )
 COMMANDS_WAITING = Gauge("datasync_commands_waiting", "Commands that wait for a batch", registry=REGISTRY)
 RELAY_LAG_EVENTS = Gauge("datasync_relay_lag_events", "Committed events that are not yet on the log", registry=REGISTRY)
+RELAY_STOPPED = Gauge("datasync_relay_stopped", "1 while the relay waits for an operator's repair", registry=REGISTRY)
 CONSUMER_LAG_SECONDS = Gauge(
     "datasync_consumer_lag_seconds",
     "Age of the last event applied, at the moment that it was",

@@ -241,6 +241,14 @@ async def test_the_end_offset_is_that_of_the_next_message(subject: Log) -> None:
         assert (await subscription.end_offsets())[last.partition] == last.offset + 1
 
 
+async def test_the_last_position_is_that_of_the_stores_newest_event(subject: Log) -> None:
+    assert await subject.log.last_position(TOPIC, "store-1") == 0
+    sent = await subject.emit(*[(f"source-{number}", SOURCE) for number in range(30)])
+    await subject.log.publish(TOPIC, sent[:3])
+    assert await subject.log.last_position(TOPIC, sent[0].store_id) == sent[-1].position
+    assert await subject.log.last_position(TOPIC, "another") == 0
+
+
 async def test_an_event_of_the_largest_size_gets_through(subject: Log) -> None:
     event = SOURCE.model_copy(update={"config_json": "x" * (EVENT_SIZE_BYTES_MAX - 200)})
     sent = await subject.emit(("source-1", event), ("source-1", event), ("source-1", SOURCE))

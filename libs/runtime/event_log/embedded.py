@@ -38,6 +38,13 @@ class EmbeddedEventLog:
     async def publish(self, topic: str, envelopes: Sequence[Envelope]) -> None:
         """Nothing to do: what is committed is published."""
 
+    async def last_position(self, topic: str, store_id: str) -> int:
+        """The position of the topic's last event."""
+        database = self._client[self._prefix + owner_of(topic)]
+        head = await database["head"].find_one({"_id": "head", "store_id": store_id})
+        last = await database["events"].find_one({"topic": topic}, {"position": 1}, sort=[("position", -1)])
+        return 0 if head is None or last is None else int(last["position"])
+
     @asynccontextmanager
     async def subscribe(self, topic: str, offsets: Mapping[int, int] | None) -> AsyncIterator["EmbeddedSubscription"]:
         """Read the owner's store from an offset, from its beginning, or from its end (``offsets=None``)."""

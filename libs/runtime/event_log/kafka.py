@@ -35,6 +35,7 @@ PUBLISH_SECONDS_MAX = 20.0
 CLOSE_SECONDS_MAX = 2.0
 ANSWER_SECONDS_MAX = 10.0
 PROGRESS_SECONDS = 5.0
+LAST_MESSAGES = 100
 
 log = structlog.get_logger(__name__)
 
@@ -135,6 +136,13 @@ class KafkaEventLog:
             # After a failure the idempotent producer's sequence numbers no longer fit the broker's: it stays stuck.
             await self._close_producer()
             raise
+
+    async def last_position(self, topic: str, store_id: str) -> int:
+        """Looks at the last messages of each partition: the very last ones may be repeats."""
+        async with self.subscribe(topic, None) as subscription:
+            async with asyncio.timeout(3 * ANSWER_SECONDS_MAX):
+                messages = await subscription.last_messages(LAST_MESSAGES)
+        return max((message.position for message in messages if message.store_id == store_id), default=0)
 
     @asynccontextmanager
     async def subscribe(self, topic: str, offsets: Mapping[int, int] | None) -> AsyncIterator["KafkaSubscription"]:
@@ -242,6 +250,24 @@ class KafkaSubscription:
         if records:
             self._fetched.append(records)
         return batch
+
+    async def last_messages(self, count: int) -> list[Message]:
+        """Up to ``count`` messages before the end of each partition; reading goes on from there."""
+        with _as_os_errors():
+            beginnings = await self._consumer.beginning_offsets(self._partitions)
+            ends = await self._consumer.end_offsets(self._partitions)
+        missing = {partition.partition: ends[partition] for partition in self._partitions}
+        for partition in self._partitions:
+            self._consumer.seek(partition, max(beginnings[partition], ends[partition] - count))
+            if beginnings[partition] == ends[partition]:
+                del missing[partition.partition]
+        messages: list[Message] = []
+        while missing:
+            batch = await self.next_batch(count, 1.0)
+            messages += batch
+            if batch and batch[-1].offset + 1 >= missing.get(batch[-1].partition, 0):
+                missing.pop(batch[-1].partition, None)
+        return messages
 
     async def end_offsets(self) -> Mapping[int, int]:
         """The partitions' ends, asked from the broker."""

@@ -75,6 +75,13 @@ class EventLog(Protocol):
             OSError | TimeoutError: not all were acknowledged; publish again from the last stored position.
         """
 
+    async def last_position(self, topic: str, store_id: str) -> int:
+        """The highest position of a store's events at the topic's end; 0 where it has none there.
+
+        Raises:
+            OSError | TimeoutError: the log can't be reached.
+        """
+
     def subscribe(self, topic: str, offsets: Mapping[int, int] | None) -> AbstractAsyncContextManager[Subscription]:
         """Read a topic from ``offsets`` (next offset by partition; a partition not named: its beginning).
 

@@ -7,11 +7,13 @@ from contextlib import nullcontext
 import pytest
 
 from libs.runtime import consumer as consumer_module
+from libs.runtime import relay as relay_module
 from libs.runtime.parking import list_parked, request_retry
 from libs.runtime.rebuild import Rebuild, RebuildFailed
-from libs.runtime.repair import RepairReport, repair_topic
+from libs.runtime.repair import RepairReport, renew_identity, repair_topic
 from libs.runtime.service import ServiceDefinition
 from libs.runtime.settings import ServiceSettings
+from libs.runtime.telemetry import RELAY_STOPPED
 from libs.testing.followers import ECHO, Behaviour, Follower, Installation, Owner, installation
 from libs.testing.things import THING, TOPIC
 
@@ -33,6 +35,7 @@ async def embedded(mongod: str, database_prefix: str) -> AsyncIterator[Installat
 
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "STOPPED_POLL_SECONDS", 0.05)
     monkeypatch.setattr(consumer_module, "STOPPED_POLL_SECONDS", 0.05)
     monkeypatch.setattr(consumer_module, "CHORES_SECONDS", 0.05)
     monkeypatch.setattr(consumer_module, "WAIT_SECONDS", 0.1)
@@ -202,6 +205,42 @@ async def test_after_the_owners_store_was_replaced_the_projections_follow_the_ne
             await owner.make("4", "match")
             await until_views(follower, 2)
             assert set(await follower.views()) == {"3", "4"}
+
+
+@pytest.mark.kafka
+async def test_a_store_restored_from_a_backup_publishes_nothing_until_it_is_told(
+    mongod: str, database_prefix: str, kafka: str
+) -> None:
+    """Else its new events would stand under positions that every follower has seen, and passes over."""
+    behaviour = Behaviour()
+    async with installation(mongod, database_prefix, kafka) as place, place.follower(behaviour) as follower:
+        async with place.owner() as owner:
+            for number in range(1, 6):
+                await owner.make(str(number), f"thing {number}")
+            await until_views(follower, 5)
+        await restore_to(3, owner)
+        async with place.owner() as owner:
+            await owner.make("later", "later")
+            while RELAY_STOPPED._value.get() != 1:
+                await asyncio.sleep(0.02)
+            assert "later" not in await follower.views()
+            await renew_identity(owner.store)
+            await until_stopped(follower)
+            await repair(place, follower, behaviour)
+            await until_views(follower, 4)
+            assert set(await follower.views()) == {"1", "2", "3", "later"}
+            await owner.make("last", "last")
+            await until_views(follower, 5)
+
+
+async def restore_to(position: int, owner: Owner) -> None:
+    """What remains is what a backup of that moment holds."""
+    database = owner.store.database
+    lost = await database["events"].distinct("stream", {"position": {"$gt": position}})
+    await database["events"].delete_many({"position": {"$gt": position}})
+    await database["things"].delete_many({"_id": {"$in": [stream.removeprefix("thing-") for stream in lost]}})
+    await database["head"].update_one({"_id": "head"}, {"$set": {"position": position}})
+    await database["relay"].update_one({"_id": "relay"}, {"$set": {"position": position}})
 
 
 async def until_views(follower: Follower, count: int) -> None:
