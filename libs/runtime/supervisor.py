@@ -247,9 +247,11 @@ class Supervisor:
         deadline = time.monotonic() + READY_TIMEOUT_SECONDS
         waiting = {service.name: f"{service.url(self._settings)}/readyz" for service in SERVICES}
         while waiting:
-            for name, url in list(waiting.items()):
-                if await asyncio.to_thread(_answers_200, url):
-                    del waiting[name]
+            # One at a time, the gateway last: it asks the others each time that it is asked.
+            name, url = next(iter(waiting.items()))
+            if await asyncio.to_thread(_answers_200, url):
+                del waiting[name]
+                continue
             if self._stop_requested.is_set():
                 return False
             self._give_up_on_the_dying()
