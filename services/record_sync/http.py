@@ -4,8 +4,11 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC
+from functools import partial
+from typing import Annotated
 
 from aiohttp import web
+from pydantic import Field
 
 from libs.core.errors import FieldError, Forbidden, InvalidInput
 from libs.runtime.command_handler import Entity
@@ -18,14 +21,19 @@ from libs.runtime.http import (
     principal_of,
     read_query,
 )
+from libs.runtime.openapi import Content, describe
+from services.record_sync.answers import RECORD_ID, BatchShown, ChangesShown, RecordHistory, RecordShown, RecordsShown
 from services.record_sync.domain.record import CreateRecord, DeleteRecord, Record
 from services.record_sync.feed import Changes, Feed, Interest
 from services.record_sync.inputs import (
+    BatchOfOperations,
     ChangesQuery,
+    CreateBody,
     HistoryQuery,
     ListQuery,
     OneQuery,
     Operation,
+    UpdateBody,
     read_creation,
     read_operations,
     read_update,
@@ -36,6 +44,7 @@ from services.record_sync.views import change_view, record_view, result_view
 
 RECORDS = "/api/v1/sync/records"
 PROJECT_HEADER = "X-Project-Id"
+RecordId = Annotated[str, Field(min_length=1, examples=[RECORD_ID])]
 STREAM_SECONDS_MAX = 60.0
 SILENCE_SECONDS_MAX = 10.0
 STREAMED_TOGETHER = 500
@@ -51,15 +60,51 @@ class RecordRoutes:
 
     def routes(self) -> Sequence[web.RouteDef]:
         one = f"{RECORDS}/{{id}}"
+        project = {PROJECT_HEADER: "Which of your projects; may be left out by who has only one."}
+        described = partial(describe, tag="Developer sync records", path={"id": RecordId}, headers=project)
+        created = Content("Created", RecordShown, headers=("Location", "ETag"))
+        stream = Content("The changes as Server-Sent Events", str, "text/event-stream")
         return [
-            web.get(RECORDS, self.list),
-            web.post(RECORDS, self.create),
-            web.post(f"{RECORDS}:batch", self.batch),
-            web.get(f"{RECORDS}/changes", self.changes),
-            web.get(one, self.get),
-            web.patch(one, self.update),
-            web.delete(one, self.delete),
-            web.get(f"{one}/history", self.history),
+            described(web.get(RECORDS, self.list), "List records", query=ListQuery, answer=RecordsShown),
+            described(
+                web.post(RECORDS, self.create),
+                "Create a record",
+                body=CreateBody,
+                status=201,
+                answer=created,
+                idempotent=True,
+            ),
+            described(
+                web.post(f"{RECORDS}:batch", self.batch),
+                "Write many records",
+                body=BatchOfOperations,
+                answer=BatchShown,
+                idempotent=True,
+            ),
+            described(
+                web.get(f"{RECORDS}/changes", self.changes),
+                "Follow the changes",
+                query=ChangesQuery,
+                headers={**project, "Last-Event-ID": "Where a stream goes on, in place of `after`."},
+                answer=Content("The changes after a position", ChangesShown),
+                also={200: stream},
+            ),
+            described(web.get(one, self.get), "Fetch a record", query=OneQuery, answer=RecordShown, versioned=True),
+            described(
+                web.patch(one, self.update),
+                "Change a record",
+                body=UpdateBody,
+                answer=RecordShown,
+                versioned=True,
+                conditional=True,
+            ),
+            described(web.delete(one, self.delete), "Delete a record", status=204, conditional=True),
+            described(
+                web.get(f"{one}/history", self.history),
+                "The history of a record",
+                query=HistoryQuery,
+                answer=RecordHistory,
+            ),
         ]
 
     async def list(self, request: web.Request) -> web.StreamResponse:

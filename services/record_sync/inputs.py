@@ -43,10 +43,10 @@ class Body(BaseModel):
 
 
 class CreateBody(Body):
-    developer_id: Name = Field(alias="developerId")
-    resource_type: Name = Field(alias="resourceType")
-    resource_key: ResourceKey = Field(alias="resourceKey")
-    data: dict[str, Any]
+    developer_id: Name = Field(alias="developerId", examples=["dev-789"])
+    resource_type: Name = Field(alias="resourceType", examples=["FEATURE_FLAG_STATE"])
+    resource_key: ResourceKey = Field(alias="resourceKey", examples=["flag-migration-v2"])
+    data: dict[str, Any] = Field(examples=[{"enabled": False, "notes": "Initial state for migration flag."}])
     status: Status = ACTIVE
     metadata: dict[str, Any] = Field(default_factory=dict)
 
@@ -54,14 +54,23 @@ class CreateBody(Body):
 class UpdateBody(Body):
     """A field that is left out stays as it is; there is no null."""
 
-    data: dict[str, Any] = Field(default_factory=dict)
-    status: Status = ACTIVE
+    data: dict[str, Any] = Field(default_factory=dict, examples=[{"enabled": True}])
+    status: Status = Field(default=ACTIVE, examples=["PENDING_SYNC_CONFIRMATION"])
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
 class CreateOperation(Body):
     op: Literal["create"]
-    record: dict[str, Any]
+    record: dict[str, Any] = Field(
+        examples=[
+            {
+                "developerId": "dev-789",
+                "resourceType": "FEATURE_FLAG_STATE",
+                "resourceKey": "flag-migration-v2",
+                "data": {"enabled": False},
+            }
+        ]
+    )
 
 
 class UpdateOperation(Body):
@@ -77,7 +86,17 @@ class DeleteOperation(Body):
     if_match: int | None = Field(default=None, alias="ifMatch", ge=1, le=POSITION_MAX)
 
 
+class BatchOfOperations(Body):
+    """What a batch holds; each operation is checked by itself."""
+
+    operations: list[Annotated[CreateOperation | UpdateOperation | DeleteOperation, Field(discriminator="op")]] = Field(
+        min_length=1, max_length=OPERATIONS_MAX
+    )
+
+
 class BatchBody(Body):
+    """A batch before its operations are looked at."""
+
     operations: list[dict[str, Any]] = Field(min_length=1, max_length=OPERATIONS_MAX)
 
 
