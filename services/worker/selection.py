@@ -101,7 +101,7 @@ def plans_of(config: StreamsConfig, entries: Sequence[CatalogEntry]) -> list[Str
 def _plan(stream: CatalogStream, selected: SelectedStream) -> StreamPlan:
     name = StreamName(stream.namespace, stream.name)
     if stream.sync_mode != "full_refresh":
-        raise _unsupported(name, f"the sync mode {stream.sync_mode}: only full_refresh is supported so far")
+        raise _unsupported(name, f"the sync mode {stream.sync_mode} (only full_refresh is, so far)")
     if selected.filter or (selected.filter_config or {}).get("conditions"):
         raise _unsupported(name, "a filter")
     if selected.partition_regex:
