@@ -6,6 +6,7 @@ The only module that knows how the gateway talks to services.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
+from functools import lru_cache
 from urllib.parse import quote
 
 import aiohttp
@@ -16,7 +17,7 @@ from libs.core.errors import FixRequest, RequestTimeout, RetryLater, TooLarge, U
 from libs.runtime.http import BODY
 from libs.runtime.telemetry import UPSTREAM_UNAVAILABLE
 from services.gateway.breaker import Breaker
-from services.gateway.connections import BrokenOff, Connections, Exchange, NotConnected, Sent
+from services.gateway.connections import BrokenOff, Connections, Exchange, NoAnswer, NotConnected, Sent
 from services.gateway.routes import Target
 
 BODY_IDLE_SECONDS = 30.0
@@ -92,11 +93,19 @@ class Upstream:
     async def _send(self, request: web.Request, target: Target, headers: CIMultiDict[str]) -> Exchange:
         timeout_seconds = target.timeout_seconds or self._timeout_seconds
         body = _Body(request, target.body_bytes_max)
+        connections = self._connections[target.service]
         try:
-            async with asyncio.timeout(timeout_seconds):
-                sent = Sent(request.method, _path_of(request), headers, await body.start(), body.announced_bytes)
-                return await self._connections[target.service].exchange(sent)
-        except TimeoutError:
+            content = await body.start(timeout_seconds)
+            sent = Sent(
+                request.method,
+                _path_of(request),
+                headers,
+                content,
+                body.announced_bytes,
+                lambda: request.transport is not None and not request.transport.is_closing(),
+            )
+            return await connections.exchange(sent, timeout_seconds)
+        except NoAnswer:
             if body.is_coming:
                 raise RequestTimeout("the request body did not arrive in time") from None
             raise UpstreamTimeout(f"no answer within {timeout_seconds:g} seconds", code="gateway_timeout") from None
@@ -146,7 +155,7 @@ class _Body:
         self.announced_bytes: int | None = None
         self.refusal: FixRequest | RetryLater | None = None
 
-    async def start(self) -> bytes | AsyncIterator[bytes] | None:
+    async def start(self, timeout_seconds: float) -> bytes | AsyncIterator[bytes] | None:
         request = self._request
         known: bytes | None = request.get(BODY)
         if known is not None or not request.body_exists:
@@ -158,10 +167,17 @@ class _Body:
         if "Content-Encoding" not in request.headers:
             self.announced_bytes = size_bytes
         if self.announced_bytes is not None and self.announced_bytes <= BUFFERED_BYTES_MAX:
-            whole = await request.content.read(-1)
-            self.is_coming = False
-            return whole
+            return await self._whole(timeout_seconds)
         return self._chunks()
+
+    async def _whole(self, timeout_seconds: float) -> bytes:
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                whole = await self._request.content.read(-1)
+        except TimeoutError:
+            raise RequestTimeout("the request body did not arrive in time") from None
+        self.is_coming = False
+        return whole
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         passed_bytes = 0
@@ -214,11 +230,30 @@ async def _answer(request: web.Request, exchange: Exchange) -> web.StreamRespons
 
 def _answered_headers(exchange: Exchange) -> CIMultiDict[str]:
     headers: CIMultiDict[str] = CIMultiDict()
-    for name, value in exchange.headers.items():
-        lowered = name.lower()
-        if lowered not in _NOT_ANSWERED_BACK and not lowered.startswith(OUR_PREFIX):
+    named: frozenset[str] = frozenset()
+    for raw_name, raw_value in exchange.headers:
+        name = _answered_name(raw_name)
+        value = raw_value.decode("utf-8", "surrogateescape")
+        if name is not None:
             headers.add(name, value)
+        elif raw_name.lower() == b"connection":
+            named |= _tokens(value)
+    for name in named:
+        headers.popall(name, None)
     return headers
+
+
+@lru_cache(maxsize=1024)
+def _answered_name(raw: bytes) -> str | None:
+    """A header's name as text, None where it is not passed on."""
+    name = raw.decode("ascii")
+    lowered = name.lower()
+    return None if lowered in _NOT_ANSWERED_BACK or lowered.startswith(OUR_PREFIX) else name
+
+
+def _tokens(connection: str) -> frozenset[str]:
+    """The names of headers that are for one connection only."""
+    return frozenset(token.strip().lower() for token in connection.split(","))
 
 
 def _unavailable(service: str, retry_after_seconds: float = 1.0) -> RetryLater:

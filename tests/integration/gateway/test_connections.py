@@ -1,13 +1,14 @@
 """Kept-alive connections against a server that behaves exactly as badly as the test wants."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from multidict import CIMultiDict
 
 from libs.runtime.child_process import free_port
-from services.gateway.connections import Body, BrokenOff, Connections, NotConnected, Sent
+from services.gateway.connections import CONNECTIONS_MAX, Body, BrokenOff, Connections, NoAnswer, NotConnected, Sent
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -74,31 +75,78 @@ async def test_concurrent_requests_have_connections_of_their_own(server: Server,
     assert server.connections == 2
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
-async def test_a_kept_connection_that_just_ended_is_replaced_for_what_may_be_repeated(
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+async def test_a_kept_connection_that_just_ended_is_replaced_for_what_changes_nothing(
     server: Server, connections: Connections, method: str
 ) -> None:
     await _exchange(connections)
     server.behave = _end_once(server)
-    assert await _exchange(connections, method) == b"ok"
+    assert await _exchange(connections, method) == (b"" if method == "HEAD" else b"ok")
     assert server.connections == 2
 
 
-async def test_a_post_is_never_sent_twice(server: Server, connections: Connections) -> None:
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+async def test_what_may_change_something_is_never_sent_twice(
+    server: Server, connections: Connections, method: str
+) -> None:
     await _exchange(connections)
     server.behave = _end_once(server)
     with pytest.raises(BrokenOff):
-        await _exchange(connections, "POST", b"{}")
+        await _exchange(connections, method, b"{}")
+    assert len(server.heads) == 2
+
+
+async def test_what_changes_nothing_is_sent_twice_at_most(server: Server, connections: Connections) -> None:
+    both = asyncio.Barrier(3)
+
+    async def together(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await both.wait()
+        writer.write(OK)
+
+    server.behave = together
+    await asyncio.gather(*(_exchange(connections) for _ in range(3)))
+    server.behave = _end
+    with pytest.raises(BrokenOff):
+        await _exchange(connections)
+    assert (server.connections, len(server.heads)) == (4, 5)
+
+
+async def test_nothing_is_sent_again_once_an_answer_has_begun(server: Server, connections: Connections) -> None:
+    async def begin(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200")
+        await writer.drain()
+        raise ConnectionResetError
+
+    await _exchange(connections)
+    server.behave = begin
+    with pytest.raises(BrokenOff):
+        await _exchange(connections)
+    assert len(server.heads) == 2
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_kept_connection_that_ended_before_its_use_is_not_used(
+    server: Server, connections: Connections, method: str
+) -> None:
+    """The end has arrived, but the event loop has not seen it yet: not a byte is written."""
+
+    async def answer_and_end(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK)
+        await writer.drain()
+        raise ConnectionResetError
+
+    server.behave = answer_and_end
+    assert await _exchange(connections, method) == b"ok"
+    server.behave = server._answer
+    await asyncio.to_thread(time.sleep, 0.02)
+    assert await _exchange(connections, method) == b"ok"
     assert len(server.heads) == 2
 
 
 async def test_a_new_connection_that_ends_without_an_answer_is_not_tried_for_ever(
     server: Server, connections: Connections
 ) -> None:
-    async def end(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.transport.abort()
-
-    server.behave = end
+    server.behave = _end
     with pytest.raises(BrokenOff):
         await _exchange(connections)
     assert server.connections == 1
@@ -110,7 +158,11 @@ async def test_a_new_connection_that_ends_without_an_answer_is_not_tried_for_eve
         (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", b"ok"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n", b"ok"),
         (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK, b"ok"),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n" + OK, b"ok"),
         (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+        (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 2\r\n\r\n", b""),
+        (b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", b""),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n2;a=b\r\nok\r\n0\r\nX-Trailer: 1\r\n\r\n", b"ok"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b""),
     ],
 )
@@ -133,6 +185,19 @@ async def test_every_way_to_frame_an_answer_is_read(
         b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Le",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding : chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX-Folded: a\r\n b\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nok",
+        b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * 400_000,
+        b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 70_000,
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n",
+        b"\r\n\r\n" + OK,
     ],
 )
 async def test_an_answer_that_is_cut_or_no_http_is_broken_off(
@@ -146,6 +211,156 @@ async def test_an_answer_that_is_cut_or_no_http_is_broken_off(
     server.behave = say
     with pytest.raises(BrokenOff):
         await _exchange(connections)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OK + b"\n",
+        OK + OK,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n" + OK,
+        b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nConnection: x, close\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 204 No Content\r\n\r\n" + OK,
+    ],
+)
+async def test_a_connection_that_may_hold_something_is_not_used_again(
+    server: Server, connections: Connections, answer: bytes, method: str
+) -> None:
+    async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+
+    server.behave = say
+    for expected in range(1, 4):
+        async with await connections.exchange(_request(method)) as exchange:
+            body = await exchange.whole()
+        assert body == (b"ok" if b" 200 " in answer[:13] and method == "GET" else b"")
+        assert server.connections == expected
+
+
+async def test_bytes_that_come_while_a_connection_is_idle_end_it(server: Server, connections: Connections) -> None:
+    late = asyncio.Event()
+
+    async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK)
+        await late.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
+        await writer.drain()
+
+    server.behave = say
+    assert await _exchange(connections) == b"ok"
+    late.set()
+    await asyncio.to_thread(time.sleep, 0.02)
+    server.behave = server._answer
+    assert await _exchange(connections) == b"ok"
+    assert server.connections == 2
+
+
+async def test_an_answer_byte_by_byte_is_the_same_answer(server: Server, connections: Connections) -> None:
+    answers = [
+        OK,
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX: y\r\n\r\n",
+    ]
+
+    async def drip(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for byte in answers[-1]:
+            writer.write(bytes((byte,)))
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    server.behave = drip
+    while answers:
+        assert await _exchange(connections) == b"ok"
+        answers.pop()
+    assert server.connections == 1
+
+
+async def test_an_answer_without_a_length_ends_with_its_connection(server: Server, connections: Connections) -> None:
+    async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nwhatever")
+        await writer.drain()
+        raise ConnectionError
+
+    server.behave = say
+    for expected in (1, 2):
+        assert await _exchange(connections) == b"whatever"
+        assert server.connections == expected
+
+
+async def test_a_connection_whose_caller_is_gone_is_not_used_again(server: Server, connections: Connections) -> None:
+    request = _request()
+    request.caller_is_there = lambda: False
+    async with await connections.exchange(request) as exchange:
+        assert await exchange.whole() == b"ok"
+    assert await _exchange(connections) == b"ok"
+    assert server.connections == 2
+
+
+async def test_an_answer_that_does_not_begin_in_time_is_no_answer(server: Server, connections: Connections) -> None:
+    async def hang(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    server.behave = hang
+    with pytest.raises(NoAnswer):
+        await connections.exchange(_request(), timeout_seconds=0.01)
+
+
+async def test_a_place_that_does_not_get_free_in_time_is_no_answer(server: Server, connections: Connections) -> None:
+    held = [await connections.exchange(_request()) for _ in range(CONNECTIONS_MAX)]
+    with pytest.raises(NoAnswer):
+        await connections.exchange(_request(), timeout_seconds=0.01)
+    waiting = asyncio.ensure_future(_exchange(connections))
+    held.pop().close()
+    assert await waiting == b"ok"
+    for exchange in held:
+        exchange.close()
+    assert server.connections <= CONNECTIONS_MAX + 1
+
+
+@pytest.mark.parametrize("line", ["a\r\nX-Smuggled: 1", "a\nb", "a\rb", "a\0b"])
+async def test_a_line_break_in_a_header_is_never_sent(server: Server, connections: Connections, line: str) -> None:
+    request = _request()
+    request.headers["X-Value"] = line
+    with pytest.raises(ValueError, match="line break"):
+        await connections.exchange(request)
+    assert server.heads == []
+
+
+async def test_a_body_of_another_length_than_announced_is_not_passed_for_whole(
+    server: Server, connections: Connections
+) -> None:
+    async def drain(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"abc"
+
+    server.behave = drain
+    for announced in (2, 4):
+        with pytest.raises(BrokenOff):
+            await connections.exchange(Sent("POST", "/", CIMultiDict(), body(), announced))
+
+
+async def test_an_empty_piece_does_not_end_a_body_in_chunks(server: Server, connections: Connections) -> None:
+    seen: list[bytes] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"a"
+        yield b""
+        yield b"b"
+
+    async def drain(_: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n0\r\n\r\n"))
+        writer.write(OK)
+
+    server.behave = drain
+    assert await _exchange(connections, "POST", body()) == b"ok"
+    assert seen == [b"1\r\na\r\n1\r\nb\r\n0\r\n\r\n"]
 
 
 async def test_an_answer_that_was_not_read_to_its_end_costs_its_connection(
@@ -230,6 +445,10 @@ async def test_a_request_that_is_given_up_leaves_nothing_behind(server: Server, 
                 await _exchange(connections)
     server.behave = server._answer
     assert await _exchange(connections) == b"ok"
+
+
+async def _end(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
 
 
 def _end_once(server: Server) -> Behave:
