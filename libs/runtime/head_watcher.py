@@ -84,6 +84,7 @@ class HeadWatcher:
         self._thread.start()
 
     def _run(self) -> None:
+        failures = 0
         while not self._stop.is_set():
             try:
                 self._watch()
@@ -91,7 +92,8 @@ class HeadWatcher:
                 # The client is closed: the process is on its way out.
                 return
             except PyMongoError as error:
-                if not self._stop.is_set():
+                failures = 0 if self._watching else failures + 1
+                if failures <= 1 and not self._stop.is_set():
                     log.warning("head_watch_failed", error=type(error).__name__)
             finally:
                 self._watching = False

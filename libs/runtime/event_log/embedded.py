@@ -41,8 +41,11 @@ class EmbeddedEventLog:
     async def last_position(self, topic: str, store_id: str) -> int:
         """The position of the topic's last event."""
         database = self._client[self._prefix + owner_of(topic)]
-        head = await database["head"].find_one({"_id": "head", "store_id": store_id})
-        last = await database["events"].find_one({"topic": topic}, {"position": 1}, sort=[("position", -1)])
+        try:
+            head = await database["head"].find_one({"_id": "head", "store_id": store_id})
+            last = await database["events"].find_one({"topic": topic}, {"position": 1}, sort=[("position", -1)])
+        except PyMongoError as error:
+            raise ConnectionError(f"the store of {topic} does not answer: {type(error).__name__}") from error
         return 0 if head is None or last is None else int(last["position"])
 
     @asynccontextmanager
