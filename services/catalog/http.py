@@ -11,6 +11,7 @@ from aiohttp import web
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from libs.connectors import registry
+from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable
 from libs.contracts.internal import (
     CHECK_CONNECTION,
     DISCOVER_STREAMS,
@@ -172,7 +173,7 @@ class ConnectionRoutes:
 
     def routes(self) -> Sequence[web.RouteDef]:
         many = f"{PROJECT}/{self.role}s"
-        one = f"{many}/{{id}}"
+        one = f"{many}/{{id:[0-9]+}}"
         described = partial(describe, tag=_TAGS[self.role], path={"id": ConnectionId}, versioned=True)
         shown, listed = _SHOWN[self.role]
         return [
@@ -313,7 +314,11 @@ class ConnectorRoutes:
         saved = await self._saved_choice(project_id, body.job_id)
         config = config_object(body.config)
         configuration = await self.vault.configuration(project_id, "source", body.type, config)
-        discovered = await self.internal.call(DISCOVER_STREAMS, _asked(configuration))
+        try:
+            discovered = await self.internal.call(DISCOVER_STREAMS, _asked(configuration))
+        except ConnectorUnavailable as error:
+            # The platform is well: it is the address that was sent, or the system there, that has to change.
+            raise ConnectorRefused(error.message, code=error.code) from error
         entries = parse_json(discovered.streams_json.encode(), subject="streams")
         catalog = new_catalog(entries) if saved is None else merged_catalog(entries, saved)
         return success({**catalog, "streams_config": catalog})

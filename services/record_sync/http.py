@@ -40,7 +40,7 @@ from services.record_sync.inputs import (
 )
 from services.record_sync.queries import RecordQueries
 from services.record_sync.records import Caller, Records
-from services.record_sync.views import change_view, record_view, result_view
+from services.record_sync.views import change_view, record_view, result_view, stored_view
 
 RECORDS = "/api/v1/sync/records"
 PROJECT_HEADER = "X-Project-Id"
@@ -59,7 +59,7 @@ class RecordRoutes:
     feed: Feed
 
     def routes(self) -> Sequence[web.RouteDef]:
-        one = f"{RECORDS}/{{id}}"
+        one = f"{RECORDS}/{{id:(?!changes(?:/|$))[^/]+}}"
         project = {PROJECT_HEADER: "Which of your projects; may be left out by who has only one."}
         described = partial(describe, tag="Developer sync records", path={"id": RecordId}, headers=project)
         created = Content("Created", RecordShown, headers=("Location", "ETag"))
@@ -119,7 +119,7 @@ class RecordRoutes:
             offset=(query.page - 1) * query.limit,
             limit=query.limit,
         )
-        data = [record_view(entity) for entity in page.records]
+        data = [stored_view(document["_id"], document["state"]) for document in page.documents]
         return json_answer({"total": page.total, "page": query.page, "limit": query.limit, "data": data})
 
     async def create(self, request: web.Request) -> web.StreamResponse:

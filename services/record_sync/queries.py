@@ -1,16 +1,14 @@
 """Reads of records: pages of lists, and histories."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
 from typing import Any
 
 from libs.core.errors import NotFound
 from libs.runtime.command_handler import Entity
-from libs.runtime.documents import Documents, entity_of
+from libs.runtime.documents import Documents
 from libs.runtime.event_store import envelope_of
-from libs.runtime.listings import Lists, list_index
+from libs.runtime.listings import Lists, Page, list_index
 from libs.runtime.mongo import DESCENDING
 from services.record_sync.domain.record import RECORD, Record, list_name
 from services.record_sync.views import event_view
@@ -23,12 +21,6 @@ INDEXES = {
         for choice in product((False, True), repeat=len(_FILTERS))
     ]
 }
-
-
-@dataclass(frozen=True, slots=True)
-class RecordPage:
-    total: int
-    records: Sequence[Entity[Record]]
 
 
 class RecordQueries:
@@ -47,13 +39,12 @@ class RecordQueries:
         *,
         offset: int,
         limit: int,
-    ) -> RecordPage:
+    ) -> Page:
         """Some records of a list and how many it has, both of the same moment."""
         values = zip(_FILTERS, (developer_id, resource_type, status), strict=True)
         criteria = {"project_id": project_id} | {field: value for field, value in values if value is not None}
         name = list_name(project_id, developer_id, resource_type, status)
-        page = await self._lists.page(name, criteria, offset=offset, limit=limit)
-        return RecordPage(page.total, [entity_of(RECORD, document) for document in page.documents])
+        return await self._lists.page(name, criteria, offset=offset, limit=limit)
 
     async def as_of(self, record_id: int | str, moment: datetime) -> Entity[Record]:
         """A record as it stood at a moment."""

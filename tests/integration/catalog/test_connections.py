@@ -254,11 +254,9 @@ async def test_a_configuration_too_large_for_an_event_is_refused(catalog: Catalo
     assert (await catalog.post("/sources", source_body(config=over_the_limit))).status == 413
 
 
-@pytest.mark.parametrize(
-    ("text", "status"), [("abc", 400), ("-1", 400), (str(2**63), 404), ("9" * 40, 404), ("7777", 404)]
-)
-async def test_an_id_that_names_nothing_is_not_found(catalog: Catalog, text: str, status: int) -> None:
-    assert (await catalog.get(f"/sources/{text}")).status == status
+@pytest.mark.parametrize("text", ["abc", "-1", str(2**63), "9" * 40, "7777"])
+async def test_an_id_that_names_nothing_is_not_found(catalog: Catalog, text: str) -> None:
+    assert (await catalog.get(f"/sources/{text}")).status == 404
 
 
 async def test_another_media_type_is_refused(catalog: Catalog) -> None:
