@@ -49,7 +49,7 @@ def fetch(cache: Path) -> Path:
         # fmt: off
         subprocess.run(
             [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
-             "--no-compile", "--target", str(target), PACKAGE],
+             "--no-compile", "--use-pep517", "--target", str(target), PACKAGE],
             check=True, stdin=subprocess.DEVNULL, timeout=300,
         )
         # fmt: on

@@ -1,4 +1,4 @@
-"""Developer sync records as seed 000 tells them: every route, field, constraint and row of the error table."""
+"""Developer sync records as their specification tells them: every route, field, constraint and row of the error table."""
 
 import asyncio
 from typing import Any
