@@ -46,6 +46,17 @@ UPSTREAM_UNAVAILABLE = Counter(
     ["service"],
     registry=REGISTRY,
 )
+RATE_LIMITED = Counter(
+    "datasync_gateway_rate_limited_total",
+    "Requests refused because their caller had used up a limit",
+    ["policy"],
+    registry=REGISTRY,
+)
+RATE_LIMITS_LOCAL = Gauge(
+    "datasync_gateway_rate_limits_local",
+    "1 while this gateway limits by itself because the store does not answer",
+    registry=REGISTRY,
+)
 COMMANDS = Counter("datasync_commands_total", "Commands by outcome", ["outcome"], registry=REGISTRY)
 BATCH_COMMANDS = Histogram(
     "datasync_batch_commands",

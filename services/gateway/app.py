@@ -7,14 +7,18 @@ import aiohttp
 from aiohttp import web
 
 from libs.runtime.http import PUBLIC_PATHS, Check, operational_routes
+from libs.runtime.mongo import connect
 from libs.runtime.openapi import part_of
 from libs.runtime.service import ServiceContext, ServiceDefinition
 from libs.runtime.version import installed_version
+from services.gateway.addresses import ClientAddresses
+from services.gateway.admission import Admission
 from services.gateway.config import GatewaySettings
 from services.gateway.credentials import Credentials
 from services.gateway.description import Description
 from services.gateway.http import Gateway, OwnRoutes
 from services.gateway.origins import Origins
+from services.gateway.rate_limits import Policies, RateLimits
 from services.gateway.upstream import Upstream
 
 FORWARDED_TO = ("auth", "catalog", "job_orchestrator", "record_sync", "webhooks")
@@ -36,12 +40,30 @@ async def start(context: ServiceContext[GatewaySettings]) -> AsyncIterator[Seque
         )
         for service in NEEDED:
             context.health.add(service, _readiness_of(probes, settings.url_of(service)))
+        limits = await stack.enter_async_context(_rate_limits(context))
+        admission = Admission(credentials, limits, Policies(settings), ClientAddresses(settings.trusted_proxies))
         origins = Origins(settings.allowed_origins)
-        own = OwnRoutes(credentials, origins)
+        own = OwnRoutes(admission, origins)
         part = part_of([*own.routes(), *operational_routes(context.health)], PUBLIC_PATHS, is_served=False)
         urls = {service: settings.url_of(service) for service in FORWARDED_TO}
         own.description = Description(probes, urls, part, installed_version())
-        yield Gateway(own, credentials, origins, upstream, context.principals).routes()
+        yield Gateway(own, admission, credentials, origins, upstream, context.principals).routes()
+
+
+@asynccontextmanager
+async def _rate_limits(context: ServiceContext[GatewaySettings]) -> AsyncIterator[RateLimits]:
+    settings = context.settings
+    client = connect(settings.mongodb_url, SERVICE.name)
+    limits = RateLimits(client[settings.database_prefix + SERVICE.name])
+    try:
+        if settings.rate_limits:
+            await limits.open()
+            context.tasks.start("rate-limits", limits.run)
+        yield limits
+        if settings.rate_limits:
+            await limits.close()
+    finally:
+        client.close()
 
 
 def _readiness_of(probes: aiohttp.ClientSession, url: str) -> Check:

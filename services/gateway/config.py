@@ -1,6 +1,7 @@
 """The settings of the gateway."""
 
 import json
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, SecretStr
@@ -25,6 +26,13 @@ class GatewaySettings(ServiceSettings):
         signing_key: without it no service would believe the gateway.
         server_timeout: how long a service may take until its answer begins; tests of connections get longer.
         allowed_origins: the web pages that may call with a session cookie from elsewhere.
+        trusted_proxies: the networks of proxies in front, whose ``X-Forwarded-For`` is believed.
+        rate_limits: False turns all limits off; a limit of 0 turns off that one.
+        rate_limit_address_per_minute: requests of an address before anybody is logged in.
+        rate_limit_sync_per_minute: a caller's requests under ``/api/v1/sync``.
+        rate_limit_project_per_minute: a caller's requests to the routes of projects.
+        rate_limit_v2_standard_per_hour: a caller's requests under ``/api/v2``.
+        rate_limit_v2_enterprise_per_hour: the same for the rate class ``enterprise``.
     """
 
     public: ClassVar[bool] = True
@@ -33,3 +41,10 @@ class GatewaySettings(ServiceSettings):
     port: int = Field(default=8080, ge=0, le=65535)
     server_timeout: Seconds = Field(default=30.0, gt=0)
     allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = ("http://localhost:8000",)
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_listed)] = ()
+    rate_limits: bool = True
+    rate_limit_address_per_minute: int = Field(default=300, ge=0)
+    rate_limit_sync_per_minute: int = Field(default=1000, ge=0)
+    rate_limit_project_per_minute: int = Field(default=1000, ge=0)
+    rate_limit_v2_standard_per_hour: int = Field(default=1000, ge=0)
+    rate_limit_v2_enterprise_per_hour: int = Field(default=10_000, ge=0)

@@ -67,6 +67,15 @@ class Credentials:
         self._known.clear()
         self._asking.clear()
 
+    def has_seen_valid(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool:
+        """A credential of the request was valid lately, whatever it is by now."""
+        presented: tuple[Key, Key] = (
+            ("bearer", _bearer_of(headers.get("Authorization", ""))),
+            ("session", cookies.get(SESSION_COOKIE, "")),
+        )
+        known = (self._known.get(key) for key in presented)
+        return any(item is not None and item.resolved.principal is not None for item in known)
+
     async def caller_of(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> Caller:
         """Who sent the request.
 

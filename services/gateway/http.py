@@ -22,6 +22,7 @@ from libs.runtime.http import (
 from libs.runtime.openapi import Content, describe
 from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner
 from libs.runtime.telemetry import inject_trace
+from services.gateway.admission import Admission
 from services.gateway.credentials import Credentials
 from services.gateway.description import Description
 from services.gateway.docs import MEDIA_TYPES, PAGE, SECURITY_POLICY, content_of, etag_of
@@ -39,12 +40,14 @@ class Gateway:
     def __init__(
         self,
         own: "OwnRoutes",
+        admission: Admission,
         credentials: Credentials,
         origins: Origins,
         upstream: Upstream,
         principals: PrincipalSigner,
     ) -> None:
         self._own = own
+        self._admission = admission
         self._credentials = credentials
         self._origins = origins
         self._upstream = upstream
@@ -66,8 +69,11 @@ class Gateway:
             raise NotFound(f"there is nothing at {request.path[:200]}", code="unknown_route")
         request[ROUTE_LABEL] = target.label
         headers = forwarded_headers(request, with_credentials=target.service == "auth")
-        if path not in PUBLIC_PATHS:
-            caller = await self._credentials.caller_of(request.headers, request.cookies)
+        if path in PUBLIC_PATHS:
+            await self._admission.require_address(request)
+        else:
+            caller = await self._admission.caller_of(request)
+            await self._admission.require_caller(request, path, caller.principal)
             if caller.by_cookie:
                 self._origins.require_intended(request.method, path, request.headers)
             if target.by_entity_type:
@@ -83,17 +89,15 @@ class Gateway:
         headers["X-Request-Id"] = REQUEST_ID.get()
         headers["X-Forwarded-Host"] = request.host
         headers["X-Forwarded-Proto"] = request.scheme
-        if request.remote is not None:
-            headers["X-Forwarded-For"] = request.remote
-            headers[CLIENT_ADDRESS_HEADER] = request.remote
+        headers["X-Forwarded-For"] = headers[CLIENT_ADDRESS_HEADER] = self._admission.address_of(request)
         inject_trace(headers)
 
 
 class OwnRoutes:
     """What the gateway answers itself, beside its health."""
 
-    def __init__(self, credentials: Credentials, origins: Origins) -> None:
-        self._credentials = credentials
+    def __init__(self, admission: Admission, origins: Origins) -> None:
+        self._admission = admission
         self._origins = origins
         self.description: Description | None = None
 
@@ -143,7 +147,7 @@ class OwnRoutes:
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
         """What Prometheus scrapes; on the public port it needs a credential like everything else."""
-        await self._credentials.caller_of(request.headers, request.cookies)
+        await self._admission.caller_of(request)
         return await metrics(request)
 
 

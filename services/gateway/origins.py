@@ -12,7 +12,8 @@ REQUEST_HEADERS = (
 )
 RESPONSE_HEADERS = (
     "X-Request-Id, ETag, Location, Retry-After, Allow, Content-Disposition, WWW-Authenticate, RateLimit, "
-    "RateLimit-Policy, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset"
+    "RateLimit-Policy, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, "
+    "X-RateLimit-Mode"
 )
 PREFLIGHT_SECONDS = 600
 

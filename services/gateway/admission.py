@@ -1,0 +1,65 @@
+"""Who may come in, and how often: credentials and rate limits together."""
+
+from aiohttp import web
+
+from libs.core.errors import Unauthenticated
+from libs.core.principal import Principal
+from libs.runtime.http import RESPONSE_HEADERS
+from services.gateway.addresses import ClientAddresses, subject_of
+from services.gateway.credentials import Caller, Credentials
+from services.gateway.permits import Policy, Verdict
+from services.gateway.rate_limits import Policies, RateLimits, headers_of, refusal_of
+
+
+class Admission:
+    """The gate that every request passes; the answer gets the headers of the limit that it fell under."""
+
+    def __init__(
+        self, credentials: Credentials, limits: RateLimits, policies: Policies, addresses: ClientAddresses
+    ) -> None:
+        self._credentials = credentials
+        self._limits = limits
+        self._policies = policies
+        self._addresses = addresses
+
+    def address_of(self, request: web.Request) -> str:
+        """Where the request comes from."""
+        return self._addresses.of(request.remote, request.headers.getall("X-Forwarded-For", ()))
+
+    async def caller_of(self, request: web.Request) -> Caller:
+        """Who sent the request; a credential that is not valid counts against the address that sent it.
+
+        Raises:
+            Unauthenticated: no credential, or one that auth refuses.
+            RateLimited: too many of those came from this address; what is not known to be valid is not looked at then.
+            RetryLater: auth can't be asked.
+        """
+        address = self._policies.address
+        if address is not None and not self._credentials.has_seen_valid(request.headers, request.cookies):
+            verdict = self._limits.knows_exhausted(address, subject_of(self.address_of(request)))
+            if verdict is not None:
+                _answer(request, address, verdict)
+        try:
+            return await self._credentials.caller_of(request.headers, request.cookies)
+        except Unauthenticated:
+            await self.require_address(request)
+            raise
+
+    async def require_address(self, request: web.Request) -> None:
+        """Count a request that nobody is known to have sent; raises ``RateLimited``."""
+        policy = self._policies.address
+        if policy is not None:
+            _answer(request, policy, await self._limits.admit(policy, subject_of(self.address_of(request))))
+
+    async def require_caller(self, request: web.Request, path: str, principal: Principal) -> None:
+        """Count a request of a caller; raises ``RateLimited``."""
+        policy = self._policies.of(path, principal)
+        if policy is not None:
+            subject = f"{principal.kind}/{principal.subject}"
+            _answer(request, policy, await self._limits.admit(policy, subject))
+
+
+def _answer(request: web.Request, policy: Policy, verdict: Verdict) -> None:
+    request[RESPONSE_HEADERS].update(headers_of(policy, verdict))
+    if not verdict.admitted:
+        raise refusal_of(policy, verdict)
