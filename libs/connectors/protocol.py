@@ -121,12 +121,16 @@ class Table(Protocol):
 
     Attributes:
         rows_estimated: the planner's estimate, None when it has none.
+        connections_max: how many parts may be read at once.
         arrow_schema: of ``batches``; reading it imports pyarrow.
     """
 
     plan: StreamPlan
     primary_key: tuple[str, ...]
     rows_estimated: int | None
+
+    @property
+    def connections_max(self) -> int: ...
 
     @property
     def arrow_schema(self) -> "pyarrow.Schema": ...

@@ -153,7 +153,7 @@ class ParquetRun:
                 files.extend(writer.files)
 
             async with asyncio.TaskGroup() as tasks:
-                for number in range(max(1, min(WRITERS, len(waiting)))):
+                for number in range(max(1, min(WRITERS, table.connections_max, len(waiting)))):
                     tasks.create_task(work(number))
         return sorted(files, key=lambda file: file.name)
 

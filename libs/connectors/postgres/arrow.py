@@ -20,7 +20,7 @@ from adbc_driver_postgresql import dbapi
 from libs.connectors.postgres.config import PostgresConfig
 from libs.connectors.postgres.connection import failure, libpq_uri, quoted
 from libs.connectors.postgres.types import Column, PostgresType
-from libs.connectors.protocol import ConnectorRefused, Policy
+from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Policy
 
 if TYPE_CHECKING:
     from libs.connectors.postgres.source import Part, PostgresTable
@@ -234,7 +234,8 @@ class ArrowReader:
             connection = self._idle.pop() if self._idle else await self._run(self._connect, _nothing)
             cursor = connection.cursor()
         except adbc_driver_manager.Error as error:
-            raise _failed(table, error) from error
+            # The holder of the snapshot had logged in with the same configuration.
+            raise ConnectorUnavailable(f"the source's snapshot can't be read: {error}") from error
         finished = False
         try:
             batches = await self._run(lambda: _execute(cursor, query(columns, part)), cursor.adbc_cancel)

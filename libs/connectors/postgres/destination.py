@@ -260,7 +260,7 @@ class PostgresRun:
 
         try:
             async with asyncio.TaskGroup() as tasks:
-                for _ in range(min(self._config.max_threads, table.snapshot.config.max_threads, len(waiting))):
+                for _ in range(min(self._config.max_threads, table.connections_max, len(waiting))):
                     tasks.create_task(work())
         except BaseExceptionGroup as group:
             raise _first(group) from group

@@ -11,7 +11,7 @@ from libs.connectors.postgres.config import PostgresSourceConfig
 from libs.connectors.postgres.connection import CONNECT_TIMEOUT_SECONDS, connect, failure, quoted, translated
 from libs.connectors.postgres.discovery import discover, primary_keys
 from libs.connectors.postgres.types import Column, columns_of
-from libs.connectors.protocol import CatalogEntry, ConnectorRefused, StreamPlan
+from libs.connectors.protocol import CatalogEntry, ConnectorRefused, ConnectorUnavailable, StreamPlan
 
 if TYPE_CHECKING:
     import pyarrow
@@ -161,7 +161,10 @@ class PostgresSnapshot:
         self._stack.push_async_callback(close, connection)
         with translated("the source"):
             await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            await connection.execute(f"SET TRANSACTION SNAPSHOT '{self.exported}'")
+            try:
+                await connection.execute(f"SET TRANSACTION SNAPSHOT '{self.exported}'")
+            except asyncpg.PostgresError as error:
+                raise snapshot_lost(error) from error
         return connection
 
     async def _still_there(self, oid: int) -> bool:
@@ -226,8 +229,12 @@ class PostgresTable:
     leaves: tuple[Leaf, ...]
     _arrow: dict[str, Any] = field(default_factory=dict, compare=False)
 
+    @property
+    def connections_max(self) -> int:
+        return self.snapshot.config.max_threads
+
     def parts(self) -> Sequence[Part]:
-        return [part for leaf in self.leaves for part in _cut(leaf, self.snapshot.config.max_threads)]
+        return [part for leaf in self.leaves for part in _cut(leaf, self.connections_max)]
 
     def select(self, part: Part) -> str:
         """The query of one part's rows, every column as it is."""
@@ -269,6 +276,11 @@ def gone(plan: StreamPlan) -> ConnectorRefused:
         f"the source has no table {plan.stream}: it was dropped or renamed since its streams were discovered",
         code="table_missing",
     )
+
+
+def snapshot_lost(error: Exception) -> ConnectorUnavailable:
+    """The connection that held the snapshot is gone: what is not committed is read again, in another."""
+    return ConnectorUnavailable(f"the source's snapshot was lost: {error}", code="snapshot_lost")
 
 
 async def close(connection: "asyncpg.Connection[Any]") -> None:

@@ -1,11 +1,13 @@
 """From one PostgreSQL into another: nothing is lost, nothing is half done."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from libs.connectors import registry
-from libs.connectors.protocol import ConnectorRefused, Fenced
+from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Fenced
 from libs.core.errors import DataSyncError
 from tests.integration.connectors.moving import (
     BEYOND_PARQUET,
@@ -235,6 +237,39 @@ async def test_a_failure_while_copying_leaves_the_table_as_it_was(source: Server
     assert await destination.tables() == ["public.t"]
 
 
+@pytest.mark.parametrize("arrives", [True, False])
+async def test_a_connection_that_breaks_while_committing_is_settled_by_the_marker(
+    source: Server, destination: Server, arrives: bool
+) -> None:
+    """The commit may or may not have arrived: either way it is known afterwards, and nothing is written twice."""
+    await source.execute("CREATE TABLE t AS SELECT generate_series(1, 10) AS id")
+    async with cut_at_commit(destination.config["port"], arrives=arrives) as (port, cuts):
+        destination.overrides = {"port": port}
+        if arrives:
+            assert (await move(source, destination, plan_of("t"))).rows == 10
+        else:
+            with pytest.raises(ConnectorUnavailable, match="broke off"):
+                await move(source, destination, plan_of("t"))
+        assert cuts == ["cut"]
+    assert await destination.tables() == (["public.t"] if arrives else [])
+
+
+async def test_a_lost_snapshot_is_worth_another_try(source: Server, destination: Server) -> None:
+    await source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    async with (
+        registry.open_source("postgres", source.config).snapshot() as snapshot,
+        destination.destination().open(context_of()) as run,
+    ):
+        table = await snapshot.table(plan_of("t"))
+        await source.value(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'datasync snapshot' AND datname = current_database()"
+        )
+        with pytest.raises(ConnectorUnavailable, match="snapshot was lost"):
+            await run.write(table, Counts())
+    assert await destination.tables() == []
+
+
 async def test_clearing_removes_the_tables_of_datasync_alone(source: Server, destination: Server) -> None:
     await source.execute("CREATE TABLE t AS SELECT 1 AS id")
     await destination.execute("CREATE TABLE foreign_table AS SELECT 1 AS id")
@@ -250,6 +285,38 @@ async def test_a_default_schema_takes_every_table(source: Server, destination: S
     destination.overrides["default_schema"] = 'odd "schema'
     assert (await move(source, destination)).verified is True
     assert 'odd "schema.everything' in await destination.tables()
+
+
+@asynccontextmanager
+async def cut_at_commit(backend_port: int, *, arrives: bool) -> AsyncIterator[tuple[int, list[str]]]:
+    """A way to the server that breaks at the first COMMIT, before or after handing it on."""
+    cuts: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back_reader, back_writer = await asyncio.open_connection("127.0.0.1", backend_port)
+        answering = asyncio.create_task(_pump(back_reader, writer))
+        while data := await reader.read(65536):
+            if b"COMMIT;\0" in data and not cuts:
+                cuts.append("cut")
+                answering.cancel()
+                if arrives:
+                    back_writer.write(data)
+                    await back_writer.drain()
+                break
+            back_writer.write(data)
+            await back_writer.drain()
+        writer.close()
+        back_writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        yield listening.sockets[0].getsockname()[1], cuts
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
 
 
 def _dsn(server: Server) -> str:
