@@ -38,4 +38,4 @@ def whole_milliseconds(moment: datetime) -> datetime:
 
 def isoformat_z(moment: datetime) -> str:
     """ISO 8601 in UTC with ``Z`` and milliseconds: ``2026-02-21T10:30:00.000Z``."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"

@@ -1,8 +1,8 @@
 """Reads of a service's own documents; look-ups by id that arrive together go out together."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -11,11 +11,24 @@ from libs.core.envelope import Envelope, Frozen
 from libs.core.errors import NotFound
 from libs.runtime.command_handler import Entity, fold
 from libs.runtime.event_store import EventStore
-from libs.runtime.mongo import Collection, Document, Session
+from libs.runtime.mongo import ClientSession, Collection, Document, SyncCollection
 
 LOOKUPS_MAX = 500
 
 State = TypeVar("State", bound=Frozen)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Reads of one moment.
+
+    Args:
+        collection: the live collection of a logical name; pass ``session`` to each of its reads.
+    """
+
+    collection: Callable[[str], SyncCollection[Document]]
+    session: ClientSession
 
 
 class Documents:
@@ -37,11 +50,18 @@ class Documents:
         """A collection outside event sourcing: sessions, secrets, leases, logs."""
         return self._store.database[name]
 
-    @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[Session]:
-        """A session whose reads all see one moment, which holds every acknowledged command."""
-        async with await self._store.client.start_session(snapshot=True) as session:
-            yield session
+    async def in_snapshot(self, read: Callable[[Reader], Result]) -> Result:
+        """Run several reads on one moment, which holds every acknowledged command.
+
+        Args:
+            read: plain blocking code; it runs on a thread, which costs one hop whatever the number of its reads.
+        """
+        return await asyncio.to_thread(self._read, read)
+
+    def _read(self, read: Callable[[Reader], Result]) -> Result:
+        database = self._store.sync_database
+        with database.client.start_session(snapshot=True) as session:
+            return read(Reader(lambda name: database[self._store.live_collection(name)], session))
 
     async def document(self, collection: str, identifier: Any) -> Document | None:
         """One document by id; concurrent look-ups share one query."""

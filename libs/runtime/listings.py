@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from libs.core.decider import Aggregate, Listing
-from libs.runtime.documents import Documents
+from libs.runtime.documents import Documents, Reader
 from libs.runtime.list_changes import BLOCK, ERA
-from libs.runtime.mongo import ASCENDING, DESCENDING, Document, IndexModel, Session
+from libs.runtime.mongo import ASCENDING, DESCENDING, Document, IndexModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,35 +38,35 @@ class Lists:
         Args:
             criteria: the equalities that make the list, for which ``list_index`` has made an index.
         """
-        async with self._documents.snapshot() as session:
-            eras = await self._eras(name, session)
-            total = sum(era["n"] for era in eras)
-            if offset >= total:
-                return Page(total, ())
-            ceiling, step = await self._place(eras, offset, session) if offset else (None, 0)
-            numbers: Document = {"$gte": 0} if ceiling is None else {"$gte": 0, "$lt": ceiling}
-            found = self._documents.collection(self._aggregate.collection).find(
-                {**criteria, "number": numbers}, session=session
-            )
-            # The planner would weigh the indexes of all lists against each other; the right one is known.
-            found = found.hint(_key_pattern(criteria)).sort("number", DESCENDING).skip(step).limit(limit)
-            return Page(total, await found.to_list(None))
+        return await self._documents.in_snapshot(lambda reader: self._page(reader, name, criteria, offset, limit))
 
-    async def _eras(self, name: str, session: Session) -> list[Document]:
-        counts = self._documents.collection(self._listing.collection)
+    def _page(self, reader: Reader, name: str, criteria: Mapping[str, Any], offset: int, limit: int) -> Page:
+        eras = self._eras(reader, name)
+        total = sum(era["n"] for era in eras)
+        if offset >= total:
+            return Page(total, ())
+        ceiling, step = self._place(reader, eras, offset) if offset else (None, 0)
+        numbers: Document = {"$gte": 0} if ceiling is None else {"$gte": 0, "$lt": ceiling}
+        found = reader.collection(self._aggregate.collection).find(
+            {**criteria, "number": numbers}, session=reader.session
+        )
+        # The planner would weigh the indexes of all lists against each other; the right one is known.
+        found = found.hint(_key_pattern(criteria)).sort("number", DESCENDING).skip(step).limit(limit)
+        return Page(total, list(found))
+
+    def _eras(self, reader: Reader, name: str) -> list[Document]:
         of_list = {"_id": {"$gte": f"{name}#", "$lt": f"{name}$"}}
-        found = counts.find(of_list, {"n": 1}, session=session).sort("_id", DESCENDING)
-        eras: list[Document] = await found.to_list(None)
-        return eras
+        counts = reader.collection(self._listing.collection)
+        return list(counts.find(of_list, {"n": 1}, session=reader.session).sort("_id", DESCENDING))
 
-    async def _place(self, eras: Sequence[Document], offset: int, session: Session) -> tuple[int, int]:
+    def _place(self, reader: Reader, eras: Sequence[Document], offset: int) -> tuple[int, int]:
         """The number below which the block begins that holds the wanted entity, and how many stand before it there."""
         for era in eras:
             if offset < era["n"]:
                 break
             offset -= era["n"]
-        counts = self._documents.collection(self._listing.collection)
-        document = await counts.find_one({"_id": era["_id"]}, {"b": 1}, session=session)
+        counts = reader.collection(self._listing.collection)
+        document = counts.find_one({"_id": era["_id"]}, {"b": 1}, session=reader.session)
         assert document is not None, "a snapshot does not change"
         for block in sorted((int(block) for block in document["b"]), reverse=True):
             count = document["b"][str(block)]

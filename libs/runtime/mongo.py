@@ -7,12 +7,7 @@ everything that waits.
 from collections.abc import Mapping
 from typing import Any
 
-from motor.motor_asyncio import (
-    AsyncIOMotorClient,
-    AsyncIOMotorClientSession,
-    AsyncIOMotorCollection,
-    AsyncIOMotorDatabase,
-)
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
 from pymongo import (
     ASCENDING,
     DESCENDING,
@@ -44,7 +39,6 @@ Document = dict[str, Any]
 Client = AsyncIOMotorClient[Document]
 Database = AsyncIOMotorDatabase[Document]
 Collection = AsyncIOMotorCollection[Document]
-Session = AsyncIOMotorClientSession
 
 MAJORITY = ReadConcern("majority")
 DURABLE = WriteConcern(w="majority", j=True)
@@ -76,7 +70,6 @@ __all__ = [
     "PyMongoError",
     "ReplaceOne",
     "ReturnDocument",
-    "Session",
     "SyncCollection",
     "SyncDatabase",
     "UpdateOne",
