@@ -23,6 +23,15 @@ START_TIMEOUT_SECONDS = 100.0
 STOP_TIMEOUT_SECONDS = 90.0
 COMMAND_TIMEOUT_SECONDS = 60.0
 
+# Tests, benchmarks and the demo share one key and one address, and ask more in a minute than a person does.
+GENEROUS_LIMITS = {
+    "RATE_LIMIT_ADDRESS_PER_MINUTE": "1000000",
+    "RATE_LIMIT_SYNC_PER_MINUTE": "10000000",
+    "RATE_LIMIT_PROJECT_PER_MINUTE": "10000000",
+    "RATE_LIMIT_V2_STANDARD_PER_HOUR": "100000000",
+    "RATE_LIMIT_V2_ENTERPRISE_PER_HOUR": "100000000",
+}
+
 
 class SuiteFailed(Exception):
     """The suite ended or did not get ready; the message ends with its last lines."""
@@ -32,7 +41,7 @@ class Suite:
     """A running suite. As a context manager it starts, and in the end is stopped and leaves nothing.
 
     Args:
-        environment: settings over the free ports that are chosen.
+        environment: settings over the free ports and the generous rate limits that are chosen.
         directory: its data directory; a temporary one, removed at the end, when None.
         log_path: where its output goes; a file in the data directory when None.
     """
@@ -48,7 +57,8 @@ class Suite:
         self.directory = directory or Path(tempfile.mkdtemp(prefix="datasync-suite-"))
         self.log_path = log_path or self.directory / "suite.log"
         ports = {service.port_setting.upper(): str(free_port()) for service in SERVICES}
-        self._environment = {"MONGODB_PORT": str(free_port()), "LOG_FORMAT": "json", **ports, **(environment or {})}
+        chosen = {"MONGODB_PORT": str(free_port()), "LOG_FORMAT": "json", **GENEROUS_LIMITS, **ports}
+        self._environment = {**chosen, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:

@@ -68,7 +68,9 @@ async def test_a_key_revoked_while_kafka_is_stopped_is_refused_within_a_second(
     session = await direct.session_of()
     key = (await issue(direct, session)).body
     fallible_kafka.kill()
-    settings = GatewaySettings(port=0, auth_url=direct.service.base_url, signing_key=SecretStr(GATEWAY_KEY))
+    settings = GatewaySettings(
+        port=0, auth_url=direct.service.base_url, signing_key=SecretStr(GATEWAY_KEY), rate_limits=False
+    )
     async with running_service(GATEWAY, settings) as public, aiohttp.ClientSession(public.base_url) as client:
         opened = {"Authorization": f"Bearer {key['secret']}"}
         async with client.get("/auth", headers=opened) as answer:

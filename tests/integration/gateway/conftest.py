@@ -35,7 +35,7 @@ class Suite:
 
 
 @pytest.fixture
-async def suite() -> AsyncIterator[Suite]:
+async def suite(mongod: str, database_prefix: str) -> AsyncIterator[Suite]:
     auth, catalog = Auth(), Catalog()
     routes = [
         web.route("*", path, echo)
@@ -54,6 +54,9 @@ async def suite() -> AsyncIterator[Suite]:
     async with started(auth.backend, catalog.backend, jobs, records):
         settings = GatewaySettings(
             port=0,
+            mongodb_url=mongod,
+            database_prefix=database_prefix,
+            rate_limit_project_per_minute=1_000_000,
             auth_url=auth.backend.url,
             catalog_url=catalog.backend.url,
             job_orchestrator_url=jobs.url,

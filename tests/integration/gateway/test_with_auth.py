@@ -49,6 +49,9 @@ async def url(mongod: str, database_prefix: str) -> AsyncIterator[str]:
                 GATEWAY,
                 GatewaySettings(
                     port=0,
+                    mongodb_url=mongod,
+                    database_prefix=database_prefix,
+                    rate_limit_project_per_minute=1_000_000,
                     auth_url=auth.base_url,
                     catalog_url=catalog.url,
                     signing_key=SecretStr(GATEWAY_KEY),
