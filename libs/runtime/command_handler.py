@@ -9,7 +9,7 @@ import asyncio
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -283,7 +283,8 @@ class CommandHandler:
                 pass_.run(works)
         return pass_.batch(), pass_.later
 
-    def _owners(self, keys: Iterable[tuple[str, str]], head: Head) -> dict[tuple[str, str], int | str]:
+    def _owners(self, keys: Collection[tuple[str, str]], head: Head) -> dict[tuple[str, str], int | str]:
+        """Who holds which of these keys; what else the holders hold is nobody's question."""
         by_collection: dict[str, list[str]] = {}
         for collection, key in keys:
             by_collection.setdefault(collection, []).append(key)
@@ -293,7 +294,8 @@ class CommandHandler:
                 {"keys": {"$in": wanted}}, {"keys": 1}
             )
             for document in documents:
-                owners.update({(collection, key): document["_id"] for key in document["keys"]})
+                held = ((collection, key) for key in document["keys"])
+                owners.update({key: document["_id"] for key in held if key in keys})
         return owners
 
     async def _replayed(self, record: Document) -> Outcome:

@@ -68,6 +68,14 @@ async def test_name_and_address_are_taken_whatever_their_case(gateway: Gateway) 
     assert (address_taken.status, address_taken.message) == (409, "the email is already taken")
 
 
+async def test_one_of_two_names_taken_is_a_conflict_even_for_a_request_that_may_be_repeated(gateway: Gateway) -> None:
+    """An Idempotency-Key leaves the finding of taken names to the write path."""
+    await gateway.sign_up("ada")
+    body = {"email": "ada@example.com", "username": "other", "password": "correct horse"}
+    refused = await gateway.call("POST", "/signup", body, headers={"Idempotency-Key": "other-1"})
+    assert (refused.status, refused.message) == (409, "the email is already taken")
+
+
 async def test_a_bad_field_is_refused_by_name(gateway: Gateway) -> None:
     bad: list[tuple[str, Any]] = [
         ("email", "no address"),
