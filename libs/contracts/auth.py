@@ -1,6 +1,6 @@
-"""Events of ``datasync.auth.v1``: users, projects, API keys.
+"""Events of ``datasync.auth.v1``: users, projects, API keys, OAuth clients.
 
-Streams: ``user-<int>``, ``project-<int>``, ``key-<uuid>``.
+Streams: ``user-<int>``, ``project-<int>``, ``key-<uuid>``, ``oauth_client-<uuid>``.
 """
 
 from datetime import datetime
@@ -10,6 +10,9 @@ from libs.contracts.registry import register
 from libs.core.envelope import Event
 
 TOPIC = "datasync.auth.v1"
+
+Plan = Literal["standard", "enterprise"]
+"""Which rate limits a credential has."""
 
 
 class AuthEvent(Event):
@@ -65,10 +68,52 @@ class ApiKeyIssued(AuthEvent):
     scopes: tuple[str, ...]
     developer_id: str | None = None
     expires_at: datetime | None = None
+    plan: Plan = "standard"
+
+
+class ApiKeyRenamed(AuthEvent):
+    TYPE: ClassVar[str] = "api_key_renamed"
+    name: str
+
+
+class ApiKeyRotated(AuthEvent):
+    """The key has another secret; the former one is good until ``previous_valid_until``.
+
+    ``secret_id`` is a random name for the new secret, by which nobody can use it.
+    """
+
+    TYPE: ClassVar[str] = "api_key_rotated"
+    secret_id: str
+    prefix: str
+    previous_valid_until: datetime
+    expires_at: datetime | None = None
+
+
+class ApiKeyExpiring(AuthEvent):
+    """Seven days or less are left of a key that has not been rotated; told once."""
+
+    TYPE: ClassVar[str] = "api_key_expiring"
+    expires_at: datetime
 
 
 class ApiKeyRevoked(AuthEvent):
     TYPE: ClassVar[str] = "api_key_revoked"
+
+
+class OauthClientIssued(AuthEvent):
+    """The stream's id is the client's; its secret is never in an event."""
+
+    TYPE: ClassVar[str] = "oauth_client_issued"
+    name: str
+    scopes: tuple[str, ...]
+    developer_id: str | None = None
+    plan: Plan = "standard"
+
+
+class OauthClientRevoked(AuthEvent):
+    """Every token of the client ends here."""
+
+    TYPE: ClassVar[str] = "oauth_client_revoked"
 
 
 EVENTS = (
@@ -79,6 +124,11 @@ EVENTS = (
     MemberAdded,
     MemberRemoved,
     ApiKeyIssued,
+    ApiKeyRenamed,
+    ApiKeyRotated,
+    ApiKeyExpiring,
     ApiKeyRevoked,
+    OauthClientIssued,
+    OauthClientRevoked,
 )
 register(EVENTS)

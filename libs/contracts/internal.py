@@ -49,10 +49,14 @@ class CredentialPresented(Frozen):
 
 
 class CredentialResolved(Frozen):
-    """``principal`` is None when the credential is unknown, expired or revoked; ``reason`` then says why."""
+    """``principal`` is None when the credential is unknown, expired or revoked; ``reason`` then says why.
+
+    ``expires_soon_at``: the end of a key's secret, where it is so near that its holder should hear of it.
+    """
 
     principal: Principal | None
     reason: str | None = None
+    expires_soon_at: datetime | None = None
 
 
 RESOLVE_CREDENTIAL = InternalCall(

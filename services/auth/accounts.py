@@ -10,9 +10,9 @@ from libs.core.principal import Principal, Role
 from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey, Work
 from libs.runtime.event_store import SideWrite
 from libs.runtime.sequences import Sequences
-from services.auth.credentials import FIRST_PROJECT_ID
 from services.auth.domain.project import PROJECT, AddMember, CreateProject, RemoveMember
 from services.auth.domain.user import USER, ChangeEmail, ChangePassword, SignUp, User
+from services.auth.grants import FIRST_PROJECT_ID
 from services.auth.passwords import Passwords
 from services.auth.queries import SECRETS, AuthQueries, password_id
 from services.auth.sessions import Sessions

@@ -4,9 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from libs.contracts.auth import Plan
 from libs.core.principal import Role
 from libs.runtime.openapi import Answered, EventShown, Moment
-from services.auth.domain.api_key import Permission
+from services.auth.domain.scopes import Permission
 
 
 class SignedUp(Answered):
@@ -79,9 +80,12 @@ class KeyShown(Answered):
     scopes: list[str] = Field(examples=[["sync:read", "sync:write"]])
     project_id: int = Field(examples=[123])
     developer_id: str | None
+    plan: Plan
     created_at: Moment
     created_by: str = Field(examples=["ann"])
     expires_at: Moment | None
+    rotated_at: Moment | None
+    previous_secret_valid_until: Moment | None
     revoked_at: Moment | None
     last_used_at: Moment | None
     uses: int = Field(ge=0)
@@ -96,6 +100,43 @@ class KeyIssued(KeyShown):
 class KeysShown(Answered):
     keys: list[KeyShown]
     next_page: str | None = Field(description="The address of the next page.")
+
+
+class ClientShown(Answered):
+    """An OAuth client, never its secret; ``last_used_at`` and ``uses`` are some seconds behind."""
+
+    id: str = Field(examples=["01980f0a-7c1e-7d54-9f2b-1f2e5a7c9d10"])
+    name: str = Field(examples=["nightly import"])
+    scopes: list[str] = Field(examples=[["sync:read"]])
+    project_id: int = Field(examples=[123])
+    developer_id: str | None
+    plan: Plan
+    created_at: Moment
+    created_by: str = Field(examples=["ann"])
+    revoked_at: Moment | None
+    last_used_at: Moment | None
+    uses: int = Field(ge=0)
+
+
+class ClientIssued(ClientShown):
+    """``client_secret`` is shown once, null when a repeated request is answered again."""
+
+    client_id: str = Field(examples=["01980f0a-7c1e-7d54-9f2b-1f2e5a7c9d10"])
+    client_secret: str | None
+
+
+class ClientsShown(Answered):
+    clients: list[ClientShown]
+    next_page: str | None = Field(description="The address of the next page.")
+
+
+class TokenGranted(Answered):
+    """RFC 6749 section 5.1."""
+
+    access_token: str
+    token_type: Literal["Bearer"]
+    expires_in: int = Field(ge=1, examples=[3600])
+    scope: str = Field(examples=["sync:read"])
 
 
 class EventsShown(Answered):

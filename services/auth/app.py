@@ -11,10 +11,14 @@ from services.auth.accounts import Accounts
 from services.auth.config import AuthSettings
 from services.auth.credentials import Credentials
 from services.auth.domain.api_key import API_KEY
+from services.auth.domain.oauth_client import OAUTH_CLIENT
 from services.auth.domain.project import PROJECT
 from services.auth.domain.user import USER
+from services.auth.expiry import ExpiryAnnouncer
 from services.auth.http import AccountRoutes, KeyRoutes, PlatformRoutes, UserRoutes, internal_routes
 from services.auth.keys import Keys
+from services.auth.oauth import OauthClients, OauthTokens
+from services.auth.oauth_http import OauthRoutes
 from services.auth.passwords import Passwords
 from services.auth.queries import INDEXES, LOGIN_FAILURES, AuthQueries
 from services.auth.sessions import Sessions
@@ -40,15 +44,24 @@ async def start(context: ServiceContext[AuthSettings]) -> AsyncIterator[Sequence
         throttle_accounts=_throttle(context, "account", settings.login_free_attempts),
         throttle_addresses=_throttle(context, "address", settings.login_free_attempts_per_address),
     )
-    keys = Keys(context.commands, queries, clock)
-    credentials = Credentials(queries, sessions, usage, clock, bootstrap_key)
+    keys = Keys(context.commands, clock)
+    tokens = OauthTokens(
+        documents,
+        clock,
+        throttle_clients=_throttle(context, "token_client", settings.login_free_attempts),
+        throttle_addresses=_throttle(context, "token_address", settings.login_free_attempts_per_address),
+    )
+    credentials = Credentials(queries, sessions, tokens, usage, clock, bootstrap_key)
+    announcer = ExpiryAnnouncer(context.commands, queries, clock)
     context.tasks.start("usage", usage.run)
+    context.tasks.start("key-expiry", lambda: context.leases.run_while_leader("key-expiry", announcer.run))
     try:
         yield [
             *AccountRoutes(settings, accounts, sessions, passwords).routes(),
             *PlatformRoutes(installed_version()).routes(),
             *UserRoutes(accounts, queries, sessions, passwords).routes(),
             *KeyRoutes(keys, queries).routes(),
+            *OauthRoutes(OauthClients(context.commands), tokens, queries).routes(),
             *internal_routes(credentials),
         ]
     finally:
@@ -65,7 +78,7 @@ def _throttle(context: ServiceContext[AuthSettings], kind: str, free_attempts: i
 SERVICE = ServiceDefinition(
     name="auth",
     settings=AuthSettings,
-    aggregates=(USER, PROJECT, API_KEY),
+    aggregates=(USER, PROJECT, API_KEY, OAUTH_CLIENT),
     indexes=INDEXES,
     start=start,
 )

@@ -17,7 +17,7 @@ class AuthSettings(ServiceSettings):
         api_key: one read-write key for the first project, known from the start; at least 8 characters.
         session_ttl_seconds: a session that nobody used for this long has ended.
         session_cookie_secure: send the cookie over TLS only.
-        login_free_attempts: failures of one account in a row before logins have to wait.
+        login_free_attempts: failures of one account in a row before logins have to wait; of an OAuth client likewise.
         login_free_attempts_per_address: the same for one client address, whatever the accounts.
         login_delay_seconds_first: the first wait; every further failure doubles it.
         login_delay_seconds_max: where the doubling ends.
@@ -30,5 +30,5 @@ class AuthSettings(ServiceSettings):
     session_cookie_secure: bool = False
     login_free_attempts: int = Field(default=10, ge=1)
     login_free_attempts_per_address: int = Field(default=50, ge=1)
-    login_delay_seconds_first: float = Field(default=1.0, gt=0)
-    login_delay_seconds_max: float = Field(default=300.0, gt=0)
+    login_delay_seconds_first: Seconds = Field(default=1.0, gt=0)
+    login_delay_seconds_max: Seconds = Field(default=300.0, gt=0)

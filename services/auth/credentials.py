@@ -1,7 +1,7 @@
 """Whom a credential belongs to: the answer that the gateway asks for.
 
-A key is decided by one look-up of its hash, a session by two; nothing here waits for the event log, so that what was
-revoked is refused from the moment that its revocation is stored.
+Everything is decided by two look-ups: of the credential's hash, and of whom it belongs to. Nothing here waits for the
+event log, so that what was revoked is refused from the moment that its revocation is stored.
 """
 
 import asyncio
@@ -10,13 +10,15 @@ import hmac
 from libs.contracts.internal import CredentialPresented, CredentialResolved
 from libs.core.clock import Clock
 from libs.core.principal import Principal
-from services.auth.domain.api_key import ALL_SCOPES
+from services.auth.domain.api_key import WARNED_BEFORE
+from services.auth.domain.scopes import ALL_SCOPES
+from services.auth.grants import FIRST_PROJECT_ID
+from services.auth.oauth import OauthTokens
 from services.auth.queries import AuthQueries
 from services.auth.sessions import Sessions
-from services.auth.tokens import is_api_key, is_session_token, token_hash
+from services.auth.tokens import is_access_token, is_api_key, is_session_token, token_hash
 from services.auth.usage import Usage
 
-FIRST_PROJECT_ID = 123
 BOOTSTRAP_KEY_NAME = "bootstrap-key"
 
 UNKNOWN = CredentialResolved(principal=None, reason="unknown")
@@ -32,10 +34,17 @@ class Credentials:
     """
 
     def __init__(
-        self, queries: AuthQueries, sessions: Sessions, usage: Usage, clock: Clock, bootstrap_key: str | None
+        self,
+        queries: AuthQueries,
+        sessions: Sessions,
+        tokens: OauthTokens,
+        usage: Usage,
+        clock: Clock,
+        bootstrap_key: str | None,
     ) -> None:
         self._queries = queries
         self._sessions = sessions
+        self._tokens = tokens
         self._usage = usage
         self._clock = clock
         self._bootstrap_hash = None if bootstrap_key is None else token_hash(bootstrap_key)
@@ -49,6 +58,8 @@ class Credentials:
             return await self._resolve_session(credential)
         if presented.kind == "bearer" and is_api_key(credential):
             return await self._resolve_key(credential)
+        if presented.kind == "bearer" and is_access_token(credential):
+            return await self._resolve_token(credential)
         return UNKNOWN
 
     def _is_bootstrap_key(self, credential: str) -> bool:
@@ -74,22 +85,47 @@ class Credentials:
         )
         return CredentialResolved(principal=principal)
 
-    async def _resolve_key(self, key: str) -> CredentialResolved:
-        secret = await self._queries.key_secret(token_hash(key))
-        if secret is None:
+    async def _resolve_key(self, text: str) -> CredentialResolved:
+        found = await self._queries.key_of(token_hash(text))
+        if found is None:
             return UNKNOWN
-        if secret["revoked_at"] is not None:
-            return REVOKED
-        if secret["expires_at"] is not None and secret["expires_at"] <= self._clock.now():
-            return EXPIRED
-        self._usage.note_key(secret["key_id"])
+        key, project_id, secret_id = found
+        state, now = key.state, self._clock.now()
+        match state.refusal_of(secret_id, now):
+            case "revoked":
+                return REVOKED
+            case "expired":
+                return EXPIRED
+        self._usage.note_key(str(key.id))
         principal = Principal(
             kind="api_key",
-            subject=secret["key_id"],
-            name=secret["name"],
-            projects={secret["project_id"]: "member"},
-            scopes=tuple(secret["scopes"]),
-            developer_id=secret["developer_id"],
+            subject=str(key.id),
+            name=state.name,
+            projects={project_id: "member"},
+            scopes=state.scopes,
+            developer_id=state.developer_id,
+            rate_class=state.plan,
+        )
+        end = state.end_of(secret_id)
+        expires_soon_at = end if end is not None and end <= now + WARNED_BEFORE else None
+        return CredentialResolved(principal=principal, expires_soon_at=expires_soon_at)
+
+    async def _resolve_token(self, text: str) -> CredentialResolved:
+        token = await self._tokens.find(text)
+        if token is None:
+            return EXPIRED
+        client = await self._queries.client(token.client_id)
+        if client is None or client.state.revoked_at is not None:
+            return REVOKED
+        self._usage.note_key(token.client_id)
+        principal = Principal(
+            kind="oauth_client",
+            subject=token.client_id,
+            name=client.state.name,
+            projects={token.project_id: "member"},
+            scopes=token.scopes,
+            developer_id=client.state.developer_id,
+            rate_class=client.state.plan,
         )
         return CredentialResolved(principal=principal)
 

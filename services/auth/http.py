@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC
+from datetime import UTC, timedelta
 from functools import partial
 from typing import Annotated
 
@@ -50,12 +50,14 @@ from services.auth.domain.api_key import API_KEY, ApiKey
 from services.auth.domain.user import USER, User
 from services.auth.inputs import (
     HistoryQuery,
+    KeyChangeBody,
     KeysQuery,
     LoginBody,
     NewKeyBody,
     NewUserBody,
     OneQuery,
     ProjectQuery,
+    RotationBody,
     SignupBody,
     UserChangeBody,
 )
@@ -351,6 +353,24 @@ class KeyRoutes:
             ),
             described(web.get(one, self.get), "Fetch an API key", query=OneQuery, answer=KeyShown, versioned=True),
             described(
+                web.patch(one, self.rename),
+                "Rename an API key",
+                body=KeyChangeBody,
+                answer=KeyShown,
+                versioned=True,
+                conditional=True,
+            ),
+            described(
+                web.post(f"{one}/rotate", self.rotate),
+                "Rotate an API key",
+                body=RotationBody,
+                body_required=False,
+                answer=KeyIssued,
+                versioned=True,
+                conditional=True,
+                idempotent=True,
+            ),
+            described(
                 web.delete(one, self.revoke), "Revoke an API key", answer=KeyShown, versioned=True, conditional=True
             ),
             described(
@@ -365,7 +385,9 @@ class KeyRoutes:
         principal = principal_of(request)
         body = await read_body(request, NewKeyBody)
         project_id = project_meant(principal, body.project_id)
-        wanted = KeyWanted(body.name, body.permission, tuple(body.scopes), body.developer_id, body.expires_in_days)
+        wanted = KeyWanted(
+            body.name, body.permission, tuple(body.scopes), body.developer_id, body.expires_in_days, body.plan
+        )
         metadata = in_project(metadata_of(request), project_id)
         issued = await self.keys.issue(principal, project_id, wanted, metadata, idempotency_of(request))
         answer = json_answer(issued_key_view(issued, project_id), status=201, etag=issued.entity.version)
@@ -379,7 +401,7 @@ class KeyRoutes:
             principal.require_project(query.project_id)
         project_ids = principal.projects if query.project_id is None else [query.project_id]
         # One more than asked for tells whether there is a next page.
-        found = await self.queries.keys(project_ids, query.limit + 1, query.offset)
+        found = await self.queries.page(API_KEY, project_ids, query.limit + 1, query.offset)
         page = found[: query.limit]
         usage = await self.queries.usage_of([key.id for key, _ in page])
         following = request.rel_url.update_query(limit=query.limit, offset=query.offset + query.limit)
@@ -406,6 +428,32 @@ class KeyRoutes:
         events = await self.queries.history(API_KEY, key.id, query.before, query.limit)
         return json_answer({"events": [event_view(event) for event in events]})
 
+    async def rotate(self, request: web.Request) -> web.StreamResponse:
+        """Give the key another secret; the former one stays good for the overlap."""
+        key, project_id = await self._own(request)
+        body = await read_body(request, RotationBody) if request.body_exists else RotationBody()
+        lifetime = None if body.expires_in_days is None else timedelta(days=body.expires_in_days)
+        rotated = await self.keys.rotate(
+            principal_of(request),
+            key,
+            project_id,
+            timedelta(seconds=body.overlap_seconds),
+            lifetime,
+            in_project(metadata_of(request), project_id),
+            if_match_of(request),
+            idempotency_of(request),
+        )
+        answer = json_answer(issued_key_view(rotated, project_id), etag=rotated.entity.version)
+        answer.headers["Cache-Control"] = "no-store"
+        return answer
+
+    async def rename(self, request: web.Request) -> web.StreamResponse:
+        key, project_id = await self._own(request)
+        body = await read_body(request, KeyChangeBody)
+        metadata = in_project(metadata_of(request), project_id)
+        renamed = await self.keys.rename(str(key.id), body.name, metadata, if_match_of(request))
+        return json_answer(key_view(renamed, project_id, None), etag=renamed.version)
+
     async def revoke(self, request: web.Request) -> web.StreamResponse:
         key, project_id = await self._own(request)
         metadata = in_project(metadata_of(request), project_id)
@@ -414,7 +462,7 @@ class KeyRoutes:
 
     async def _own(self, request: web.Request) -> tuple[Entity[ApiKey], int]:
         """The key of the path, with its project, which must be one of the caller's."""
-        found = await self.queries.key_in(request.match_info["keyid"], principal_of(request))
+        found = await self.queries.one_in(API_KEY, request.match_info["keyid"], principal_of(request))
         if found is None:
             raise NotFound("there is no such key in your projects", code="key_not_found")
         return found

@@ -1,18 +1,22 @@
 """What requests may hold: the bounds and shapes of every field, in the words of the answers that refuse them."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
+from libs.contracts.auth import Plan
 from libs.core.principal import Role
-from services.auth.domain.api_key import Permission
+from services.auth.domain.scopes import Permission
 
 PASSWORD_LENGTH_MAX = 1024
 LOGIN_LENGTH_MAX = 320
 KEYS_LISTED_MAX = 1_000
 HISTORY_EVENTS_MAX = 1_000
 VERSION_MAX = 2**53
+LIFETIME_DAYS_MAX = 3650
+OVERLAP_SECONDS_DEFAULT = 24 * 60 * 60
+OVERLAP_SECONDS_MAX = 30 * 24 * 60 * 60
 
 _USERNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@[^@\s\x00-\x1f\x7f.]+(\.[^@\s\x00-\x1f\x7f.]+)+")
@@ -84,16 +88,53 @@ class UserChangeBody(Body):
 
 
 class NewKeyBody(BaseModel):
-    """``scopes`` empty: all that the permission allows."""
+    """``scopes`` empty: all that the permission allows; ``plan`` is the operator's to raise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, max_length=128, examples=["nightly export"])
     permission: Permission = "read-write"
     scopes: list[str] = Field(default_factory=list, max_length=64)
-    expires_in_days: int = Field(default=90, ge=1, le=3650)
+    expires_in_days: int = Field(default=90, ge=1, le=LIFETIME_DAYS_MAX)
     project_id: int | None = None
     developer_id: str | None = Field(default=None, min_length=1, max_length=128)
+    plan: Plan = "standard"
+
+
+class KeyChangeBody(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=128)
+
+
+class RotationBody(BaseModel):
+    """``overlap_seconds``: how long the former secret stays good; ``expires_in_days``: of the new one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    overlap_seconds: int = Field(default=OVERLAP_SECONDS_DEFAULT, ge=0, le=OVERLAP_SECONDS_MAX)
+    expires_in_days: int | None = Field(default=None, ge=1, le=LIFETIME_DAYS_MAX)
+
+
+class NewClientBody(BaseModel):
+    """``scopes`` empty: all; ``plan`` is the operator's to raise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=128, examples=["nightly import"])
+    scopes: list[str] = Field(default_factory=list, max_length=64, examples=[["sync:read"]])
+    project_id: int | None = None
+    developer_id: str | None = Field(default=None, min_length=1, max_length=128)
+    plan: Plan = "standard"
+
+
+class TokenForm(BaseModel):
+    """``client_id`` and ``client_secret`` stand here or in an ``Authorization: Basic`` header."""
+
+    grant_type: Literal["client_credentials"]
+    scope: str | None = Field(default=None, examples=["sync:read sync:write"])
+    client_id: str | None = None
+    client_secret: str | None = None
 
 
 class ProjectQuery(BaseModel):

@@ -1,27 +1,29 @@
-"""API keys: issuing and revoking them, with what is kept beside their events."""
+"""API keys: issuing, rotating, renaming and revoking them, with what is kept beside their events."""
 
 from dataclasses import dataclass
 from datetime import timedelta
 
+from libs.contracts.auth import Plan
 from libs.core.clock import Clock
 from libs.core.decider import Act
 from libs.core.envelope import Metadata
-from libs.core.errors import FieldError, Forbidden, NotFound
 from libs.core.ids import uuid7
 from libs.core.principal import Principal
 from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey, Work
 from libs.runtime.event_store import SideWrite
 from libs.runtime.mongo import Document
 from services.auth.domain.api_key import (
-    ALL_SCOPES,
     API_KEY,
+    FIRST_SECRET,
     ApiKey,
     IssueApiKey,
-    Permission,
+    RenameApiKey,
     RevokeApiKey,
-    granted_scopes,
+    RotateApiKey,
 )
-from services.auth.queries import SECRETS, AuthQueries, api_key_id
+from services.auth.domain.scopes import Permission, granted_scopes
+from services.auth.grants import refuse_more_than_own, require_right_to_plan
+from services.auth.queries import SECRETS, api_key_id
 from services.auth.tokens import new_api_key, shown_prefix, token_hash
 
 
@@ -32,6 +34,7 @@ class KeyWanted:
     scopes: tuple[str, ...]
     developer_id: str | None
     expires_in_days: int
+    plan: Plan = "standard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +48,8 @@ class IssuedKey:
 class Keys:
     """The use cases of API keys."""
 
-    def __init__(self, commands: CommandHandler, queries: AuthQueries, clock: Clock) -> None:
+    def __init__(self, commands: CommandHandler, clock: Clock) -> None:
         self._commands = commands
-        self._queries = queries
         self._clock = clock
 
     async def issue(
@@ -72,56 +74,61 @@ class Keys:
             scopes=granted_scopes(wanted.permission, wanted.scopes),
             developer_id=wanted.developer_id,
             expires_at=self._clock.now() + timedelta(days=wanted.expires_in_days),
+            plan=wanted.plan,
         )
-        _refuse_more_than_own(issuer, command)
-        secret = _secret(key_id, token_hash(key), project_id, command)
-        work = Work([Act(API_KEY, key_id, command)], metadata, [secret], idempotency)
+        refuse_more_than_own(issuer, command.scopes, command.developer_id)
+        require_right_to_plan(issuer, command.plan)
+        secret = _secret(key, key_id, FIRST_SECRET, project_id)
+        return await self._shown_once(key, Work([Act(API_KEY, key_id, command)], metadata, [secret], idempotency))
+
+    async def rotate(
+        self,
+        caller: Principal,
+        key: Entity[ApiKey],
+        project_id: int,
+        overlap: timedelta,
+        lifetime: timedelta | None,
+        metadata: Metadata,
+        expected_version: int | None,
+        idempotency: IdempotencyKey | None,
+    ) -> IssuedKey:
+        """Give a key another secret; the former one stays good for ``overlap``, but not beyond its own end.
+
+        Raises:
+            Forbidden: the key holds more than its caller does.
+            Conflict: it was revoked.
+        """
+        refuse_more_than_own(caller, key.state.scopes, key.state.developer_id)
+        secret_id, text = uuid7(), new_api_key()
+        command = RotateApiKey(secret_id, shown_prefix(text), self._clock.now(), overlap, lifetime)
+        secret = _secret(text, str(key.id), secret_id, project_id)
+        act = Act(API_KEY, key.id, command, expected_version)
+        return await self._shown_once(text, Work([act], metadata, [secret], idempotency))
+
+    async def rename(self, key_id: str, name: str, metadata: Metadata, expected_version: int | None) -> Entity[ApiKey]:
+        return await self._commands.handle(
+            API_KEY, key_id, RenameApiKey(name), metadata, expected_version=expected_version
+        )
+
+    async def revoke(self, key_id: str, metadata: Metadata, expected_version: int | None) -> Entity[ApiKey]:
+        """Revoke a key; all its secrets are refused from the moment that this returns."""
+        return await self._commands.handle(API_KEY, key_id, RevokeApiKey(), metadata, expected_version=expected_version)
+
+    async def _shown_once(self, secret: str, work: Work) -> IssuedKey:
         outcome = await self._commands.execute(work)
         entity = outcome.entities[0]
         assert entity is not None
-        return IssuedKey(entity, None if outcome.replayed else key)
-
-    async def revoke(self, key_id: str, metadata: Metadata, expected_version: int | None) -> Entity[ApiKey]:
-        """Revoke a key of the project in ``metadata``; it is refused from the moment that this returns."""
-        secret = await self._queries.secret_of_key(key_id)
-        if secret is None:
-            raise NotFound("there is no such key", code="key_not_found")
-        revoked: Document = {**secret, "revoked_at": secret["revoked_at"] or self._clock.now()}
-        return await self._commands.handle(
-            API_KEY,
-            key_id,
-            RevokeApiKey(),
-            metadata,
-            expected_version=expected_version,
-            side_writes=[SideWrite(SECRETS, secret["_id"], revoked)],
-        )
+        return IssuedKey(entity, None if outcome.replayed else secret)
 
 
-def _secret(key_id: str, key_hash: str, project_id: int, command: IssueApiKey) -> SideWrite:
-    """Everything that presenting the key has to tell, so that one look-up is enough."""
-    identifier = api_key_id(key_hash)
+def _secret(text: str, key_id: str, secret_id: str, project_id: int) -> SideWrite:
+    """Which key a text opens, and as which of its secrets; whether it does is the key's to say."""
+    identifier = api_key_id(token_hash(text))
     document: Document = {
         "_id": identifier,
         "kind": "api_key",
         "key_id": key_id,
+        "secret_id": secret_id,
         "project_id": project_id,
-        "name": command.name,
-        "permission": command.permission,
-        "scopes": list(command.scopes),
-        "developer_id": command.developer_id,
-        "expires_at": command.expires_at,
-        "revoked_at": None,
     }
     return SideWrite(SECRETS, identifier, document)
-
-
-def _refuse_more_than_own(issuer: Principal, command: IssueApiKey) -> None:
-    if issuer.developer_id is not None and command.developer_id != issuer.developer_id:
-        message = "a key that is bound to a developer can issue keys for that developer only"
-        raise Forbidden(message, code="insufficient_scope", errors=[FieldError("developer_id", message)])
-    if ALL_SCOPES in issuer.scopes:
-        return
-    lacking = [scope for scope in command.scopes if scope not in issuer.scopes]
-    if lacking:
-        message = f"your credential does not hold {', '.join(lacking)} and so can't grant it"
-        raise Forbidden(message, code="insufficient_scope", errors=[FieldError("scopes", message)])

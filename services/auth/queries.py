@@ -14,6 +14,7 @@ from libs.runtime.documents import Documents, entity_of
 from libs.runtime.event_store import envelope_of
 from libs.runtime.mongo import ASCENDING, DESCENDING, Document, IndexModel
 from services.auth.domain.api_key import API_KEY, ApiKey
+from services.auth.domain.oauth_client import OAUTH_CLIENT, OauthClient
 from services.auth.domain.project import PROJECT, Project
 from services.auth.domain.user import USER, User, email_key, username_key
 
@@ -21,6 +22,7 @@ SECRETS = "secrets"
 SESSIONS = "sessions"
 LOGIN_FAILURES = "login_failures"
 KEY_USAGE = "key_usage"
+OAUTH_TOKENS = "oauth_tokens"
 
 USERS_MAX = 1_000
 
@@ -28,8 +30,12 @@ State = TypeVar("State", bound=Frozen)
 
 INDEXES = {
     PROJECT.collection: [IndexModel([("state.members.user_id", ASCENDING)])],
-    API_KEY.collection: [IndexModel([("project_id", ASCENDING), ("_id", ASCENDING)])],
-    SECRETS: [IndexModel([("key_id", ASCENDING)], sparse=True)],
+    API_KEY.collection: [
+        IndexModel([("project_id", ASCENDING), ("_id", ASCENDING)]),
+        IndexModel([("state.expires_at", ASCENDING)]),
+    ],
+    OAUTH_CLIENT.collection: [IndexModel([("project_id", ASCENDING), ("_id", ASCENDING)])],
+    OAUTH_TOKENS: [IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)],
     SESSIONS: [IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)],
     LOGIN_FAILURES: [IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)],
     KEY_USAGE: [IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)],
@@ -42,6 +48,10 @@ def password_id(user_id: int) -> str:
 
 def api_key_id(key_hash: str) -> str:
     return f"api_key/{key_hash}"
+
+
+def client_secret_id(client_id: str) -> str:
+    return f"oauth_client/{client_id}"
 
 
 class AuthQueries:
@@ -95,18 +105,33 @@ class AuthQueries:
         """The role that the user holds in each project."""
         return await self._memberships.of(user_id)
 
-    async def keys(self, project_ids: Iterable[int], limit: int, offset: int) -> list[tuple[Entity[ApiKey], int]]:
-        """Keys with their project's id, newest first; revoked and expired ones too."""
-        cursor = self._documents.collection(API_KEY.collection).find({"project_id": {"$in": list(project_ids)}})
+    async def page(
+        self, aggregate: Aggregate[State], project_ids: Iterable[int], limit: int, offset: int
+    ) -> list[tuple[Entity[State], int]]:
+        """Keys or clients with their project's id, newest first; revoked and expired ones too."""
+        cursor = self._documents.collection(aggregate.collection).find({"project_id": {"$in": list(project_ids)}})
         page = cursor.sort("_id", DESCENDING).skip(offset).limit(limit)
-        return [(entity_of(API_KEY, document), document["project_id"]) async for document in page]
+        return [(entity_of(aggregate, document), document["project_id"]) async for document in page]
 
-    async def key_in(self, key_id: str, principal: Principal) -> tuple[Entity[ApiKey], int] | None:
-        """A key of one of the caller's projects, with that project's id."""
-        document = await self._documents.document(API_KEY.collection, key_id)
+    async def one_in(
+        self, aggregate: Aggregate[State], entity_id: str, principal: Principal
+    ) -> tuple[Entity[State], int] | None:
+        """A key or client of one of the caller's projects, with that project's id."""
+        document = await self._documents.document(aggregate.collection, entity_id)
         if document is None or document["project_id"] not in principal.projects:
             return None
-        return entity_of(API_KEY, document), document["project_id"]
+        return entity_of(aggregate, document), document["project_id"]
+
+    async def expiring_keys(self, after: datetime, until: datetime, limit: int) -> list[tuple[str, int]]:
+        """Ids and projects of good keys that end in this time and of which nobody has been told yet."""
+        criteria = {
+            "state.expires_at": {"$gt": after, "$lte": until},
+            "state.revoked_at": None,
+            "state.expiry_announced_at": None,
+        }
+        keys = self._documents.collection(API_KEY.collection)
+        found = keys.find(criteria, {"project_id": True}).sort("state.expires_at", ASCENDING).limit(limit)
+        return [(document["_id"], document["project_id"]) async for document in found]
 
     async def as_of(self, aggregate: Aggregate[State], entity_id: int | str, moment: datetime) -> Entity[State]:
         """An entity as it stood at a moment; raises ``NotFound`` when it was not there yet."""
@@ -123,12 +148,16 @@ class AuthQueries:
         found = self._documents.plain("events").find(criteria).sort("version", DESCENDING).limit(limit)
         return [envelope_of(document, "") async for document in found]
 
-    async def key_secret(self, key_hash: str) -> Document | None:
-        """What a presented key opens."""
-        return await self._documents.document(SECRETS, api_key_id(key_hash))
+    async def key_of(self, key_hash: str) -> tuple[Entity[ApiKey], int, str] | None:
+        """What a presented key opens: the key, its project, and which of its secrets this is."""
+        secret = await self._documents.document(SECRETS, api_key_id(key_hash))
+        key = None if secret is None else await self._documents.get(API_KEY, secret["key_id"])
+        if secret is None or key is None:
+            return None
+        return key, secret["project_id"], secret["secret_id"]
 
-    async def secret_of_key(self, key_id: str) -> Document | None:
-        return await self._documents.plain(SECRETS).find_one({"key_id": key_id})
+    async def client(self, client_id: str) -> Entity[OauthClient] | None:
+        return await self._documents.get(OAUTH_CLIENT, client_id)
 
     async def usage_of(self, key_ids: Iterable[int | str]) -> dict[str, Document]:
         """When the keys were last used, as far as it has been written down."""

@@ -1,4 +1,4 @@
-"""The texts that callers hold: session tokens and API keys. Only their SHA-256 is ever kept."""
+"""The texts that callers hold: session tokens, API keys, OAuth secrets and tokens. Only their SHA-256 is ever kept."""
 
 import hashlib
 
@@ -6,6 +6,8 @@ from libs.core.ids import checksum_base62, random_base62
 
 SESSION_PREFIX = "ds_sess_"
 API_KEY_PREFIX = "ds_live_"
+CLIENT_SECRET_PREFIX = "ds_ocs_"  # noqa: S105 - what every secret begins with
+ACCESS_TOKEN_PREFIX = "ds_oat_"  # noqa: S105 - what every token begins with
 RANDOM_LENGTH = 32
 CHECKSUM_LENGTH = 6
 SHOWN_LENGTH = 4
@@ -21,12 +23,26 @@ def new_api_key() -> str:
     return _with_checksum(API_KEY_PREFIX + random_base62(RANDOM_LENGTH))
 
 
+def new_client_secret() -> str:
+    """190 random bits: an OAuth client's password."""
+    return _with_checksum(CLIENT_SECRET_PREFIX + random_base62(RANDOM_LENGTH))
+
+
+def new_access_token() -> str:
+    """190 random bits that say nothing of whose they are."""
+    return _with_checksum(ACCESS_TOKEN_PREFIX + random_base62(RANDOM_LENGTH))
+
+
 def is_session_token(text: str) -> bool:
     return _well_formed(text, SESSION_PREFIX)
 
 
 def is_api_key(text: str) -> bool:
     return _well_formed(text, API_KEY_PREFIX)
+
+
+def is_access_token(text: str) -> bool:
+    return _well_formed(text, ACCESS_TOKEN_PREFIX)
 
 
 def shown_prefix(api_key: str) -> str:

@@ -10,9 +10,11 @@ from libs.core.principal import Role
 from libs.runtime.command_handler import Entity
 from libs.runtime.mongo import Document
 from services.auth.domain.api_key import ApiKey
+from services.auth.domain.oauth_client import OauthClient
 from services.auth.domain.project import Project
 from services.auth.domain.user import User
 from services.auth.keys import IssuedKey
+from services.auth.oauth import IssuedClient
 
 JsonObject = dict[str, Any]
 
@@ -39,6 +41,7 @@ def project_view(project: Entity[Project], role: Role) -> JsonObject:
 def key_view(key: Entity[ApiKey], project_id: int, usage: Document | None) -> JsonObject:
     """``usage``: what has been written down of the key's use, which is some seconds behind."""
     state = key.state
+    ends = [secret.valid_until for secret in state.earlier_secrets] or None
     return {
         "id": key.id,
         "name": state.name,
@@ -47,10 +50,41 @@ def key_view(key: Entity[ApiKey], project_id: int, usage: Document | None) -> Js
         "scopes": state.scopes,
         "project_id": project_id,
         "developer_id": state.developer_id,
+        "plan": state.plan,
         "created_at": isoformat_z(state.created_at),
         "created_by": state.created_by,
         "expires_at": state.expires_at and isoformat_z(state.expires_at),
+        "rotated_at": state.rotated_at and isoformat_z(state.rotated_at),
+        "previous_secret_valid_until": ends and isoformat_z(max(ends)),
         "revoked_at": state.revoked_at and isoformat_z(state.revoked_at),
+        **_used(usage),
+    }
+
+
+def client_view(client: Entity[OauthClient], project_id: int, usage: Document | None) -> JsonObject:
+    state = client.state
+    return {
+        "id": client.id,
+        "name": state.name,
+        "scopes": state.scopes,
+        "project_id": project_id,
+        "developer_id": state.developer_id,
+        "plan": state.plan,
+        "created_at": isoformat_z(state.created_at),
+        "created_by": state.created_by,
+        "revoked_at": state.revoked_at and isoformat_z(state.revoked_at),
+        **_used(usage),
+    }
+
+
+def issued_client_view(issued: IssuedClient, project_id: int) -> JsonObject:
+    """The one answer that holds the client's secret."""
+    named = {"client_id": issued.entity.id, "client_secret": issued.secret}
+    return {**client_view(issued.entity, project_id, None), **named}
+
+
+def _used(usage: Document | None) -> JsonObject:
+    return {
         "last_used_at": None if usage is None else isoformat_z(usage["last_used_at"]),
         "uses": 0 if usage is None else usage["uses"],
     }

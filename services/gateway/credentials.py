@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 import structlog
@@ -41,10 +42,16 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """``by_cookie``: the browser added the credential by itself, so the call may not be the user's intent."""
+    """Who sent a request.
+
+    Args:
+        by_cookie: the browser added the credential by itself, so the call may not be the user's intent.
+        expires_soon_at: the near end of the API key's secret, None while it is far.
+    """
 
     principal: Principal
     by_cookie: bool
+    expires_soon_at: datetime | None = None
 
 
 class Credentials:
@@ -96,11 +103,13 @@ class Credentials:
             if not bearer:
                 raise _refusal(resolved)
         if not bearer:
-            raise Unauthenticated("authentication is required: send an API key or a session token in Authorization")
+            raise Unauthenticated(
+                "authentication is required: send an API key, an OAuth or a session token in Authorization"
+            )
         resolved = await self._resolve("bearer", bearer)
         if resolved.principal is None:
             raise _refusal(resolved)
-        return Caller(resolved.principal, by_cookie=False)
+        return Caller(resolved.principal, by_cookie=False, expires_soon_at=resolved.expires_soon_at)
 
     async def _resolve(self, kind: Kind, credential: str) -> CredentialResolved:
         key = (kind, credential)

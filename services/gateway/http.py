@@ -9,6 +9,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from pydantic import Field
 
+from libs.core.clock import isoformat_z
 from libs.core.errors import NotFound
 from libs.runtime.http import (
     PUBLIC_PATHS,
@@ -32,6 +33,7 @@ from services.gateway.upstream import Upstream, forwarded_headers
 
 OWN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"})
 CLIENT_ADDRESS_HEADER = "X-DataSync-Client-Address"
+KEY_EXPIRES_HEADER = "X-DataSync-Key-Expires"
 
 
 class Gateway:
@@ -74,6 +76,8 @@ class Gateway:
         else:
             caller = await self._admission.caller_of(request)
             await self._admission.require_caller(request, path, caller.principal)
+            if caller.expires_soon_at is not None:
+                request[RESPONSE_HEADERS][KEY_EXPIRES_HEADER] = isoformat_z(caller.expires_soon_at)
             if caller.by_cookie:
                 self._origins.require_intended(request.method, path, request.headers)
             if target.by_entity_type:

@@ -13,7 +13,7 @@ REQUEST_HEADERS = (
 RESPONSE_HEADERS = (
     "X-Request-Id, ETag, Location, Retry-After, Allow, Content-Disposition, WWW-Authenticate, RateLimit, "
     "RateLimit-Policy, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, "
-    "X-RateLimit-Mode"
+    "X-RateLimit-Mode, X-DataSync-Key-Expires"
 )
 PREFLIGHT_SECONDS = 600
 

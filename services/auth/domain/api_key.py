@@ -1,40 +1,38 @@
-"""An API key: what a program may do in one project, until when. The key's text is known to its holder alone."""
+"""An API key: what a program may do in one project, until when. Its secrets are known to its holder alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, assert_never
 
-from libs.contracts.auth import ApiKeyIssued, ApiKeyRevoked
+from libs.contracts.auth import ApiKeyExpiring, ApiKeyIssued, ApiKeyRenamed, ApiKeyRevoked, ApiKeyRotated, Plan
 from libs.core.decider import Aggregate
 from libs.core.envelope import Envelope, Event, Frozen
-from libs.core.errors import Conflict, FieldError, InvalidInput, NotFound
+from libs.core.errors import Conflict, NotFound
+from services.auth.domain.scopes import Permission, granted_scopes
 
-Permission = Literal["read-only", "read-write"]
+FIRST_SECRET = ""
+"""The name of the secret that a key was issued with."""
 
-ALL_SCOPES = "*"
-RESOURCES = (
-    "data",
-    "destinations",
-    "ingest",
-    "jobs",
-    "keys",
-    "projects",
-    "sources",
-    "sync",
-    "usage",
-    "users",
-    "webhooks",
-)
-SCOPES = tuple(f"{resource}:{right}" for resource in RESOURCES for right in ("read", "write"))
-READ_SCOPES = tuple(scope for scope in SCOPES if scope.endswith(":read"))
+EARLIER_SECRETS_MAX = 8
+WARNED_BEFORE = timedelta(days=7)
+
+
+class EarlierSecret(Frozen):
+    """A secret that was rotated away and is still good for a while."""
+
+    id: str
+    valid_until: datetime
 
 
 class ApiKey(Frozen):
     """What a key is allowed, and whether it still is.
 
     Args:
-        prefix: the first characters of the key, by which its holder recognises it.
+        prefix: the first characters of the present secret, by which its holder recognises it.
+        secret_id: the present secret's name.
+        earlier_secrets: those whose overlap may not have ended yet.
+        expiry_announced_at: when the present end was announced, None while it was not.
         revoked_at: from when on it is refused, None while it is good.
     """
 
@@ -46,8 +44,34 @@ class ApiKey(Frozen):
     expires_at: datetime | None
     created_at: datetime
     created_by: str
+    plan: Plan = "standard"
+    secret_id: str = FIRST_SECRET
+    earlier_secrets: tuple[EarlierSecret, ...] = ()
+    rotated_at: datetime | None = None
+    expiry_announced_at: datetime | None = None
     revoked_at: datetime | None = None
     revoked_by: str | None = None
+
+    def end_of(self, secret_id: str) -> datetime | None:
+        """Until when a secret is good, None without end; one that was never or is no longer kept has ended at once."""
+        if secret_id == self.secret_id:
+            return self.expires_at
+        return next((item.valid_until for item in self.earlier_secrets if item.id == secret_id), self.created_at)
+
+    def refusal_of(self, secret_id: str, now: datetime) -> Literal["revoked", "expired"] | None:
+        """Why a secret opens nothing now, None when it does."""
+        if self.revoked_at is not None:
+            return "revoked"
+        end = self.end_of(secret_id)
+        return "expired" if end is not None and end <= now else None
+
+    @property
+    def lifetime(self) -> timedelta | None:
+        """For how long the present secret was issued, in whole days; None without end."""
+        if self.expires_at is None:
+            return None
+        days = (self.expires_at - (self.rotated_at or self.created_at)) / timedelta(days=1)
+        return timedelta(days=max(1, round(days)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +84,36 @@ class IssueApiKey:
     scopes: tuple[str, ...]
     developer_id: str | None
     expires_at: datetime | None
+    plan: Plan = "standard"
+
+
+@dataclass(frozen=True, slots=True)
+class RenameApiKey:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RotateApiKey:
+    """Give the key another secret.
+
+    Args:
+        at: the present.
+        overlap: for how long the former secret stays good; never beyond its own end.
+        lifetime: of the new secret; None for the former one's.
+    """
+
+    secret_id: str
+    prefix: str
+    at: datetime
+    overlap: timedelta
+    lifetime: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceExpiry:
+    """Nothing happens unless the key is good, near its end and this was not announced."""
+
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,40 +121,22 @@ class RevokeApiKey:
     """Revoking a revoked key changes nothing."""
 
 
-Command = IssueApiKey | RevokeApiKey
-
-
-def granted_scopes(permission: Permission, wanted: Sequence[str]) -> tuple[str, ...]:
-    """The scopes that a key gets: those wanted, or by default all that its permission allows.
-
-    A read-only key never holds ``*`` nor a ``:write`` scope, so that the scopes alone tell what a key may do.
-
-    Raises:
-        InvalidInput: an unknown scope, or one that a read-only key can't hold.
-    """
-    allowed = READ_SCOPES if permission == "read-only" else (ALL_SCOPES, *SCOPES)
-    for index, scope in enumerate(wanted):
-        if scope not in (ALL_SCOPES, *SCOPES):
-            raise _invalid_scope(index, f"{scope[:64]!r} is not a scope; the scopes are {', '.join(SCOPES)}")
-        if scope not in allowed:
-            raise _invalid_scope(index, f"a read-only key can't hold the scope {scope}")
-    if wanted:
-        return tuple(dict.fromkeys(wanted))
-    return READ_SCOPES if permission == "read-only" else (ALL_SCOPES,)
-
-
-def _invalid_scope(index: int, message: str) -> InvalidInput:
-    field = f"scopes[{index}]"
-    return InvalidInput(f"{field}: {message}", errors=[FieldError(field, message, "invalid_scope")])
+Command = IssueApiKey | RenameApiKey | RotateApiKey | AnnounceExpiry | RevokeApiKey
 
 
 def decide(state: ApiKey | None, command: Command) -> Sequence[Event]:
+    if isinstance(command, IssueApiKey):
+        return _issue(state, command)
+    if state is None:
+        raise NotFound("there is no such key", code="key_not_found")
     match command:
-        case IssueApiKey():
-            return _issue(state, command)
+        case RenameApiKey(name):
+            return [] if name == state.name else [ApiKeyRenamed(name=name)]
+        case RotateApiKey():
+            return _rotate(state, command)
+        case AnnounceExpiry(at):
+            return _announce(state, at)
         case RevokeApiKey():
-            if state is None:
-                raise NotFound("there is no such key", code="key_not_found")
             return [] if state.revoked_at is not None else [ApiKeyRevoked()]
         case _:
             assert_never(command)
@@ -117,8 +153,37 @@ def _issue(state: ApiKey | None, command: IssueApiKey) -> Sequence[Event]:
             scopes=granted_scopes(command.permission, command.scopes),
             developer_id=command.developer_id,
             expires_at=command.expires_at,
+            plan=command.plan,
         )
     ]
+
+
+def _rotate(state: ApiKey, command: RotateApiKey) -> Sequence[Event]:
+    if state.revoked_at is not None:
+        raise Conflict("the key was revoked; issue another one", code="key_revoked")
+    if len(_still_good(state.earlier_secrets, command.at)) >= EARLIER_SECRETS_MAX:
+        message = f"{EARLIER_SECRETS_MAX} earlier secrets of this key are still good; wait for their end, or revoke it"
+        raise Conflict(message, code="too_many_secrets")
+    overlap_end = command.at + command.overlap
+    lifetime = command.lifetime or state.lifetime
+    return [
+        ApiKeyRotated(
+            secret_id=command.secret_id,
+            prefix=command.prefix,
+            previous_valid_until=min(overlap_end, state.expires_at or overlap_end),
+            expires_at=None if lifetime is None else command.at + lifetime,
+        )
+    ]
+
+
+def _announce(state: ApiKey, at: datetime) -> Sequence[Event]:
+    if state.expires_at is None or state.revoked_at is not None or state.expiry_announced_at is not None:
+        return []
+    return [ApiKeyExpiring(expires_at=state.expires_at)] if at < state.expires_at <= at + WARNED_BEFORE else []
+
+
+def _still_good(secrets: Sequence[EarlierSecret], now: datetime) -> tuple[EarlierSecret, ...]:
+    return tuple(secret for secret in secrets if secret.valid_until > now)
 
 
 def evolve(state: ApiKey | None, envelope: Envelope) -> ApiKey:
@@ -131,9 +196,29 @@ def evolve(state: ApiKey | None, envelope: Envelope) -> ApiKey:
                 scopes=issued.scopes,
                 developer_id=issued.developer_id,
                 expires_at=issued.expires_at,
+                plan=issued.plan,
                 created_at=envelope.time,
                 created_by=envelope.metadata.actor,
             )
+        case ApiKeyRenamed(name=name):
+            assert state is not None
+            return state.model_copy(update={"name": name})
+        case ApiKeyRotated() as rotated:
+            assert state is not None
+            former = EarlierSecret(id=state.secret_id, valid_until=rotated.previous_valid_until)
+            return state.model_copy(
+                update={
+                    "secret_id": rotated.secret_id,
+                    "prefix": rotated.prefix,
+                    "expires_at": rotated.expires_at,
+                    "rotated_at": envelope.time,
+                    "expiry_announced_at": None,
+                    "earlier_secrets": _still_good((*state.earlier_secrets, former), envelope.time),
+                }
+            )
+        case ApiKeyExpiring():
+            assert state is not None
+            return state.model_copy(update={"expiry_announced_at": envelope.time})
         case ApiKeyRevoked():
             assert state is not None
             return state.model_copy(update={"revoked_at": envelope.time, "revoked_by": envelope.metadata.actor})

@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from services.auth.domain.api_key import API_KEY
+from services.auth.tokens import token_hash
 from tests.integration.auth.auth_service import BOOTSTRAP_KEY, Auth, Gateway
 
 
@@ -66,8 +67,9 @@ async def test_a_key_grants_no_more_than_it_holds(gateway: Gateway) -> None:
     resolved = await gateway.resolve(bound["secret"])
     assert resolved.principal is not None
     assert resolved.principal.developer_id == "dev-1"
-    unbound = await gateway.call("POST", "/api/v2/keys", {"name": "x"}, credential=bound["secret"])
-    assert unbound.status == 403
+    for path in ("/api/v2/keys", "/api/v1/users", "/api/v2/oauth/clients"):
+        elsewhere = await gateway.call("GET", path, credential=bound["secret"])
+        assert (elsewhere.status, elsewhere.body["code"]) == (403, "bound_to_developer")
 
 
 async def test_a_revoked_key_is_refused_on_every_instance_at_once(auth: Auth) -> None:
@@ -178,6 +180,12 @@ async def test_no_secret_is_kept_in_any_document_or_log(gateway: Gateway, capfd:
     session = (await gateway.log_in("ada", password)).data["token"]
     key = await issue(gateway, session)
     await gateway.resolve(key["secret"])
+    rotated = await gateway.call("POST", f"/api/v2/keys/{key['id']}/rotate", {}, credential=session)
+    client = await gateway.call("POST", "/api/v2/oauth/clients", {"name": "import"}, credential=session)
+    form = {"grant_type": "client_credentials", **{k: client.body[k] for k in ("client_id", "client_secret")}}
+    token = await gateway.token(form)
+    await gateway.token({**form, "client_secret": form["client_secret"] + "x"})
+    await gateway.resolve(token.body["access_token"])
     await gateway.call("PUT", "/api/v1/users/1", {"password": password + " 2"}, credential=session)
     await gateway.call("DELETE", f"/api/v2/keys/{key['id']}", credential=session)
     database = gateway.service.context.store.database
@@ -186,8 +194,11 @@ async def test_no_secret_is_kept_in_any_document_or_log(gateway: Gateway, capfd:
         documents = await database[name].find().to_list(None)
         texts[name] = orjson.dumps(documents, default=str).decode()
     written = capfd.readouterr()
-    for secret in (password, session, key["secret"], BOOTSTRAP_KEY):
+    shown = (key["secret"], rotated.body["secret"], client.body["client_secret"], token.body["access_token"])
+    for secret in (password, session, *shown, BOOTSTRAP_KEY):
+        assert len(secret) > 8
         assert secret not in written.out + written.err
         assert [name for name, text in texts.items() if secret in text] == []
-    for mark in ("$argon2id$", "api_key/"):
+    for mark in ("$argon2id$", "api_key/", "oauth_client/", token_hash(client.body["client_secret"])):
         assert [name for name, text in texts.items() if mark in text] == ["secrets"]
+    assert [name for name, text in texts.items() if token_hash(token.body["access_token"]) in text] == ["oauth_tokens"]

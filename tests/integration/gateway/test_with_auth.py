@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 
 import aiohttp
 import pytest
@@ -110,7 +111,7 @@ async def test_a_key_that_was_revoked_directly_at_the_gateway_stops_at_once(url:
 async def test_a_key_that_another_gateway_revoked_stops_within_a_second(
     url: str, mongod: str, database_prefix: str
 ) -> None:
-    """The key's record changes under a gateway that is not told."""
+    """The key's document changes under a gateway that is not told."""
     owner = {"Authorization": f"Bearer {BOOTSTRAP_KEY}"}
     async with aiohttp.ClientSession(url, headers=owner) as caller:
         async with caller.post("/api/v2/keys", json={"name": "ci", "permission": "read-only"}) as response:
@@ -119,8 +120,9 @@ async def test_a_key_that_another_gateway_revoked_stops_within_a_second(
         async with caller.get("/api/v1/project/123/sources", headers=key) as response:
             assert response.status == 200
         client = connect(mongod)
-        secrets = client[f"{database_prefix}auth"]["secrets"]
-        found = await secrets.update_one({"key_id": issued["id"]}, {"$set": {"revoked_at": "now"}})
+        keys = client[f"{database_prefix}auth"]["api_keys"]
+        now = datetime.now(UTC)
+        found = await keys.update_one({"_id": issued["id"]}, {"$set": {"state.revoked_at": now}})
         assert found.modified_count == 1
         revoked_at = time.monotonic()
         while True:
@@ -129,3 +131,83 @@ async def test_a_key_that_another_gateway_revoked_stops_within_a_second(
                     break
             assert time.monotonic() - revoked_at < 1.0
         client.close()
+
+
+async def test_a_key_near_its_end_says_so_on_every_response(url: str) -> None:
+    owner = {"Authorization": f"Bearer {BOOTSTRAP_KEY}"}
+    async with aiohttp.ClientSession(url, headers=owner) as caller:
+        async with caller.post("/api/v2/keys", json={"name": "ci", "expires_in_days": 5}) as response:
+            assert "X-DataSync-Key-Expires" not in response.headers
+            near = await response.json()
+        async with caller.post("/api/v2/keys", json={"name": "ci"}) as response:
+            far = await response.json()
+        for path, status in (
+            ("/api/v1/project/123/sources", 200),
+            ("/api/v1/project/7/sources", 200),
+            ("/v2/keys/x", 404),
+        ):
+            async with caller.get(path, headers={"Authorization": near["secret"]}) as response:
+                assert (response.status, response.headers["X-DataSync-Key-Expires"]) == (status, near["expires_at"])
+            async with caller.get(path, headers={"Authorization": far["secret"]}) as response:
+                assert (response.status, "X-DataSync-Key-Expires" in response.headers) == (status, False)
+        # The former secret of a rotated key ends with the overlap.
+        async with caller.post(f"/api/v2/keys/{far['id']}/rotate", json={"overlap_seconds": 600}) as response:
+            rotated = await response.json()
+            assert response.status == 200, rotated
+        async with caller.get("/v2/keys", headers={"Authorization": far["secret"]}) as response:
+            assert response.headers["X-DataSync-Key-Expires"] == rotated["previous_secret_valid_until"]
+            ends_in = datetime.fromisoformat(response.headers["X-DataSync-Key-Expires"]) - datetime.now(UTC)
+            assert timedelta(seconds=500) < ends_in < timedelta(seconds=601)
+        async with caller.get("/v2/keys", headers={"Authorization": rotated["secret"]}) as response:
+            assert (response.status, "X-DataSync-Key-Expires" in response.headers) == (200, False)
+
+
+async def test_an_oauth_client_works_with_its_token_until_it_is_revoked(
+    url: str, mongod: str, database_prefix: str
+) -> None:
+    """The client's document changes under a gateway that is not told."""
+    owner = {"Authorization": f"Bearer {BOOTSTRAP_KEY}"}
+    async with aiohttp.ClientSession(url) as caller:
+        body = {"name": "import", "scopes": ["sources:read"]}
+        async with caller.post("/api/v2/oauth/clients", json=body, headers=owner) as response:
+            client = await response.json()
+            assert response.status == 201, client
+        basic = {"Authorization": aiohttp.encode_basic_auth(client["client_id"], client["client_secret"])}
+        async with caller.post("/oauth/token", data={"grant_type": "client_credentials"}, headers=basic) as response:
+            granted = await response.json()
+            assert (response.status, response.headers["Cache-Control"]) == (200, "no-store")
+        token = {"Authorization": f"Bearer {granted['access_token']}"}
+        async with caller.get("/api/v1/project/123/sources", headers=token) as response:
+            principal = (await response.json())["principal"]
+            assert (principal["kind"], principal["subject"]) == ("oauth_client", client["client_id"])
+        async with caller.get("/api/v2/keys", headers=token) as response:
+            assert response.status == 403
+            challenge = 'Bearer realm="datasync", error="insufficient_scope", scope="keys:read"'
+            assert response.headers["WWW-Authenticate"] == challenge
+        mongo = connect(mongod)
+        clients = mongo[f"{database_prefix}auth"]["oauth_clients"]
+        revoked = {"$set": {"state.revoked_at": datetime.now(UTC)}}
+        assert (await clients.update_one({"_id": client["id"]}, revoked)).modified_count == 1
+        revoked_at = time.monotonic()
+        while True:
+            async with caller.get("/api/v1/project/123/sources", headers=token) as response:
+                if response.status == 401:
+                    assert response.headers["WWW-Authenticate"] == 'Bearer realm="datasync", error="invalid_token"'
+                    break
+            assert time.monotonic() - revoked_at < 1.0
+        async with caller.get("/api/v1/project/123/sources") as response:
+            assert response.headers["WWW-Authenticate"] == 'Bearer realm="datasync"'
+        async with caller.post("/oauth/token", data={"grant_type": "client_credentials"}, headers=basic) as response:
+            assert (response.status, (await response.json())["error"]) == (401, "invalid_client")
+            assert response.headers["WWW-Authenticate"] == 'Basic realm="datasync"'
+        mongo.close()
+
+
+async def test_the_token_endpoint_answers_in_its_own_shape_whoever_refuses(url: str) -> None:
+    async with aiohttp.ClientSession(url) as caller:
+        async with caller.get("/oauth/token") as response:
+            assert (response.status, response.headers["Allow"]) == (405, "POST")
+            assert set(await response.json()) == {"error", "error_description"}
+        async with caller.post("/oauth/token", data=b"x" * 2_000_000) as response:
+            assert response.status == 413
+            assert (await response.json())["error"] == "invalid_request"

@@ -1,0 +1,49 @@
+"""What a credential of a program may be allowed: scopes named ``<resource>:<right>``."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from libs.core.errors import FieldError, InvalidInput
+
+Permission = Literal["read-only", "read-write"]
+
+ALL_SCOPES = "*"
+RESOURCES = (
+    "data",
+    "destinations",
+    "ingest",
+    "jobs",
+    "keys",
+    "projects",
+    "sources",
+    "sync",
+    "usage",
+    "users",
+    "webhooks",
+)
+SCOPES = tuple(f"{resource}:{right}" for resource in RESOURCES for right in ("read", "write"))
+READ_SCOPES = tuple(scope for scope in SCOPES if scope.endswith(":read"))
+
+
+def granted_scopes(permission: Permission, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The scopes that a credential gets: those wanted, or by default all that its permission allows.
+
+    A read-only one never holds ``*`` nor a ``:write`` scope, so that the scopes alone tell what it may do.
+
+    Raises:
+        InvalidInput: an unknown scope, or one that a read-only credential can't hold.
+    """
+    allowed = READ_SCOPES if permission == "read-only" else (ALL_SCOPES, *SCOPES)
+    for index, scope in enumerate(wanted):
+        if scope not in (ALL_SCOPES, *SCOPES):
+            raise _invalid_scope(index, f"{scope[:64]!r} is not a scope; the scopes are {', '.join(SCOPES)}")
+        if scope not in allowed:
+            raise _invalid_scope(index, f"a read-only key can't hold the scope {scope}")
+    if wanted:
+        return tuple(dict.fromkeys(wanted))
+    return READ_SCOPES if permission == "read-only" else (ALL_SCOPES,)
+
+
+def _invalid_scope(index: int, message: str) -> InvalidInput:
+    field = f"scopes[{index}]"
+    return InvalidInput(f"{field}: {message}", errors=[FieldError(field, message, "invalid_scope")])

@@ -1,0 +1,30 @@
+"""What a caller may hand on: never more than it holds itself."""
+
+from collections.abc import Sequence
+
+from libs.contracts.auth import Plan
+from libs.core.errors import FieldError, Forbidden
+from libs.core.principal import Principal
+from services.auth.domain.scopes import ALL_SCOPES
+
+FIRST_PROJECT_ID = 123
+
+
+def refuse_more_than_own(caller: Principal, scopes: Sequence[str], developer_id: str | None) -> None:
+    """Raises ``Forbidden`` when a credential with these scopes could do what its issuer can't."""
+    if caller.developer_id is not None and developer_id != caller.developer_id:
+        message = "a credential that is bound to a developer can hand on that developer's records only"
+        raise Forbidden(message, code="insufficient_scope", errors=[FieldError("developer_id", message)])
+    if ALL_SCOPES in caller.scopes:
+        return
+    lacking = [scope for scope in scopes if scope not in caller.scopes]
+    if lacking:
+        message = f"your credential does not hold {', '.join(lacking)} and so can't grant it"
+        raise Forbidden(message, code="insufficient_scope", errors=[FieldError("scopes", message)])
+
+
+def require_right_to_plan(caller: Principal, plan: Plan) -> None:
+    """Raises ``Forbidden`` unless the caller may give this plan: the operators, who own the first project, give any."""
+    if plan != "standard" and caller.projects.get(FIRST_PROJECT_ID) != "owner":
+        message = f"the plan {plan} is given by the operator: an owner of project {FIRST_PROJECT_ID}, or API_KEY"
+        raise Forbidden(message, code="not_an_operator", errors=[FieldError("plan", message)])
