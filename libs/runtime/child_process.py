@@ -2,11 +2,13 @@
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import sys
 
 _PR_SET_PDEATHSIG = 1
+_PORTS_FOR_SERVERS = (12_000, 32_000)
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -22,11 +24,14 @@ def die_with_parent() -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nothing listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nothing listens on, below those that the kernel gives to outgoing connections.
+
+    One that the kernel picked itself could be given away again before the server that it is meant for listens.
+    """
+    while True:
+        port = random.randrange(*_PORTS_FOR_SERVERS)
+        if not port_is_taken(host, port):
+            return port
 
 
 def port_is_taken(host: str, port: int) -> bool:
