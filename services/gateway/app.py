@@ -31,7 +31,11 @@ async def start(context: ServiceContext[GatewaySettings]) -> AsyncIterator[Seque
     """Open the connections to the services behind."""
     settings = context.settings
     async with AsyncExitStack() as stack:
-        upstream = Upstream({service: settings.url_of(service) for service in FORWARDED_TO}, settings.server_timeout)
+        upstream = Upstream(
+            {service: settings.url_of(service) for service in FORWARDED_TO},
+            settings.server_timeout,
+            lambda: context.health.stopping,
+        )
         stack.callback(upstream.close)
         credentials = Credentials(context.internal)
         stack.push_async_callback(credentials.close)

@@ -5,7 +5,7 @@ The only module that knows how the gateway talks to services.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -22,6 +22,7 @@ from services.gateway.routes import Target
 
 BODY_IDLE_SECONDS = 30.0
 BUFFERED_BYTES_MAX = 64 * 1024
+WATCH_SECONDS = 0.5
 
 _HOP_BY_HOP = frozenset(
     {
@@ -51,9 +52,13 @@ class Upstream:
     Args:
         urls: where each service listens.
         timeout_seconds: until an answer begins, where the target says nothing else.
+        is_stopping: whether event streams have to end, because the gateway does.
     """
 
-    def __init__(self, urls: Mapping[str, str], timeout_seconds: float) -> None:
+    def __init__(
+        self, urls: Mapping[str, str], timeout_seconds: float, is_stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._is_stopping = is_stopping
         self._timeout_seconds = timeout_seconds
         self._connections = {service: Connections(url) for service, url in urls.items()}
         self._breakers = {service: Breaker(time.monotonic) for service in urls}
@@ -88,7 +93,8 @@ class Upstream:
             raise
         breaker.connected()
         async with exchange:
-            return await _answer(request, exchange)
+            with _Watch(request, exchange, self._is_stopping):
+                return await _answer(request, exchange)
 
     async def _send(self, request: web.Request, target: Target, headers: CIMultiDict[str]) -> Exchange:
         timeout_seconds = target.timeout_seconds or self._timeout_seconds
@@ -226,6 +232,34 @@ async def _answer(request: web.Request, exchange: Exchange) -> web.StreamRespons
         raise ConnectionResetError("the service broke off its answer") from None
     await answer.write_eof()
     return answer
+
+
+class _Watch:
+    """Breaks an event stream off once its listener has gone or the gateway stops: no event may come to show either."""
+
+    def __init__(self, request: web.Request, exchange: Exchange, is_stopping: Callable[[], bool]) -> None:
+        self._request = request
+        self._exchange = exchange
+        self._is_stopping = is_stopping
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        if any(name.lower() == b"content-type" and b"event-stream" in value for name, value in self._exchange.headers):
+            self._wait()
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wait(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._look)
+
+    def _look(self) -> None:
+        transport = self._request.transport
+        if self._is_stopping() or transport is None or transport.is_closing():
+            self._exchange.fail(BrokenOff("nobody listens any more"))
+        else:
+            self._wait()
 
 
 def _answered_headers(exchange: Exchange) -> CIMultiDict[str]:
