@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from libs.core.scopes import SCOPES
 from libs.runtime.http_errors import PROBLEM, family_of
 
 Json = dict[str, Any]
@@ -239,7 +240,8 @@ def part_of(routes: Iterable[web.AbstractRouteDef], public_paths: Collection[str
         writer = _Writer(route, schemas, responses, is_public=route.path in public_paths, is_served=is_served)
         paths.setdefault(template_of(route.path), {})[route.method.lower()] = writer.operation()
     tags = [{"name": name} for name in dict.fromkeys(route.operation.tag for route in described)]
-    return {"paths": paths, "components": {"schemas": schemas.definitions, "responses": responses}, "tags": tags}
+    named = schemas.used_by([paths, responses])
+    return {"paths": paths, "components": {"schemas": named, "responses": responses}, "tags": tags}
 
 
 def merged(parts: Sequence[Json], *, version: str) -> Json:
@@ -297,10 +299,7 @@ _OAUTH2: Json = {
     "flows": {
         "clientCredentials": {
             "tokenUrl": "/oauth/token",
-            "scopes": {
-                "sync:read": "Read developer sync records.",
-                "sync:write": "Write developer sync records.",
-            },
+            "scopes": {scope: "To {1} {0}.".format(*scope.split(":")) for scope in SCOPES},
         }
     },
 }
@@ -314,10 +313,15 @@ _RESPONSE_HEADERS: Mapping[str, Json] = {
     "Set-Cookie": {"schema": {"type": "string"}, "description": "The session."},
     "Content-Disposition": {"schema": {"type": "string"}, "description": "The file's name."},
     "Content-Range": {"schema": {"type": "string"}, "description": "Which part this is (RFC 9110 section 14.4)."},
+    "X-DataSync-Key-Expires": {
+        "schema": {"type": "string", "format": "date-time"},
+        "description": "When the API key that was sent ends, in its last seven days: rotate it.",
+    },
     "X-RateLimit-Limit": {"schema": {"type": "integer"}, "description": "Requests in a window."},
     "X-RateLimit-Remaining": {"schema": {"type": "integer"}, "description": "Requests left in this window."},
     "X-RateLimit-Reset": {"schema": {"type": "integer"}, "description": "When the next window begins, epoch seconds."},
 }
+_RESPONSE_HEADERS_OF_KEYS = ("X-DataSync-Key-Expires",)
 _RATE_LIMIT_HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 
 
@@ -341,6 +345,17 @@ class _Schemas:
         resolved: Json = self.definitions[name] if name else schema
         return resolved
 
+    def used_by(self, node: Any) -> Json:
+        """The definitions that something refers to, directly or through another."""
+        used: set[str] = set()
+        waiting = _referred_to(node)
+        while waiting:
+            name = waiting.pop()
+            if name not in used:
+                used.add(name)
+                waiting |= _referred_to(self.definitions[name])
+        return {name: schema for name, schema in self.definitions.items() if name in used}
+
     def example(self, schema: Json) -> Any:
         """The first example that the schema gives, or one made of those that its parts give."""
         schema = self.resolved(schema)
@@ -350,8 +365,9 @@ class _Schemas:
         for key in ("const", "default"):
             if key in schema:
                 return schema[key]
-        if "anyOf" in schema:
-            return self.example(schema["anyOf"][0])
+        for key in ("anyOf", "oneOf"):
+            if key in schema:
+                return self.example(schema[key][0])
         match schema.get("type"):
             case "object":
                 return self._object_example(schema)
@@ -503,11 +519,23 @@ class _Writer:
 
     def _headers(self, *, required: Sequence[str], possible: Sequence[str] = ()) -> Json:
         always = ("X-Request-Id", *required)
-        limits = _RATE_LIMIT_HEADERS if self.is_served else ()
-        optional = [name for name in (*possible, *limits) if name not in always]
+        served = (*_RATE_LIMIT_HEADERS, *_RESPONSE_HEADERS_OF_KEYS) if self.is_served else ()
+        optional = [name for name in (*possible, *served) if name not in always]
         return {name: {**_RESPONSE_HEADERS[name], "required": True} for name in always} | {
             name: dict(_RESPONSE_HEADERS[name]) for name in optional
         }
+
+
+def _referred_to(node: Any) -> set[str]:
+    match node:
+        case dict():
+            own = {str(node["$ref"]).removeprefix(COMPONENTS)} if "$ref" in node else set()
+            found = own.union(*map(_referred_to, node.values()))
+        case list():
+            found = set().union(*map(_referred_to, node))
+        case _:
+            found = set()
+    return {name for name in found if "/" not in name}
 
 
 def _enveloped(schema: Json) -> Json:

@@ -170,6 +170,7 @@ class RunningService(Generic[SettingsT]):
 
     base_url: str
     context: ServiceContext[SettingsT]
+    app: web.Application
 
 
 @asynccontextmanager
@@ -188,7 +189,7 @@ async def running_service(
         stack.push_async_callback(context.tasks.close)
         stack.callback(context.health.stop)
         log.info("service_started", service=definition.name, port=port)
-        yield RunningService(f"http://{settings.host}:{port}", context)
+        yield RunningService(f"http://{settings.host}:{port}", context, app)
         context.health.stop()
         log.info("service_stopping", service=definition.name)
 
