@@ -101,6 +101,7 @@ class Catalog:
     def __init__(self) -> None:
         self.received_bytes = 0
         self.sent_bytes = 0
+        self.listener: asyncio.BaseTransport | None = None
         self.go_on = asyncio.Event()
         project = "/api/v1/project/{projectid}"
         self.backend = Backend(
@@ -132,6 +133,7 @@ class Catalog:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """One event now, the next when the test says so."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        self.listener = request.transport
         await response.prepare(request)
         await response.write(b"data: 1\n\n")
         await self.go_on.wait()

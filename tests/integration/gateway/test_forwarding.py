@@ -162,6 +162,17 @@ async def test_events_arrive_one_by_one_while_the_answer_goes_on(suite: Suite, c
         assert await response.content.read() == b"data: 2\n\n"
 
 
+async def test_a_listener_who_leaves_is_gone_from_the_service_too(suite: Suite, client: aiohttp.ClientSession) -> None:
+    """Though no event comes that would find nobody."""
+    response = await client.get(f"{SOURCES}/events")
+    assert await response.content.readuntil(b"\n\n") == b"data: 1\n\n"
+    assert suite.catalog.listener is not None
+    assert not suite.catalog.listener.is_closing()
+    response.close()
+    while not suite.catalog.listener.is_closing():
+        await asyncio.sleep(0.01)
+
+
 async def test_a_body_reaches_the_service_while_it_is_still_being_sent(
     suite: Suite, client: aiohttp.ClientSession
 ) -> None:
