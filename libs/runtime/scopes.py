@@ -10,8 +10,8 @@ from typing import Literal
 
 from libs.core.errors import Forbidden, InsufficientScope
 from libs.core.principal import Principal
+from libs.core.scopes import ALL_SCOPES
 
-ALL_SCOPES = "*"
 ANY = ""
 """The resource of what every valid credential may call."""
 

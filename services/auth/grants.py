@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from libs.contracts.auth import Plan
 from libs.core.errors import FieldError, Forbidden
 from libs.core.principal import Principal
-from services.auth.domain.scopes import ALL_SCOPES
+from libs.core.scopes import ALL_SCOPES
 
 FIRST_PROJECT_ID = 123
 

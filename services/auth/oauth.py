@@ -19,11 +19,12 @@ from libs.core.envelope import Metadata
 from libs.core.errors import FixRequest, InvalidInput, Unauthenticated
 from libs.core.ids import uuid7
 from libs.core.principal import Principal
+from libs.core.scopes import ALL_SCOPES, SCOPES
 from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey, Work
 from libs.runtime.documents import Documents
 from libs.runtime.event_store import SideWrite
 from services.auth.domain.oauth_client import OAUTH_CLIENT, IssueOauthClient, OauthClient, RevokeOauthClient
-from services.auth.domain.scopes import ALL_SCOPES, SCOPES, granted_scopes
+from services.auth.domain.scopes import granted_scopes
 from services.auth.grants import refuse_more_than_own, require_right_to_plan
 from services.auth.queries import OAUTH_TOKENS, SECRETS, client_secret_id
 from services.auth.throttle import LoginThrottle

@@ -4,25 +4,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from libs.core.errors import FieldError, InvalidInput
+from libs.core.scopes import ALL_SCOPES, READ_SCOPES, SCOPES
 
 Permission = Literal["read-only", "read-write"]
-
-ALL_SCOPES = "*"
-RESOURCES = (
-    "data",
-    "destinations",
-    "ingest",
-    "jobs",
-    "keys",
-    "projects",
-    "sources",
-    "sync",
-    "usage",
-    "users",
-    "webhooks",
-)
-SCOPES = tuple(f"{resource}:{right}" for resource in RESOURCES for right in ("read", "write"))
-READ_SCOPES = tuple(scope for scope in SCOPES if scope.endswith(":read"))
 
 
 def granted_scopes(permission: Permission, wanted: Sequence[str]) -> tuple[str, ...]:

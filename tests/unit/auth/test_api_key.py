@@ -7,6 +7,7 @@ import pytest
 from libs.contracts.auth import ApiKeyExpiring, ApiKeyIssued, ApiKeyRenamed, ApiKeyRevoked, ApiKeyRotated
 from libs.core.envelope import Event
 from libs.core.errors import Conflict, InvalidInput, NotFound
+from libs.core.scopes import READ_SCOPES
 from libs.testing.given import MOMENT, given
 from services.auth.domain.api_key import (
     API_KEY,
@@ -17,7 +18,7 @@ from services.auth.domain.api_key import (
     RevokeApiKey,
     RotateApiKey,
 )
-from services.auth.domain.scopes import READ_SCOPES, Permission, granted_scopes
+from services.auth.domain.scopes import Permission, granted_scopes
 
 EXPIRY = datetime(2026, 4, 1, tzinfo=UTC)
 ISSUED = ApiKeyIssued(
