@@ -302,6 +302,11 @@ class EventStore:
         while True:
             try:
                 return self._attempt(batch, deadline)
+            except (DecisionOutdated, OffsetMoved):
+                # An attempt whose result was lost may have committed: then it is what this one met.
+                if batch.attempted and (position := self._position_if_committed(batch)) is not None:
+                    return position
+                raise
             except PyMongoError as error:
                 duplicate = duplicate_key_of(error)
                 if duplicate is not None:
@@ -417,7 +422,10 @@ class EventStore:
         if not batch.events:
             return None
         events = self.sync_database["events"].with_options(read_concern=MAJORITY)
-        first = events.find_one({"_id": batch.events[0].id}, {"position": 1})
+        try:
+            first = events.find_one({"_id": batch.events[0].id}, {"position": 1})
+        except PyMongoError as error:
+            raise self._unknown_or_unavailable(batch) from error
         return None if first is None else int(first["position"]) - 1
 
     def _unknown_or_unavailable(self, batch: Batch) -> RetryLater:

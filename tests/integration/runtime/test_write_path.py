@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -187,6 +188,28 @@ async def test_a_batch_whose_commit_result_was_lost_is_recognised_and_not_writte
     batch = await _batch_making(service, "1", "lamp")
     loop = asyncio.get_running_loop()
     first = await loop.run_in_executor(None, service.store.commit_blocking, batch)
+    again = await loop.run_in_executor(None, service.store.commit_blocking, batch)
+    assert (first, again) == (0, 0)
+    assert await positions(service) == [1]
+
+
+async def test_a_lost_commit_result_is_recognised_behind_a_moved_offset_too(service: Service) -> None:
+    """The consumer's step shares the batch with a command, and is what the second attempt meets first."""
+    batch = await _batch_making(service, "1", "lamp")
+    batch.offsets.append(OffsetMove("topic", 0, 0, 5, 5, "store"))
+    loop = asyncio.get_running_loop()
+    first = await loop.run_in_executor(None, service.store.commit_blocking, batch)
+    again = await loop.run_in_executor(None, service.store.commit_blocking, batch)
+    assert (first, again) == (0, 0)
+    assert await positions(service) == [1]
+
+
+async def test_a_lost_commit_result_is_recognised_after_a_swap_too(service: Service) -> None:
+    batch = await _batch_making(service, "1", "lamp")
+    loop = asyncio.get_running_loop()
+    first = await loop.run_in_executor(None, service.store.commit_blocking, batch)
+    swap = partial(service.store.swap_blocking, {"things": "things_rebuilt"}, lambda session, head: None)
+    await loop.run_in_executor(None, swap)
     again = await loop.run_in_executor(None, service.store.commit_blocking, batch)
     assert (first, again) == (0, 0)
     assert await positions(service) == [1]
