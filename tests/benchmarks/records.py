@@ -63,6 +63,7 @@ MILLION = 1_000_000
 LOADED_TOGETHER = 5_000
 ASKED = 200
 PROJECT = 123
+SETTINGS = {"LOG_LEVEL": "WARNING", "RATE_LIMIT_SYNC_PER_MINUTE": str(10**9)}
 PACKAGES = ("fastapi==0.165.0", "uvicorn[standard]==0.54.0", "motor==3.7.1", "pymongo==4.20.0")
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".cache" / "fastapi-0.165.0"
 
@@ -88,7 +89,7 @@ class _Side:
 
 async def _rates() -> list[Result]:
     python = await asyncio.to_thread(_environment)
-    with Suite(environment={"LOG_LEVEL": "WARNING"}) as suite, _baseline(python, suite.mongodb_url) as port:
+    with Suite(environment=SETTINGS) as suite, _baseline(python, suite.mongodb_url) as port:
         sides = [_Side(suite.port, f"Authorization: Bearer {suite.api_key}\r\n", []), _Side(port, "", [])]
         for side in sides:
             await _preload(side)
