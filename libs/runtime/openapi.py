@@ -320,9 +320,17 @@ _RESPONSE_HEADERS: Mapping[str, Json] = {
     "X-RateLimit-Limit": {"schema": {"type": "integer"}, "description": "Requests in a window."},
     "X-RateLimit-Remaining": {"schema": {"type": "integer"}, "description": "Requests left in this window."},
     "X-RateLimit-Reset": {"schema": {"type": "integer"}, "description": "When the next window begins, epoch seconds."},
+    "RateLimit": {"schema": {"type": "string"}, "description": "What is left of the policy, and for how long."},
+    "RateLimit-Policy": {"schema": {"type": "string"}, "description": "The policy that the request counts under."},
 }
 _RESPONSE_HEADERS_OF_KEYS = ("X-DataSync-Key-Expires",)
-_RATE_LIMIT_HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
+_RATE_LIMIT_HEADERS = (
+    "X-RateLimit-Limit",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+    "RateLimit",
+    "RateLimit-Policy",
+)
 
 
 class _Schemas:
