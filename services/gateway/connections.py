@@ -351,7 +351,7 @@ class Exchange:
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser; what comes after the head is a trailer, which nobody asked for."""
         if self._framing == "none":
-            self.headers.append((name, value))
+            self.headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""

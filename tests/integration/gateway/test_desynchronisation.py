@@ -1,0 +1,17 @@
+"""No answer ever reaches another than it was meant for."""
+
+import random
+
+from tests.integration.gateway.desynchronisation import fuzz
+
+REQUESTS = 50_000
+"""About 40 seconds on two cores; ``python -m tests.benchmarks.desynchronisation 1000000`` sends a million."""
+
+
+async def test_nobody_gets_an_answer_that_was_meant_for_somebody_else() -> None:
+    """Two tenants, every shape of request and answer, callers and services that hang up at any point."""
+    seed = random.randrange(1 << 32)
+    report = await fuzz(REQUESTS, seed)
+    assert report.wrong == [], f"seed {seed}"
+    assert report.outcomes["answered"] > REQUESTS / 2, f"seed {seed}: {report.outcomes}"
+    assert report.outcomes["hung up"] > REQUESTS / 10
