@@ -8,7 +8,8 @@ from libs.core.errors import Forbidden
 METHODS = "GET, POST, PUT, PATCH, DELETE, OPTIONS"
 REQUEST_HEADERS = (
     "Origin, Content-Type, Accept, Authorization, X-Requested-With, X-Request-Id, Idempotency-Key, If-Match, "
-    "If-None-Match, Range, Last-Event-ID, traceparent, tracestate"
+    "If-None-Match, Range, Last-Event-ID, traceparent, tracestate, "
+    "X-Project-Id"
 )
 RESPONSE_HEADERS = (
     "X-Request-Id, ETag, Location, Retry-After, Allow, Content-Disposition, WWW-Authenticate, RateLimit, "

@@ -1,6 +1,7 @@
 """The routes of ``/api/v1/sync/records``: single records, lists, batches, histories and the change feed."""
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC
@@ -11,7 +12,7 @@ from aiohttp import web
 from pydantic import Field
 
 from libs.core.errors import FieldError, Forbidden, InvalidInput
-from libs.runtime.command_handler import Entity
+from libs.runtime.command_handler import Entity, IdempotencyKey
 from libs.runtime.http import (
     dump,
     idempotency_of,
@@ -125,7 +126,7 @@ class RecordRoutes:
     async def create(self, request: web.Request) -> web.StreamResponse:
         caller = _writer(request)
         command = await read_creation(request)
-        created = await self.records.create(caller, command, idempotency_of(request))
+        created = await self.records.create(caller, command, _idempotency(request, caller))
         answer = _shown(created, 201)
         answer.headers["Location"] = f"{RECORDS}/{created.id}"
         return answer
@@ -161,7 +162,7 @@ class RecordRoutes:
         """Up to 1,000 operations, each answered by itself: the batch as a whole is not atomic."""
         caller = _writer(request)
         operations = await read_operations(request)
-        results = await self.records.batch(caller, operations, idempotency_of(request))
+        results = await self.records.batch(caller, operations, _idempotency(request, caller))
         shown = [
             result_view(result, _success_of(operation)) for operation, result in zip(operations, results, strict=True)
         ]
@@ -247,6 +248,14 @@ def _reader(request: web.Request) -> Caller:
 
 def _writer(request: web.Request) -> Caller:
     return _caller(request, "sync:write")
+
+
+def _idempotency(request: web.Request, caller: Caller) -> IdempotencyKey | None:
+    """The request's Idempotency-Key; what its path does not say, the project, makes another request of it."""
+    key = idempotency_of(request)
+    if key is None:
+        return None
+    return replace(key, id=hashlib.sha256(f"{key.id}/{caller.project_id}".encode()).hexdigest())
 
 
 def _caller(request: web.Request, scope: str) -> Caller:

@@ -16,7 +16,7 @@ JsonObject = dict[str, Any]
 
 
 def record_view(entity: Entity[Record]) -> JsonObject:
-    """The seed's object, all fields."""
+    """A record as the API shows it, all fields."""
     return stored_view(entity.id, vars(entity.state))
 
 

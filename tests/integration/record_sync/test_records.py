@@ -1,4 +1,4 @@
-"""Developer sync records as their specification tells them: every route, field, constraint and row of the error table."""
+"""Developer sync records as specified: every route, field, constraint and row of the error table."""
 
 import asyncio
 from typing import Any
@@ -246,6 +246,11 @@ async def test_somebody_with_several_projects_names_one(service: RecordService) 
     for project, total in ((service.project, 1), (other.project, 0)):
         found = await service.request("GET", principal=both, headers={"X-Project-Id": str(project)})
         assert found.ok()["total"] == total
+    for project in (service.project, other.project):
+        headers = {"X-Project-Id": str(project), "Idempotency-Key": f"once-{service.project}"}
+        created = await service.request("POST", body=record_body("k"), principal=both, headers=headers)
+        listed = await service.request("GET", principal=both, headers={"X-Project-Id": str(project)})
+        assert listed.ok()["data"][0] == created.created()
     foreign = await service.request("GET", principal=both, headers={"X-Project-Id": "1"})
     assert foreign.status == 403
 
