@@ -40,7 +40,11 @@ class RecordQueries:
         offset: int,
         limit: int,
     ) -> Page:
-        """Some records of a list and how many it has, both of the same moment."""
+        """Some records of a list and how many it has, both of the same moment.
+
+        Newest first is the order of the commits: as one instance writes, that is falling ``created_at``, then ``id``;
+        the clocks of several instances may differ by what they are apart.
+        """
         values = zip(_FILTERS, (developer_id, resource_type, status), strict=True)
         criteria = {"project_id": project_id} | {field: value for field, value in values if value is not None}
         name = list_name(project_id, developer_id, resource_type, status)

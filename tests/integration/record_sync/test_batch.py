@@ -57,6 +57,7 @@ async def test_a_thousand_records_in_one_call_keep_their_order_and_numbers(servi
     listed = await service.list(limit=100, page=3)
     assert listed["total"] == 1000
     assert [item["resourceKey"] for item in listed["data"]] == [str(number) for number in range(799, 699, -1)]
+    assert sorted(listed["data"], key=lambda item: (item["createdAt"], item["id"]), reverse=True) == listed["data"]
 
 
 async def test_a_key_that_is_freed_can_be_taken_in_the_same_batch(service: RecordService) -> None:
