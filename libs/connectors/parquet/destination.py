@@ -118,7 +118,7 @@ class ParquetRun:
             raise ConnectorRefused(f"{table.plan.stream} has two columns of one name")
 
     async def write(self, table: Table, progress: Progress) -> Written:
-        staging = self._staging / f"{_key(table.plan.target).replace('/', '.')}-{uuid.uuid4().hex[:8]}"
+        staging = self._staging / uuid.uuid4().hex
         with _named_errors(self._root):
             await asyncio.to_thread(_make_folder, staging)
             try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from libs.core.errors import DataSyncError
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 RETRY_PAUSE_SECONDS = 1.0
+KEEPALIVE_IDLE_SECONDS = 30
+KEEPALIVE_INTERVAL_SECONDS = 10
+KEEPALIVE_PROBES_MAX = 3
 
 # One rendering of every value on both ends, and no time-out that would end a long copy.
 SESSION_SETTINGS = {
@@ -60,7 +64,7 @@ async def connect(config: PostgresConfig, *, application_name: str, retries: int
 async def _connect_once(config: PostgresConfig, application_name: str) -> "Connection[Any]":
     settings = SESSION_SETTINGS | {"application_name": application_name} | _parameters(config)
     try:
-        return await asyncpg.connect(
+        connection = await asyncpg.connect(
             host=config.host,
             port=config.port,
             user=config.username,
@@ -73,6 +77,22 @@ async def _connect_once(config: PostgresConfig, application_name: str) -> "Conne
         )
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
         raise connecting_failed(error, config) from None
+    _probe_when_silent(connection)
+    return connection
+
+
+def _probe_when_silent(connection: "Connection[Any]") -> None:
+    """Notice a server that vanished without a word, which a copy would wait for without end."""
+    # asyncpg offers no other way to its socket.
+    probed: socket.socket = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+    probed.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE_SECONDS),
+        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_SECONDS),
+        ("TCP_KEEPCNT", KEEPALIVE_PROBES_MAX),
+    ):
+        if hasattr(socket, option):
+            probed.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def connecting_failed(error: BaseException, config: PostgresConfig) -> DataSyncError:
@@ -160,6 +180,9 @@ def libpq_uri(config: PostgresConfig, application_name: str) -> Iterator[str]:
         parameters = {
             "sslmode": config.ssl.mode,
             "connect_timeout": f"{CONNECT_TIMEOUT_SECONDS:g}",
+            "keepalives_idle": str(KEEPALIVE_IDLE_SECONDS),
+            "keepalives_interval": str(KEEPALIVE_INTERVAL_SECONDS),
+            "keepalives_count": str(KEEPALIVE_PROBES_MAX),
             "application_name": application_name,
             "options": _options(SESSION_SETTINGS | _parameters(config)),
         }

@@ -13,7 +13,7 @@ from typing import Any
 
 import asyncpg
 
-from libs.connectors.postgres.config import PostgresDestinationConfig
+from libs.connectors.postgres.config import CONNECTION_PARAMETERS, PostgresDestinationConfig
 from libs.connectors.postgres.connection import connect, failure, literal, quoted, translated
 from libs.connectors.postgres.copying import copy_part
 from libs.connectors.postgres.source import PostgresTable, close
@@ -25,6 +25,7 @@ from libs.connectors.protocol import (
     ConnectorUnavailable,
     Progress,
     RunContext,
+    StreamName,
     StreamPlan,
     Table,
     Target,
@@ -71,13 +72,14 @@ class PostgresRun:
         application_name: str,
         stack: contextlib.AsyncExitStack,
     ) -> None:
-        self._config = config
+        self._config = _without_own_name(config)
         self._context = context
         self._application_name = application_name
         self._stack = stack
         self._state = State(config.default_schema or DEFAULT_SCHEMA)
         self._control: asyncpg.Connection[Any] | None = None
         self._idle: list[asyncpg.Connection[Any]] = []
+        self._owners: dict[Target, StreamName] = {}
 
     async def take_epoch(self) -> None:
         """Enter the epoch, end older writers of the job, drop what they staged."""
@@ -105,6 +107,11 @@ class PostgresRun:
                 raise ConnectorRefused(f"{name!r} is not a possible name in PostgreSQL (1 to 63 bytes)")
         if target.table.startswith("_datasync_"):
             raise ConnectorRefused(f"{target}: names that begin with _datasync_ are DataSync's own")
+        other = self._owners.setdefault(target, table.plan.stream)
+        if other != table.plan.stream:
+            raise ConnectorRefused(
+                f"the streams {other} and {table.plan.stream} both go to {target}", code="target_shared"
+            )
         with translated(f"the destination's table {target}"):
             connection = await self._controlling()
             for column in pg_table.columns:
@@ -114,12 +121,7 @@ class PostgresRun:
                 return
             if existing["relkind"] not in (b"r", b"p"):
                 raise ConnectorRefused(f"the destination has {target}, which is not a table")
-            if not await self._state.is_ours(connection, target) and await _has_rows(connection, target):
-                raise ConnectorRefused(
-                    f"the destination has a table {target} with rows that DataSync did not write: "
-                    "empty it, drop it or choose another destination table",
-                    code="table_not_ours",
-                )
+            await self._refuse_rows_of_others(connection, target)
             if await _built_on(connection, existing):
                 await self._refuse_other_columns(connection, pg_table, target)
 
@@ -186,6 +188,14 @@ class PostgresRun:
                 f"{table.plan.stream}: column {column!r} is of type {held.sql}, which the destination does not have; "
                 f"create the type {innermost.schema}.{innermost.name} there or leave the column out",
                 code="type_not_held",
+            )
+
+    async def _refuse_rows_of_others(self, connection: "asyncpg.Connection[Any]", target: Target) -> None:
+        if not await self._state.is_ours(connection, target) and await _has_rows(connection, target):
+            raise ConnectorRefused(
+                f"the destination has a table {target} with rows that DataSync did not write: "
+                "empty it, drop it or choose another destination table",
+                code="table_not_ours",
             )
 
     async def _refuse_other_columns(
@@ -328,6 +338,10 @@ class PostgresRun:
     ) -> None:
         name, staged = quoted(target.namespace, target.table), quoted(*staging)
         existing = await _existing(connection, target)
+        if existing is not None:
+            # Somebody may have made or filled the table while the rows were copied; nobody can from here on.
+            await connection.execute(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
+            await self._refuse_rows_of_others(connection, target)
         if existing is not None and await _built_on(connection, existing):
             columns = ", ".join(quoted(column.name) for column in table.columns)
             await connection.execute(f"TRUNCATE {name}")
@@ -336,7 +350,6 @@ class PostgresRun:
             return
         grants = []
         if existing is not None:
-            await connection.execute(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
             grants = await _grants(connection, target)
             await connection.execute(f"DROP TABLE {name}")
         await connection.execute(f"ALTER TABLE {staged} RENAME TO {quoted(target.table)}")
@@ -361,6 +374,16 @@ class PostgresRun:
         await connection.execute(f"SET lock_timeout = '{STAGING_LOCK_TIMEOUT_SECONDS}s'")
         await connection.execute(f"DROP TABLE IF EXISTS {quoted(*staging)}")
         await connection.execute("SET lock_timeout = 0")
+
+
+def _without_own_name(config: PostgresDestinationConfig) -> PostgresDestinationConfig:
+    """Sessions that write bear our name, by which the next epoch finds and ends them."""
+    kept = {
+        name: value
+        for name, value in config.jdbc_url_params.items()
+        if CONNECTION_PARAMETERS[name] != "application_name"
+    }
+    return config.model_copy(update={"jdbc_url_params": kept})
 
 
 def _staging_prefix(job_id: int) -> str:

@@ -18,6 +18,8 @@ from cryptography.x509.oid import NameOID
 
 from libs.connectors import registry
 from libs.connectors.addresses import is_refused
+from libs.connectors.postgres.config import PostgresSourceConfig
+from libs.connectors.postgres.connection import connect
 from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Source
 from libs.core.errors import DataSyncError
 from tests.integration.connectors.moving import EVERY_TYPE, Lake, Server, move, plan_of
@@ -60,6 +62,18 @@ async def test_a_refused_connection_says_so(source: Server, unused_tcp_port: int
 
 async def test_an_unknown_host_says_so(source: Server) -> None:
     assert "nowhere.invalid is not known" in (await _refusal(source.config | {"host": "nowhere.invalid"})).message
+
+
+async def test_a_server_that_vanishes_without_a_word_is_noticed(source: Server) -> None:
+    """The operating system probes connections on which nothing comes."""
+    config = PostgresSourceConfig.model_validate(source.config)
+    connection = await connect(config, application_name="test")
+    try:
+        opened = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+        assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
+    finally:
+        await connection.close()
 
 
 async def test_a_host_that_hangs_is_given_up_in_time(source: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from libs.connectors import registry
 from libs.connectors.parquet.log import Log
-from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Fenced
+from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Fenced, StreamName, StreamPlan, Target
 from tests.integration.connectors.moving import (
     BEYOND_PARQUET,
     EVERY_TYPE,
@@ -212,6 +212,15 @@ async def test_names_that_no_folder_can_have_are_encoded(source: Server, lake: L
     await source.execute('CREATE TABLE "../a/b" AS SELECT 1 AS id')
     await move(source, lake, plan_of("../a/b"))
     assert [row["id"] for row in lake.rows("public/%2E.%2Fa%2Fb")] == [1]
+
+
+async def test_the_longest_names_of_all_fit(source: Server, lake: Lake) -> None:
+    """63 bytes each, which become 183 when they are encoded."""
+    name = "é-" * 21
+    await source.execute(f'CREATE SCHEMA "{name}"; CREATE TABLE "{name}"."{name}" AS SELECT 1 AS id')
+    written = await move(source, lake, StreamPlan(StreamName(name, name), Target(name, name), None))
+    assert written.rows == 1
+    assert [path.parent.parent.parent for path in lake.path.glob("%*/%*/*.parquet")] == [lake.path]
 
 
 async def test_a_directory_that_can_not_be_made_is_refused(source: Server, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from libs.connectors import registry
-from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Fenced
+from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Fenced, StreamName, StreamPlan, Target
 from libs.core.errors import DataSyncError
 from tests.integration.connectors.moving import (
     BEYOND_PARQUET,
@@ -141,6 +141,27 @@ async def test_a_table_with_rows_of_somebody_else_is_not_touched(source: Server,
     assert await destination.rows("t") == ["(42)"]
 
 
+@pytest.mark.parametrize(
+    "before", ["SELECT", "CREATE TABLE t (id int)", "CREATE TABLE t (id int); CREATE INDEX ON t (id)"]
+)
+async def test_rows_that_somebody_else_wrote_meanwhile_are_not_touched(
+    source: Server, destination: Server, before: str
+) -> None:
+    await source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    await destination.execute(before)
+    async with (
+        registry.open_source("postgres", source.config).snapshot() as snapshot,
+        destination.destination().open(context_of()) as run,
+    ):
+        table = await snapshot.table(plan_of("t"))
+        await run.prepare(table)
+        await destination.execute("CREATE TABLE IF NOT EXISTS t (id int); INSERT INTO t VALUES (42)")
+        with pytest.raises(ConnectorRefused, match="rows that DataSync did not write"):
+            await run.write(table, Counts())
+    assert await destination.rows("t") == ["(42)"]
+    assert await destination.tables() == ["public.t"]
+
+
 async def test_a_type_that_the_destination_lacks_is_refused_by_name(source: Server, destination: Server) -> None:
     await source.execute("CREATE TYPE point3 AS (x int, y int, z int); CREATE TABLE t (id int, place point3)")
     with pytest.raises(ConnectorRefused, match="column 'place' is of type point3"):
@@ -200,6 +221,17 @@ async def test_a_paused_writer_holding_locks_does_not_stop_the_next(source: Serv
         async with asyncio.timeout(20):
             written = await move(source, destination, plan_of("t"), context_of("run-2", 2))
     assert written.rows == 1
+
+
+async def test_a_writers_session_can_be_told_whatever_name_the_configuration_gives_it(
+    source: Server, destination: Server
+) -> None:
+    """A paused one is found by its name, so that its locks end with it."""
+    await source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    destination.overrides["jdbc_url_params"] = {"ApplicationName": "reports"}
+    async with destination.destination().open(context_of("run-1", 1)):
+        named = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'datasync write job 1 epoch 1'"
+        assert await destination.value(named) == 1
 
 
 async def test_a_resumed_run_knows_what_it_has_committed(source: Server, destination: Server) -> None:
@@ -285,6 +317,21 @@ async def test_a_default_schema_takes_every_table(source: Server, destination: S
     destination.overrides["default_schema"] = 'odd "schema'
     assert (await move(source, destination)).verified is True
     assert 'odd "schema.everything' in await destination.tables()
+
+
+async def test_two_streams_that_a_default_schema_brings_together_are_refused(
+    source: Server, destination: Server
+) -> None:
+    await source.execute("CREATE SCHEMA a; CREATE TABLE a.t AS SELECT 1 AS id; CREATE TABLE t AS SELECT 2 AS id")
+    destination.overrides["default_schema"] = "all_of_it"
+    async with (
+        registry.open_source("postgres", source.config).snapshot() as snapshot,
+        destination.destination().open(context_of()) as run,
+    ):
+        await run.prepare(await snapshot.table(plan_of("t")))
+        other = StreamPlan(StreamName("a", "t"), Target("a", "t"), None)
+        with pytest.raises(ConnectorRefused, match=r"public\.t and a\.t both go to all_of_it\.t"):
+            await run.prepare(await snapshot.table(other))
 
 
 @asynccontextmanager
