@@ -1,7 +1,7 @@
 """How workers get runs and keep them: claims under growing epochs, leases by the store's clock, reports, ends.
 
 The lease only keeps two workers off one run most of the time. The run's stream decides whose report counts, and the
-epoch, which grows across all runs of a job, lets the destination refuse a worker that woke up late.
+epoch, which grows across all runs of a job and with the clock, lets the destination refuse a worker that woke up late.
 """
 
 import contextlib
@@ -35,6 +35,10 @@ LEASES = "run_leases"
 CANDIDATES_MAX = 10
 BACKOFF_SECONDS_MAX = 300.0
 GRANT_SECONDS = 60.0
+EPOCHS_FROM = datetime(2026, 1, 1, tzinfo=UTC)
+SECONDS_SO_FAR: Document = {"$toLong": {"$divide": [{"$subtract": ["$$NOW", EPOCHS_FROM]}, 1000]}}
+"""The least that a new epoch is above: an installation that was restored or made anew begins its epochs higher than
+those that a destination remembers of it, and is not refused for them."""
 
 
 class Claims:
@@ -216,7 +220,7 @@ class Claims:
         unclaimed = {"epoch": 0, "run_id": "", "expires_at": datetime.fromtimestamp(0, UTC)}
         with contextlib.suppress(DuplicateKeyError):
             await self._leases.update_one({"_id": run.state.job_id}, {"$setOnInsert": unclaimed}, upsert=True)
-        epoch = {"$add": [{"$max": ["$epoch", run.state.epoch]}, 1]}
+        epoch = {"$add": [{"$max": ["$epoch", run.state.epoch, SECONDS_SO_FAR]}, 1]}
         change = [{"$set": {"epoch": epoch, "run_id": str(run.id), "expires_at": self._expiry()}}]
         taken = await self._leases.find_one_and_update(criteria, change, return_document=ReturnDocument.AFTER)
         return int(taken["epoch"]) if taken else None
