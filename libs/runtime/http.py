@@ -45,14 +45,15 @@ from libs.core.json import parse_json
 from libs.core.principal import Principal
 from libs.runtime.command_handler import IdempotencyKey
 from libs.runtime.http_errors import INTERNAL_MESSAGE, error_answer, family_of, of_http_exception
+from libs.runtime.logs import log_request
 from libs.runtime.mongo import ConnectionFailure
 from libs.runtime.openapi import Answered, Content, Json, describe, part_of
 from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalVerifier
 from libs.runtime.scopes import authorize
 from libs.runtime.settings import ServiceSettings
 from libs.runtime.telemetry import (
-    HTTP_IN_FLIGHT,
     HTTP_REQUESTS,
+    IN_FLIGHT,
     current_traceparent,
     fail_span,
     metrics_page,
@@ -171,7 +172,7 @@ class _Shell:
         REQUEST_ID.set(request_id)
         structlog.contextvars.bind_contextvars(request_id=request_id)
         request[RESPONSE_HEADERS] = {"X-Request-Id": request_id, "Server": "datasync"}
-        HTTP_IN_FLIGHT.inc()
+        IN_FLIGHT.add()
         status = 499
         try:
             with server_span(request.method, request.headers) as span:
@@ -181,7 +182,7 @@ class _Shell:
                     _describe(span, request, status)
             return response
         finally:
-            HTTP_IN_FLIGHT.dec()
+            IN_FLIGHT.remove()
             self._account(request, status, time.perf_counter() - started_at)
 
     async def _answer(self, request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
@@ -247,16 +248,13 @@ class _Shell:
         if timer is None:
             timer = self._timers[key] = HTTP_REQUESTS.labels(method, route, f"{status // 100}xx")
         timer.observe(duration_seconds)
+        path, duration_ms = request.path, round(duration_seconds * 1000, 2)
+        if self._is_public and path not in OPERATIONAL_PATHS:
+            log_request(REQUEST_ID.get(), method, path, status, duration_ms)
+            return
         # What came through the gateway stands in its log already.
-        is_news = status >= 500 or (self._is_public and request.path not in OPERATIONAL_PATHS)
-        report = log.info if is_news else log.debug
-        report(
-            "http_request",
-            method=method,
-            path=request.path,
-            status=status,
-            duration_ms=round(duration_seconds * 1000, 2),
-        )
+        report = log.info if status >= 500 else log.debug
+        report("http_request", method=method, path=path, status=status, duration_ms=duration_ms)
 
 
 def _describe(span: Span, request: web.Request, status: int) -> None:

@@ -1,9 +1,11 @@
 """Logs: one line an event, JSON or readable on a terminal, with the request's and the trace's ids, without secrets."""
 
+import asyncio
 import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +18,9 @@ from libs.runtime.settings import ServiceSettings
 
 MASK = "***"
 DEPTH_MAX = 8
+REQUEST_LINES_SECONDS = 0.05
+
+log = structlog.get_logger(__name__)
 
 # What any of the patterns below needs; nearly every text has none of it and is left after this one look.
 _SUSPICIOUS = re.compile(r"://|ds_|bearer|basic|passw|secret|key|token", re.IGNORECASE)
@@ -42,6 +47,7 @@ def configure_logs(service: str, settings: ServiceSettings) -> None:
     level = logging.getLevelNamesMapping()[settings.log_level]
     shared = _shared_processors(service)
     renderer: Processor = structlog.dev.ConsoleRenderer() if readable else _render_json
+    _RequestLines.service = service if level == logging.INFO and not readable else None
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -57,6 +63,46 @@ def configure_logs(service: str, settings: ServiceSettings) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+class _RequestLines:
+    """Where the lines of requests go past the processors; None where structlog writes them like all others."""
+
+    service: str | None = None
+    is_flush_due = False
+
+
+def log_request(request_id: str, method: str, path: str, status: int, duration_ms: float) -> None:
+    """The line of a request, by the gateway one for every call: a fifth of its time went into the processors.
+
+    The lines are given to the operating system together, at most 50 ms later.
+    """
+    service = _RequestLines.service
+    if service is None:
+        log.info(
+            "http_request", request_id=request_id, method=method, path=path, status=status, duration_ms=duration_ms
+        )
+        return
+    line = {
+        "event": "http_request",
+        "method": method,
+        "path": redact_text(path),
+        "status": status,
+        "duration_ms": duration_ms,
+        "request_id": request_id,
+        "level": "info",
+        "timestamp": datetime.now(UTC),
+        "service": service,
+    }
+    sys.stdout.buffer.write(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z))
+    if not _RequestLines.is_flush_due:
+        _RequestLines.is_flush_due = True
+        asyncio.get_running_loop().call_later(REQUEST_LINES_SECONDS, _flush_request_lines)
+
+
+def _flush_request_lines() -> None:
+    _RequestLines.is_flush_due = False
+    sys.stdout.buffer.flush()
 
 
 def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

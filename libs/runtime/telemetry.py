@@ -7,7 +7,7 @@ kept child, a tenth of the OpenTelemetry SDK's) and read from its registry for `
 
 import random
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -33,6 +33,23 @@ HTTP_REQUESTS = Histogram(
     registry=REGISTRY,
 )
 HTTP_IN_FLIGHT = Gauge("datasync_http_server_requests_in_flight", "Requests being answered", registry=REGISTRY)
+
+
+class InFlight:
+    """Counts without the gauge's lock, of which two a request are felt; the gauge asks when it is read."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._count = 0
+        gauge.set_function(lambda: self._count)
+
+    def add(self) -> None:
+        self._count += 1
+
+    def remove(self) -> None:
+        self._count -= 1
+
+
+IN_FLIGHT = InFlight(HTTP_IN_FLIGHT)
 INTERNAL_CALLS = Histogram(
     "datasync_internal_call_duration_seconds",
     "Time of a call to another service",
@@ -122,18 +139,14 @@ def metrics_page() -> bytes:
     return generate_latest(REGISTRY)
 
 
-@contextmanager
-def server_span(name: str, headers: Mapping[str, str]) -> Iterator[Span]:
-    """The span of a request or a message that came in, under the caller's trace if it sent one."""
-    with _span(name, headers, SpanKind.SERVER) as span:
-        yield span
+def server_span(name: str, headers: Mapping[str, str]) -> AbstractContextManager[Span]:
+    """The span of a request that came in, under the caller's trace if it sent one."""
+    return _span(name, headers, SpanKind.SERVER)
 
 
-@contextmanager
-def consumer_span(name: str, headers: Mapping[str, str]) -> Iterator[Span]:
+def consumer_span(name: str, headers: Mapping[str, str]) -> AbstractContextManager[Span]:
     """The span of handling a message from the event log."""
-    with _span(name, headers, SpanKind.CONSUMER) as span:
-        yield span
+    return _span(name, headers, SpanKind.CONSUMER)
 
 
 @contextmanager
@@ -168,20 +181,28 @@ def fail_span(span: Span, reason: str) -> None:
         span.set_status(StatusCode.ERROR, reason)
 
 
-@contextmanager
-def _span(name: str, headers: Mapping[str, str], kind: SpanKind) -> Iterator[Span]:
+def _span(name: str, headers: Mapping[str, str], kind: SpanKind) -> AbstractContextManager[Span]:
     traceparent = headers.get("traceparent")
-    if _Tracing.tracer is not None:
-        parent = _PROPAGATOR.extract(headers) if traceparent is not None else otel_context.Context()
-        with _Tracing.tracer.start_as_current_span(name, context=parent, kind=kind) as span:
-            yield span
-        return
-    span = NonRecordingSpan(_span_context(traceparent, headers))
-    attached = otel_context.attach(trace.set_span_in_context(span))
-    try:
-        yield span
-    finally:
-        otel_context.detach(attached)
+    if _Tracing.tracer is None:
+        return _Unrecorded(_span_context(traceparent, headers))
+    parent = _PROPAGATOR.extract(headers) if traceparent is not None else otel_context.Context()
+    return _Tracing.tracer.start_as_current_span(name, context=parent, kind=kind)
+
+
+class _Unrecorded:
+    """Makes a trace context current."""
+
+    __slots__ = ("_span", "_token")
+
+    def __init__(self, context: SpanContext) -> None:
+        self._span = NonRecordingSpan(context)
+
+    def __enter__(self) -> Span:
+        self._token = otel_context.attach(trace.set_span_in_context(self._span))
+        return self._span
+
+    def __exit__(self, *_: object) -> None:
+        otel_context.detach(self._token)
 
 
 def _span_context(traceparent: str | None, headers: Mapping[str, str]) -> SpanContext:

@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 UNKNOWN = "unknown"
 
@@ -50,6 +51,7 @@ def subject_of(address: str) -> str:
     return address
 
 
+@lru_cache(maxsize=4096)
 def _parsed(text: str) -> Address | None:
     try:
         address = ipaddress.ip_address(text)
