@@ -82,6 +82,7 @@ class World:
             account.gave_back(ask)
 
     def forget(self, gateway: int) -> None:
+        self.give_back(gateway, is_lost=False)
         if not self.accounts[gateway].owes:
             self.accounts[gateway] = Account(self.policy)
 
@@ -230,3 +231,10 @@ def test_what_is_given_back_late_does_not_return_permits_that_are_in_use() -> No
     _verdicts(world, 1, 150)
     _verdicts(world, 0, 20)
     assert sum(world.admitted.values()) == 100
+
+
+def test_what_a_forgotten_account_spent_still_counts() -> None:
+    world = World(100, [0], [False])
+    _verdicts(world, 0, 60)
+    world.forget(0)
+    assert sum(verdict.admitted for verdict in _verdicts(world, 0, 60)) == 40
