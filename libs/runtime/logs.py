@@ -32,7 +32,7 @@ _SECRET_KEY = re.compile(
 _SECRET_TEXT: tuple[tuple[re.Pattern[str], str], ...] = (
     # Credentials in URLs: scheme://user:password@host. The last @ before a slash ends them, as URL parsers read it.
     (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@?#]*):[^\s/]*@", re.IGNORECASE), rf"\1:{MASK}@"),
-    (re.compile(r"\bds_(live|sess)_[0-9A-Za-z]+"), rf"ds_\1_{MASK}"),
+    (re.compile(r"\bds_([a-z]{3,4})_[0-9A-Za-z]+"), rf"ds_\1_{MASK}"),
     (re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {MASK}"),
     (
         re.compile(r"\b(password|passwd|secret|api_?key|access_?token)(\s*[=:]\s*)[^\s&,;'\"]+", re.IGNORECASE),

@@ -90,6 +90,8 @@ def test_numbers_and_names_are_left_as_they_are() -> None:
         ("http://host:8080/a@b", "http://host:8080/a@b"),
         ("Authorization: Bearer abcdefghijk", "Authorization: Bearer ***"),
         ("key ds_live_0123456789abc", "key ds_live_***"),
+        ("client ds_ocs_0123456789abc", "client ds_ocs_***"),
+        ("grant ds_oat_0123456789abc", "grant ds_oat_***"),
         ("host=h password=hunter2 user=u", "host=h password=*** user=u"),
     ],
 )
