@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
-from libs.testing.rest import Rest, rest
+from libs.testing.rest import Answer, Rest, rest
 from libs.testing.servers import Postgres
 from libs.testing.suite import Suite
 from tests.e2e.conftest import QUICK
@@ -40,6 +41,13 @@ include-path = "{RECORDS}/changes"
 parameters = {{ timeout = 0 }}
 """
 
+# Another project, or none, is what the run without things tries.
+IN_ONE_PROJECT = f"""
+[[operations]]
+include-path-regex = '^{RECORDS}'
+parameters = {{ "header.X-Project-Id" = "123" }}
+"""
+
 
 @dataclass(frozen=True)
 class Inhabited:
@@ -50,11 +58,12 @@ class Inhabited:
     """
 
     suite: Suite
+    dsn: str
     ids: Mapping[tuple[str, str], tuple[Any, Any]]
 
     def configuration(self) -> str:
         """Schemathesis' settings that aim its requests at what is there."""
-        sections = [NO_WAITING]
+        sections = [NO_WAITING, IN_ONE_PROJECT]
         for (path, name), (used, doomed) in self.ids.items():
             sections.append(_section(path, name, used))
             sections.append(_section(path, name, doomed, 'include-method = "DELETE"\n'))
@@ -70,7 +79,7 @@ async def inhabited(postgres_server: Postgres) -> AsyncIterator[Inhabited]:
     await execute(dsn, "INSERT INTO planes SELECT 'N' || i, i FROM generate_series(1, 10) i")
     with Suite(QUICK) as suite:
         async with rest(suite.base_url, api_key=suite.api_key) as api:
-            yield Inhabited(suite, await _inhabit(api, dsn))
+            yield Inhabited(suite, dsn, await _inhabit(api, dsn))
     await execute(postgres_server.dsn, "DROP DATABASE conformance WITH (FORCE)")
 
 
@@ -85,6 +94,37 @@ def test_any_use_of_what_is_there_is_answered_as_described(inhabited: Inhabited,
     """The examples, generated requests, and chains of requests in which one uses what another answered."""
     phases = ("--phases", "examples,fuzzing,stateful", "--max-examples", str(EXAMPLES_MAX))
     _try(inhabited.suite, tmp_path, inhabited.configuration(), *phases)
+
+
+async def test_what_needs_a_real_database_or_an_owner_is_answered_as_described(inhabited: Inhabited) -> None:
+    """Schemathesis can't make up a configuration that connects, and no key may remove an owner's members."""
+    base_url, config = inhabited.suite.base_url, postgres_config(inhabited.dsn)
+    kind = {"type": "postgres", "version": "v1.0.0", "config": config}
+    project = "/api/v1/project/{projectid}"
+    async with rest(base_url) as ann:
+        await ann.sign_up_and_log_in("ann-who-removes", "correct horse")
+        fields = {"email": "eve@conformance.example", "username": "eve", "password": "correct horse"}
+        eve = await ann.call("POST", "/api/v1/users", fields)
+        removed = await ann.answer("DELETE", f"/api/v1/users/{eve['id']}")
+    async with rest(base_url, api_key=inhabited.suite.api_key) as api:
+        document = (await api.answer("GET", "/openapi.json")).body
+        _hold(document, "DELETE", "/api/v1/users/{userid}", removed)
+        for method, path, body in (
+            ("POST", f"{project}/sources/streams", kind),
+            ("GET", f"{project}/sources/streams", kind),
+            ("GET", f"{project}/source/streams", kind),
+            ("POST", f"{project}/sources/test", kind),
+            ("POST", f"{project}/destinations/test", kind),
+            ("POST", f"{project}/sources/test", kind | {"config": config | {"password": "wrong"}}),
+        ):
+            _hold(document, method, path, await api.answer(method, path.replace("{projectid}", "123"), body))
+
+
+def _hold(document: dict[str, Any], method: str, path: str, answer: Answer) -> None:
+    """The answer is a success, and what the description says of it."""
+    assert answer.status == 200, answer.body
+    described = document["paths"][path][method.lower()]["responses"]["200"]["content"]["application/json"]["schema"]
+    jsonschema.Draft202012Validator({**described, "components": document["components"]}).validate(answer.body)
 
 
 def _try(suite: Suite, directory: Path, configuration: str, *arguments: str) -> None:
