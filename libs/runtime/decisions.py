@@ -60,7 +60,6 @@ class Known:
     state: Frozen | None
     project_id: int | None
     keys: tuple[str, ...]
-    document: Document | None = None
     number: int | None = None
     listing: Listing[Any] | None = None
 
@@ -93,7 +92,6 @@ class DecisionPass:
         self._holders: dict[tuple[str, str], int | str | None] = {}
         self._lists: dict[str, ListChanges] = {}
         self._begun: set[str] = set()
-        self._events: dict[int, list[Envelope]] = {}
         self._size_bytes = 0
         self._size_documents = 0
         self.claimed: dict[tuple[str, str], int | str] = {}
@@ -254,7 +252,7 @@ class _Draft:
                 raise NotFound(f"{act.aggregate.name} {act.entity_id} does not exist")
             return Entity(act.entity_id, version, state)
         self._claim(act, known.keys, keys)
-        self._aggregates[place] = Known(version, state, project_id, keys, None, number, act.aggregate.listing)
+        self._aggregates[place] = Known(version, state, project_id, keys, number, act.aggregate.listing)
         self._events += envelopes
         assert state is not None
         return Entity(act.entity_id, version, state)
