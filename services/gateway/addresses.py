@@ -37,7 +37,7 @@ class ClientAddresses:
                 if before is None:
                     break
                 nearest = before
-        return str(nearest)
+        return _text_of(nearest)
 
     def _is_trusted(self, address: Address) -> bool:
         return any(address in network for network in self._trusted)
@@ -49,6 +49,11 @@ def subject_of(address: str) -> str:
     if isinstance(parsed, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((parsed, 64), strict=False))
     return address
+
+
+@lru_cache(maxsize=4096)
+def _text_of(address: Address) -> str:
+    return str(address)
 
 
 @lru_cache(maxsize=4096)

@@ -7,17 +7,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import lru_cache
+from http import HTTPStatus
 from urllib.parse import quote
 
 import aiohttp
-from aiohttp import web
+from aiohttp import HttpVersion10, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.helpers import rfc822_formatted_time
 from multidict import CIMultiDict
 
 from libs.core.errors import FixRequest, RequestTimeout, RetryLater, TooLarge, UpstreamTimeout
-from libs.runtime.http import BODY
+from libs.runtime.http import BODY, RESPONSE_HEADERS
 from libs.runtime.telemetry import UPSTREAM_UNAVAILABLE
 from services.gateway.breaker import Breaker
-from services.gateway.connections import BrokenOff, Connections, Exchange, NoAnswer, NotConnected, Sent
+from services.gateway.connections import BrokenOff, Connections, Exchange, Headers, NoAnswer, NotConnected, Sent
 from services.gateway.routes import Target
 
 BODY_IDLE_SECONDS = 30.0
@@ -44,6 +47,8 @@ _MADE_ANEW = frozenset(
 )
 _NOT_ANSWERED_BACK = _HOP_BY_HOP | {"date", "server", "x-request-id"}
 OUR_PREFIX = "x-datasync-"
+
+_PHRASES = {int(status): status.phrase for status in HTTPStatus}
 
 
 class Upstream:
@@ -93,8 +98,7 @@ class Upstream:
             raise
         breaker.connected()
         async with exchange:
-            with _Watch(request, exchange, self._is_stopping):
-                return await _answer(request, exchange)
+            return await _answer(request, exchange, self._is_stopping)
 
     async def _send(self, request: web.Request, target: Target, headers: CIMultiDict[str]) -> Exchange:
         timeout_seconds = target.timeout_seconds or self._timeout_seconds
@@ -210,21 +214,20 @@ class _Body:
         return self.refusal
 
 
-async def _answer(request: web.Request, exchange: Exchange) -> web.StreamResponse:
-    headers = _answered_headers(exchange)
-    size_bytes = exchange.size_bytes
+async def _answer(request: web.Request, exchange: Exchange, is_stopping: Callable[[], bool]) -> web.StreamResponse:
     if request.method == "HEAD" or exchange.status in (204, 304):
-        return web.Response(status=exchange.status, headers=headers)
-    if size_bytes is not None and size_bytes <= BUFFERED_BYTES_MAX:
+        return _Passed(exchange, b"")
+    if exchange.size_bytes is not None and exchange.size_bytes <= BUFFERED_BYTES_MAX:
         try:
-            return web.Response(status=exchange.status, headers=headers, body=await exchange.whole())
+            return _Passed(exchange, await exchange.whole())
         except BrokenOff as error:
             raise RetryLater("the service broke off its answer", code="service_broke_off") from error
-    answer = web.StreamResponse(status=exchange.status, headers=headers)
+    answer = web.StreamResponse(status=exchange.status, headers=_answered_headers(exchange))
     await answer.prepare(request)
     try:
-        async for chunk in exchange.chunks():
-            await answer.write(chunk)
+        with _Watch(request, exchange, is_stopping):
+            async for chunk in exchange.chunks():
+                await answer.write(chunk)
     except BrokenOff:
         # The head has gone out, so the only honest end is an incomplete body: the connection is cut.
         if request.transport is not None:
@@ -232,6 +235,60 @@ async def _answer(request: web.Request, exchange: Exchange) -> web.StreamRespons
         raise ConnectionResetError("the service broke off its answer") from None
     await answer.write_eof()
     return answer
+
+
+class _Passed(web.StreamResponse):
+    """A small answer, all of it here: its head as the service wrote it, with ours added, and its body in one write."""
+
+    def __init__(self, exchange: Exchange, body: bytes) -> None:
+        super().__init__(status=exchange.status)
+        self._passed = exchange.headers
+        self._whole_body = body
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Write everything: what aiohttp would compute for an answer is known of this one."""
+        if self._eof_sent:
+            return None
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the caller is gone")
+        self._keep_alive = request.keep_alive
+        wire = self._head(request) + self._whole_body
+        transport.write(wire)
+        writer = request.writer
+        writer.output_size += len(wire)
+        self._eof_sent = True
+        await writer.drain()
+        return None
+
+    def _head(self, request: web.BaseRequest) -> bytes:
+        ours: dict[str, str] = request.get(RESPONSE_HEADERS, {})
+        replaced = {name.lower() for name in ours}
+        named = _named_by_connection(self._passed)
+        lines = [_status_line(self.status)]
+        for raw_name, value in self._passed:
+            name = _answered_name(raw_name)
+            if name is None:
+                continue
+            lowered = name.lower()
+            if lowered == "vary" and "Vary" in ours:
+                ours = ours | {"Vary": f"{value.decode('latin-1')}, {ours['Vary']}"}
+            elif lowered not in replaced and lowered not in named:
+                lines.append(b"%b: %b" % (raw_name, value))
+        lines += [f"{name}: {value}".encode("utf-8", "surrogateescape") for name, value in ours.items()]
+        lines.append(b"Date: " + rfc822_formatted_time().encode())
+        if not self._keep_alive:
+            lines.append(b"Connection: close")
+        elif request.version == HttpVersion10:
+            lines.append(b"Connection: keep-alive")
+        head = b"\r\n".join(lines)
+        assert head.count(b"\n") == len(lines) - 1, "a line of the head holds a line break"
+        return head + b"\r\n\r\n"
+
+
+@lru_cache(maxsize=1024)
+def _status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {_PHRASES.get(status, '')}".encode()
 
 
 class _Watch:
@@ -264,17 +321,21 @@ class _Watch:
 
 def _answered_headers(exchange: Exchange) -> CIMultiDict[str]:
     headers: CIMultiDict[str] = CIMultiDict()
-    named: frozenset[str] = frozenset()
-    for raw_name, raw_value in exchange.headers:
+    named = _named_by_connection(exchange.headers)
+    for raw_name, value in exchange.headers:
         name = _answered_name(raw_name)
-        value = raw_value.decode("utf-8", "surrogateescape")
-        if name is not None:
-            headers.add(name, value)
-        elif raw_name.lower() == b"connection":
-            named |= _tokens(value)
-    for name in named:
-        headers.popall(name, None)
+        if name is not None and name.lower() not in named:
+            headers.add(name, value.decode("utf-8", "surrogateescape"))
     return headers
+
+
+def _named_by_connection(headers: Headers) -> frozenset[str]:
+    """The headers that the service meant for its connection to us only."""
+    named: frozenset[str] = frozenset()
+    for name, value in headers:
+        if len(name) == len("connection") and name.lower() == b"connection":
+            named |= _tokens(value.decode("latin-1"))
+    return named
 
 
 @lru_cache(maxsize=1024)
