@@ -34,7 +34,7 @@ from libs.runtime.http_server import ServiceRunner
 from libs.runtime.internal_client import InternalClient
 from libs.runtime.leases import Leases
 from libs.runtime.logs import configure_logs
-from libs.runtime.mongo import Client, IndexModel, PyMongoError, connect
+from libs.runtime.mongo import Client, ConnectionFailure, IndexModel, PyMongoError, connect
 from libs.runtime.principals import PrincipalSigner, PrincipalVerifier
 from libs.runtime.relay import Relay
 from libs.runtime.sequences import Sequences
@@ -44,6 +44,7 @@ from libs.runtime.telemetry import configure_telemetry
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
 
 BACKOFF_SECONDS_MAX = 10.0
+OPEN_REFUSALS_MAX = 5
 SWITCH_INTERVAL_SECONDS = 0.0005
 
 log = structlog.get_logger(__name__)
@@ -241,15 +242,19 @@ async def _open_store(
 
 
 async def _opened_when_reachable(store: EventStore, definition: ServiceDefinition[Any]) -> None:
-    delay_seconds = 0.1
+    """Wait for a store that is away; what a store that is there refuses several times is raised."""
+    delay_seconds, refusals = 0.1, 0
     while True:
         try:
             await store.open(definition.collections, definition.indexes)
             return
         except PyMongoError as error:
+            refusals += not isinstance(error, ConnectionFailure)
+            if refusals >= OPEN_REFUSALS_MAX:
+                raise
             log.warning("store_unavailable", service=definition.name, error=str(error)[:200])
-            await asyncio.sleep(delay_seconds)
-            delay_seconds = min(5.0, delay_seconds * 2)
+        await asyncio.sleep(delay_seconds)
+        delay_seconds = min(5.0, delay_seconds * 2)
 
 
 async def _store_answers(store: EventStore) -> str | None:
