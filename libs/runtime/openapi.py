@@ -320,6 +320,10 @@ _RESPONSE_HEADERS: Mapping[str, Json] = {
     "X-RateLimit-Limit": {"schema": {"type": "integer"}, "description": "Requests in a window."},
     "X-RateLimit-Remaining": {"schema": {"type": "integer"}, "description": "Requests left in this window."},
     "X-RateLimit-Reset": {"schema": {"type": "integer"}, "description": "When the next window begins, epoch seconds."},
+    "X-RateLimit-Mode": {
+        "schema": {"const": "local"},
+        "description": "The store does not answer: this gateway limits by itself for a while.",
+    },
     "RateLimit": {"schema": {"type": "string"}, "description": "What is left of the policy, and for how long."},
     "RateLimit-Policy": {"schema": {"type": "string"}, "description": "The policy that the request counts under."},
 }
@@ -328,6 +332,7 @@ _RATE_LIMIT_HEADERS = (
     "X-RateLimit-Limit",
     "X-RateLimit-Remaining",
     "X-RateLimit-Reset",
+    "X-RateLimit-Mode",
     "RateLimit",
     "RateLimit-Policy",
 )

@@ -1,0 +1,43 @@
+"""Whose address a request is said to come from, and who is believed about it."""
+
+import pytest
+from pydantic import SecretStr
+
+from services.gateway.addresses import ClientAddresses, subject_of
+from services.gateway.config import GatewaySettings
+
+
+def _addresses(trusted_proxies: str = "") -> ClientAddresses:
+    settings = GatewaySettings.model_validate({"signing_key": SecretStr("x"), "trusted_proxies": trusted_proxies})
+    return ClientAddresses(settings.trusted_proxies)
+
+
+@pytest.mark.parametrize(
+    ("remote", "forwarded_for", "client"),
+    [
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("10.0.0.1", ["198.51.100.7"], "198.51.100.7"),
+        ("10.0.0.1", ["203.0.113.5, 198.51.100.7"], "198.51.100.7"),
+        ("10.0.0.1", ["203.0.113.5", "198.51.100.7, 10.0.0.2"], "198.51.100.7"),
+        ("10.0.0.1", ["nonsense"], "10.0.0.1"),
+        ("10.0.0.1", ["10.0.0.3,10.0.0.2"], "10.0.0.3"),
+        ("198.51.100.7", ["203.0.113.5"], "198.51.100.7"),
+        ("2001:db8::1", ["203.0.113.5"], "203.0.113.5"),
+        ("::ffff:10.0.0.1", ["203.0.113.5"], "203.0.113.5"),
+        (None, ["203.0.113.5"], "unknown"),
+    ],
+)
+def test_the_nearest_address_that_is_no_trusted_proxy_is_the_client(
+    remote: str | None, forwarded_for: list[str], client: str
+) -> None:
+    assert _addresses("10.0.0.0/8, 2001:db8::/32").of(remote, forwarded_for) == client
+
+
+def test_nobody_is_trusted_unless_told() -> None:
+    assert _addresses().of("10.0.0.1", ["198.51.100.7"]) == "10.0.0.1"
+
+
+def test_an_ipv6_host_is_its_network_and_an_ipv4_host_itself() -> None:
+    assert subject_of("2001:db8::1") == subject_of("2001:db8::ffff:1") == "2001:db8::/64"
+    assert subject_of("198.51.100.7") == "198.51.100.7"
+    assert subject_of("unknown") == "unknown"
