@@ -21,7 +21,7 @@ from libs.runtime.mongo import Database, PyMongoError
 from libs.runtime.telemetry import RATE_LIMITED, RATE_LIMITS_LOCAL
 from services.gateway.config import GatewaySettings
 from services.gateway.counters import Counters
-from services.gateway.permits import SLOT_MS, Account, Ask, Policy, Verdict
+from services.gateway.permits import SLOT_MS, Account, Policy, Verdict
 from services.gateway.presence import Presence
 
 ASK_TIMEOUT_SECONDS = 2.0
@@ -204,12 +204,12 @@ class RateLimits:
                 self._went_away(error)
 
     async def _give_back(self, owing: "list[_Shared]") -> None:
-        for begin in range(0, len(owing), GIVEN_BACK_MAX):
-            asks: list[tuple[_Shared, Ask]] = [
-                (item, item.account.give_back(self._next_number())) for item in owing[begin : begin + GIVEN_BACK_MAX]
-            ]
-            await self._counters.give_back([(item.account.policy, item.subject, ask) for item, ask in asks])
-            for item, ask in asks:
+        # All are asked before the first is sent: one that is in use again by then is overtaken by its newer ask.
+        asks = [(item, item.account.give_back(self._next_number())) for item in owing]
+        for begin in range(0, len(asks), GIVEN_BACK_MAX):
+            part = asks[begin : begin + GIVEN_BACK_MAX]
+            await self._counters.give_back([(item.account.policy, item.subject, ask) for item, ask in part])
+            for item, ask in part:
                 item.account.gave_back(ask)
 
 
