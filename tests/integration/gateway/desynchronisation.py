@@ -127,7 +127,8 @@ def _chunked(text: bytes, rng: random.Random) -> bytes:
 def _cut(text: bytes, rng: random.Random) -> list[bytes]:
     """Into a few pieces, at any point."""
     points = sorted(rng.randrange(len(text) + 1) for _ in range(rng.randrange(1, 5)))
-    return [text[start:end] for start, end in zip([0, *points], [*points, len(text)], strict=True)]
+    pieces = (text[start:end] for start, end in zip([0, *points], [*points, len(text)], strict=True))
+    return [piece for piece in pieces if piece]
 
 
 class _Service(asyncio.Protocol):
@@ -139,6 +140,7 @@ class _Service(asyncio.Protocol):
         self._report = report
         self._received = b""
         self._answered = ""
+        self._said_close = False
         self._answering: asyncio.Task[None] | None = None
         self._is_over = False
         self._transport: asyncio.Transport
@@ -152,10 +154,15 @@ class _Service(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
+        if self._said_close and data.startswith(tuple(f"{method} /".encode() for method in METHODS)):
+            self._accuse(f"a request after a close: {data[:200]!r}")
         while self._received and not self._is_over:
             head, end, rest = self._received.partition(b"\r\n\r\n")
-            if not end or not self._take(head.decode(), rest):
-                break
+            try:
+                if not end or not self._take(head.decode(), rest):
+                    break
+            except ValueError as error:
+                self._accuse(f"not HTTP: {error}: {self._received[:200]!r}")
 
     def _take(self, head: str, rest: bytes) -> bool:
         """Take a request; gives whether it was a whole one."""
@@ -213,7 +220,9 @@ class _Service(asyncio.Protocol):
             whole += b"\r\n"
         elif end == "poisoned" and is_bounded:
             whole += b"HTTP/1.1 200 OK\r\nX-Answer: poison\r\nContent-Length: 6\r\n\r\npoison"
-        await self._write(whole, plan["way"], rng)
+        # What comes too much comes with the answer's end: a later one could come after the next request.
+        await self._write(whole, "whole" if end in ("crlf", "poisoned") else plan["way"], rng)
+        self._said_close = end == "says_close"
         if end in ("ended", "cut_head", "cut_body") or plan["framing"] == "until_close":
             self._end()
 
@@ -313,9 +322,9 @@ class _Caller:
         wire = b"".join(request for _, _, request in asked)
         if abort == "sending":
             wire = wire[: rng.randrange(len(wire))]
-        for piece in _cut(wire, rng) if rng.random() < 0.15 else [wire]:
+        for piece in _cut(wire, rng) if rng.random() < 0.2 else [wire]:
             writer.write(piece)
-            await asyncio.sleep(0)
+            await asyncio.sleep(rng.choice((0, 0, 0.003)))
         if abort == "waiting":
             await asyncio.sleep(rng.choice((0, 0.001, 0.003)))
         elif abort is None or abort == "reading":
