@@ -69,7 +69,11 @@ class PrincipalSigner:
         now = time.time()
         key = (principal.kind, principal.subject, audience)
         known = self._signed.get(key)
-        if known is not None and now < known.reuse_until and known.principal == principal:
+        if (
+            known is not None
+            and now < known.reuse_until
+            and (known.principal is principal or known.principal == principal)
+        ):
             return known.token
         token = self._encode(
             {"aud": audience, "sub": principal.subject, "principal": principal.model_dump(mode="json")}, ttl_seconds
