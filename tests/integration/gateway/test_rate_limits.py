@@ -311,7 +311,7 @@ async def test_without_the_store_each_gateway_admits_its_part_and_says_so(
             for _ in range(3):
                 for url in urls:
                     assert "X-RateLimit-Mode" not in (await ask(caller, url + SOURCES)).headers
-            await _until_all_know_of_each_other(store.url, database_prefix, caller, urls)
+            await _until_all_know_of_each_other(store.url, database_prefix, len(urls))
             store.kill()
             admitted: Tally[tuple[str, int]] = Tally()
             for url in urls:
@@ -328,15 +328,21 @@ async def test_without_the_store_each_gateway_admits_its_part_and_says_so(
                     await asyncio.sleep(0.1)
 
 
-async def _until_all_know_of_each_other(
-    mongodb_url: str, database_prefix: str, caller: aiohttp.ClientSession, urls: list[str]
-) -> None:
-    """The first gateway hears of the others within two seconds; then its slots are shared with them."""
-    while True:
-        said = [[(await ask(caller, url + SOURCES, key=ENTERPRISE_KEY)).remaining for _ in range(2)] for url in urls]
-        if all(first == second for first, second in said):
-            return
-        await asyncio.sleep(0.2)
+async def _until_all_know_of_each_other(mongodb_url: str, database_prefix: str, count: int) -> None:
+    """Each counts the others right after it has announced itself: two announcements beyond the last arrival will do."""
+    client = connect(mongodb_url)
+    present = client[f"{database_prefix}gateway"]["gateways"]
+
+    async def seen() -> dict[str, datetime]:
+        return {document["_id"]: document["seen_at"] async for document in present.find()}
+
+    while len(arrived := await seen()) < count:
+        await asyncio.sleep(0.05)
+    for _ in range(2):
+        last = max(arrived.values())
+        while min((arrived := await seen()).values()) <= last:
+            await asyncio.sleep(0.05)
+    client.close()
 
 
 async def test_a_gateway_starts_without_the_store(database_prefix: str, caller: aiohttp.ClientSession) -> None:
