@@ -34,6 +34,18 @@ class ConnectorUnavailable(RetryLater):
     default_code = "connector_unavailable"
 
 
+class TargetShared(ConnectorRefused):
+    """The target is another job's: writing or clearing it would destroy what that job keeps there."""
+
+    default_code = "target_shared"
+
+    def __init__(self, target: str, job_id: int) -> None:
+        super().__init__(
+            f"the destination's table {target} is written by job {job_id}: "
+            "choose another table, or clear that job's destination first"
+        )
+
+
 class Fenced(FixRequest):
     """A younger epoch has written to the destination: this worker's claim is void."""
 
@@ -84,12 +96,15 @@ class StreamPlan:
 class RunContext:
     """Who writes: a later ``epoch`` of the same job fences every earlier one, whatever the run.
 
+    A table belongs to the job of the project that wrote it; another job is refused.
+
     Args:
         verify: compare both ends before a stream is committed.
         log: takes a level (debug, info, warning, error) and a line for the run's log.
     """
 
     job_id: int
+    project_id: int
     run_id: str
     epoch: int
     verify: bool = False
@@ -175,7 +190,7 @@ class DestinationRun(Protocol):
         """Replaces the target with the table's rows, all or nothing; raises ``Fenced`` under a younger epoch."""
 
     async def clear(self, plan: StreamPlan) -> None:
-        """Removes the stream's target, if it was made by DataSync."""
+        """Removes the stream's target, if it was made by DataSync; refuses one that is another job's."""
 
 
 class Destination(Protocol):

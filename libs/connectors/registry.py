@@ -1,6 +1,6 @@
 """Every connector by role and type. Importing this loads the configuration models alone; drivers load on opening."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, cast
@@ -107,12 +107,19 @@ def open_source(connector_type: str, config: Mapping[str, Any]) -> Source:
     return cast(Source, _open("source", connector_type, config))
 
 
-def open_destination(connector_type: str, config: Mapping[str, Any]) -> Destination:
-    """The destination with this configuration; nothing is connected before it is used."""
-    return cast(Destination, _open("destination", connector_type, config))
+def open_destination(
+    connector_type: str, config: Mapping[str, Any], *, parquet_roots: Sequence[str] = ()
+) -> Destination:
+    """The destination with this configuration; nothing is connected before it is used.
+
+    Args:
+        parquet_roots: the directories below which files may be written; anywhere when empty.
+    """
+    limits = {"roots": parquet_roots} if canonical_type("destination", connector_type) == "parquet" else {}
+    return cast(Destination, _open("destination", connector_type, config, **limits))
 
 
-def _open(role: Role, connector_type: str, config: Mapping[str, Any]) -> Any:
+def _open(role: Role, connector_type: str, config: Mapping[str, Any], **limits: Any) -> Any:
     entry = connector(role, connector_type)
     module, name = entry.implementation.split(":")
-    return getattr(import_module(module), name)(form.parse_config(entry.config, config))
+    return getattr(import_module(module), name)(form.parse_config(entry.config, config), **limits)

@@ -56,6 +56,7 @@ YAML_SETTINGS: Mapping[str, str] = MappingProxyType(
         "auth.login.freeAttemptsPerAddress": "login_free_attempts_per_address",
         "auth.login.delayFirst": "login_delay_seconds_first",
         "auth.login.delayMax": "login_delay_seconds_max",
+        "parquet.roots": "parquet_roots",
         "log.level": "log_level",
         "log.format": "log_format",
         "telemetry.otlpEndpoint": "otlp_endpoint",

@@ -66,9 +66,15 @@ class Claiming:
             return
 
     async def _execute(self, claimed: ClaimedRun) -> None:
-        heartbeat_seconds = self._settings.worker_heartbeat_seconds
+        execution = RunExecution(
+            claimed,
+            self._calls,
+            self._clock,
+            heartbeat_seconds=self._settings.worker_heartbeat_seconds,
+            parquet_roots=self._settings.parquet_roots,
+        )
         try:
-            await RunExecution(claimed, self._calls, self._clock, heartbeat_seconds=heartbeat_seconds).execute()
+            await execution.execute()
         except Exception:
             # The run's lease runs out and it is claimed again; the runs beside it go on.
             log.exception("run_execution_failed", run_id=claimed.run_id)

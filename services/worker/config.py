@@ -1,8 +1,27 @@
 """The settings of the worker."""
 
-from pydantic import Field
+import json
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import NoDecode
 
 from libs.runtime.settings import Seconds, ServiceSettings
+
+
+def _listed(value: Any) -> Any:
+    """A JSON list, or names with commas between them, as environment variables have lists."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def _absolute(path: str) -> str:
+    if not path.startswith("/") or "\x00" in path:
+        raise ValueError("must be an absolute path, such as /data/lake")
+    return path
 
 
 class WorkerSettings(ServiceSettings):
@@ -15,6 +34,7 @@ class WorkerSettings(ServiceSettings):
         worker_poll_seconds: how often an idle worker asks for work when no event has told it of any.
         worker_check_seconds: how long the test of a connection may take.
         worker_discover_seconds: how long a discovery of streams may take.
+        parquet_roots: the directories below which Parquet files may be written; anywhere when empty.
     """
 
     port: int = 8086
@@ -24,3 +44,6 @@ class WorkerSettings(ServiceSettings):
     worker_poll_seconds: Seconds = Field(default=5.0, gt=0)
     worker_check_seconds: Seconds = Field(default=20.0, gt=0)
     worker_discover_seconds: Seconds = Field(default=50.0, gt=0)
+    parquet_roots: Annotated[
+        tuple[Annotated[str, AfterValidator(_absolute)], ...], NoDecode, BeforeValidator(_listed)
+    ] = ()

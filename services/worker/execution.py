@@ -52,12 +52,22 @@ class RunExecution:
 
     Args:
         heartbeat_seconds: the pause between two reports; never more than a third of the lease.
+        parquet_roots: the directories below which Parquet files may be written; anywhere when empty.
     """
 
-    def __init__(self, run: ClaimedRun, calls: InternalCalls, clock: Clock, *, heartbeat_seconds: float) -> None:
+    def __init__(
+        self,
+        run: ClaimedRun,
+        calls: InternalCalls,
+        clock: Clock,
+        *,
+        heartbeat_seconds: float,
+        parquet_roots: Sequence[str] = (),
+    ) -> None:
         self._run = run
         self._calls = calls
         self._heartbeat_seconds = min(heartbeat_seconds, run.lease_seconds / 3)
+        self._parquet_roots = parquet_roots
         self._report = RunReport(clock)
         self._verdict: Literal["continue", "cancel", "fenced"] = "cancel" if run.cancel_requested else "continue"
         self._done = False
@@ -87,6 +97,7 @@ class RunExecution:
         endpoints = await self._calls.call(RESOLVE_ENDPOINTS, ResolveEndpoints(grant=run.grant))
         context = RunContext(
             job_id=run.job_id,
+            project_id=run.project_id,
             run_id=run.run_id,
             epoch=run.epoch,
             verify=parse_advanced_settings(run.advanced_settings_json).verify,
@@ -94,7 +105,9 @@ class RunExecution:
         )
         plans = await self._plans(endpoints)
         self._report.streams = [StreamReport(plan) for plan in plans]
-        destination = registry.open_destination(endpoints.destination.type, endpoints.destination.config)
+        destination = registry.open_destination(
+            endpoints.destination.type, endpoints.destination.config, parquet_roots=self._parquet_roots
+        )
         async with destination.open(context) as opened:
             if run.kind == "clear":
                 await self._clear(opened)

@@ -36,7 +36,7 @@ class ConnectorHttp:
         limit_seconds = self._settings.worker_check_seconds
         try:
             async with asyncio.timeout(limit_seconds):
-                await _open(wanted).check()
+                await self._open(wanted).check()
         except TimeoutError:
             succeeded, message = False, f"the {wanted.role} did not answer within {limit_seconds:g} s"
         except DataSyncError as error:
@@ -57,8 +57,7 @@ class ConnectorHttp:
             raise UpstreamTimeout(f"the source's streams were not listed within {limit_seconds:g} s") from None
         return DiscoveredStreams(streams_json=dump_json(found))
 
-
-def _open(wanted: ConnectorConfig) -> Source | Destination:
-    if wanted.role == "source":
-        return registry.open_source(wanted.type, wanted.config)
-    return registry.open_destination(wanted.type, wanted.config)
+    def _open(self, wanted: ConnectorConfig) -> Source | Destination:
+        if wanted.role == "source":
+            return registry.open_source(wanted.type, wanted.config)
+        return registry.open_destination(wanted.type, wanted.config, parquet_roots=self._settings.parquet_roots)

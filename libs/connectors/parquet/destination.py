@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from libs.connectors.protocol import (
     StreamPlan,
     Table,
     Target,
+    TargetShared,
     Written,
 )
 
@@ -45,14 +46,22 @@ WRITERS = 2
 
 
 class ParquetDestination:
-    def __init__(self, config: ParquetConfig) -> None:
+    """Files below one directory.
+
+    Args:
+        roots: the directories that it has to be in; any will do when empty.
+    """
+
+    def __init__(self, config: ParquetConfig, roots: Sequence[str] = ()) -> None:
         self._root = Path(config.writer.local_path)
+        self._roots = roots
 
     async def check(self) -> None:
         await asyncio.to_thread(self._check)
 
     @contextlib.asynccontextmanager
     async def open(self, context: RunContext) -> AsyncIterator["ParquetRun"]:
+        await asyncio.to_thread(self._refuse_outside)
         run = ParquetRun(self._root, context)
         await asyncio.to_thread(run.take_epoch)
         try:
@@ -60,7 +69,18 @@ class ParquetDestination:
         finally:
             await asyncio.to_thread(run.drop_staging)
 
+    def _refuse_outside(self) -> None:
+        """Links are followed, so that none leads out."""
+        real = Path(os.path.realpath(self._root))
+        if self._roots and not any(real.is_relative_to(os.path.realpath(root)) for root in self._roots):
+            raise ConnectorRefused(
+                f"local_path {self._root} is not below a directory that this installation writes Parquet files to "
+                f"({', '.join(self._roots)})",
+                code="path_not_allowed",
+            )
+
     def _check(self) -> None:
+        self._refuse_outside()
         with _named_errors(self._root):
             _make_folder(self._root)
             probe = self._root / f".datasync-check-{uuid.uuid4().hex}"
@@ -106,7 +126,9 @@ class ParquetRun:
         return Written(entry["rows"], entry.get("verified"), entry.get("verification"))
 
     async def prepare(self, table: Table) -> None:
-        path = self._root / _key(table.plan.target)
+        key = _key(table.plan.target)
+        self._admit(key)(await asyncio.to_thread(self._log.refresh))
+        path = self._root / key
         if not path.is_symlink() and path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ConnectorRefused(
                 f"{path} exists and was not written by DataSync: move it away or choose another table"
@@ -185,7 +207,7 @@ class ParquetRun:
         verification: dict[str, Any] | None,
     ) -> None:
         key = _key(plan.target)
-        admit(self._context.job_id, self._context.epoch)(self._log.refresh())
+        self._admit(key)(self._log.refresh())
         folder = f"{FOLDER}/versions/{self._staging.name}-{uuid.uuid4().hex}"
         sync_folder(staging)
         staging.rename(self._root / folder)
@@ -213,7 +235,7 @@ class ParquetRun:
     def _clear(self, plan: StreamPlan) -> None:
         key = _key(plan.target)
         state = self._log.refresh()
-        admit(self._context.job_id, self._context.epoch)(state)
+        self._admit(key)(state)
         if key not in state.current:
             return
         self._append({"kind": "clear", "stream": str(plan.stream), "table": key})
@@ -224,8 +246,29 @@ class ParquetRun:
 
     def _append(self, entry: dict[str, Any]) -> LogState:
         context = self._context
-        who = {"job_id": context.job_id, "epoch": context.epoch, "run_id": context.run_id}
-        return self._log.append(entry | who, admit(context.job_id, context.epoch))
+        who = {
+            "job_id": context.job_id,
+            "project_id": context.project_id,
+            "epoch": context.epoch,
+            "run_id": context.run_id,
+        }
+        return self._log.append(entry | who, self._admit(entry.get("table")))
+
+    def _admit(self, key: str | None) -> Callable[[LogState], None]:
+        """Raises ``Fenced`` under a younger epoch, ``TargetShared`` when the table is another job's."""
+        context = self._context
+        fence = admit(context.job_id, context.epoch)
+
+        def admitted(state: LogState) -> None:
+            fence(state)
+            entry = state.current.get(key) if key is not None else None
+            if entry is None:
+                return
+            # Entries of before projects were written down name the job alone.
+            if (entry["job_id"], entry.get("project_id", context.project_id)) != (context.job_id, context.project_id):
+                raise TargetShared(str(entry["table"]), entry["job_id"])
+
+        return admitted
 
     def _is_named(self, folder: str) -> bool:
         """Whether the log names the folder, when adding the entry failed and may have succeeded all the same."""

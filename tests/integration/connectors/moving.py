@@ -162,8 +162,10 @@ def plan_of(
     )
 
 
-def context_of(run_id: str = "run-1", epoch: int = 1, *, job_id: int = 1, verify: bool = True) -> RunContext:
-    return RunContext(job_id=job_id, run_id=run_id, epoch=epoch, verify=verify)
+def context_of(
+    run_id: str = "run-1", epoch: int = 1, *, job_id: int = 1, project_id: int = 1, verify: bool = True
+) -> RunContext:
+    return RunContext(job_id=job_id, project_id=project_id, run_id=run_id, epoch=epoch, verify=verify)
 
 
 async def move(

@@ -281,6 +281,50 @@ async def test_clearing_removes_the_files(source: Server, lake: Lake) -> None:
     assert [row["id"] for row in lake.rows("public/t")] == [1]
 
 
+@pytest.mark.parametrize(("job_id", "project_id"), [(2, 1), (1, 2)])
+async def test_a_table_of_another_job_is_neither_replaced_nor_cleared(
+    source: Server, lake: Lake, job_id: int, project_id: int
+) -> None:
+    await source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    await move(source, lake, plan_of("t"), context_of())
+    counts = Counts()
+    other = context_of("run-2", 2, job_id=job_id, project_id=project_id)
+    with pytest.raises(ConnectorRefused, match=r"public/t is written by job 1") as refusal:
+        await move(source, lake, plan_of("t"), other, counts)
+    assert (refusal.value.code, counts.rows_read) == ("target_shared", 0)
+    async with lake.destination().open(other) as run:
+        with pytest.raises(ConnectorRefused, match="is written by job 1"):
+            await run.clear(plan_of("t"))
+    assert [row["id"] for row in lake.rows("public/t")] == [1]
+
+
+async def test_a_table_that_another_job_publishes_meanwhile_is_kept(source: Server, lake: Lake) -> None:
+    await source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    async with (
+        registry.open_source("postgres", source.config).snapshot() as snapshot,
+        lake.destination().open(context_of("run-2", job_id=2)) as run,
+    ):
+        table = await snapshot.table(plan_of("t"))
+        await run.prepare(table)
+        await source.execute("UPDATE t SET id = 7")
+        await move(source, lake, plan_of("t"), context_of())
+        with pytest.raises(ConnectorRefused, match="is written by job 1"):
+            await run.write(table, Counts())
+    assert [row["id"] for row in lake.rows("public/t")] == [7]
+
+
+async def test_entries_without_a_project_are_told_by_their_job(source: Server, lake: Lake) -> None:
+    await source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    await move(source, lake, plan_of("t"), context_of())
+    for path in (lake.path / "_datasync").glob("*.json"):
+        entry = json.loads(path.read_bytes())
+        del entry["project_id"]
+        path.write_text(json.dumps(entry))
+    with pytest.raises(ConnectorRefused, match="is written by job 1"):
+        await move(source, lake, plan_of("t"), context_of("run-2", job_id=2))
+    assert (await move(source, lake, plan_of("t"), context_of("run-3", 2))).rows == 1
+
+
 def _left_over(lake: Lake) -> list[Path]:
     return [path for path in (lake.path / "_datasync/staging").rglob("*") if path.is_file()]
 

@@ -106,5 +106,7 @@ class Orchestra:
         }
         return ClaimedRun.model_validate(fields | changes)
 
-    def execution(self, run: ClaimedRun | None = None, *, heartbeat_seconds: float = 0.05) -> RunExecution:
-        return RunExecution(run or self.run(), self, SystemClock(), heartbeat_seconds=heartbeat_seconds)
+    def execution(
+        self, run: ClaimedRun | None = None, *, heartbeat_seconds: float = 0.05, **limits: Any
+    ) -> RunExecution:
+        return RunExecution(run or self.run(), self, SystemClock(), heartbeat_seconds=heartbeat_seconds, **limits)

@@ -26,6 +26,30 @@ async def test_a_working_connection_passes(source: Server, lake: Lake) -> None:
         assert [line.level for line in result.log_lines] == ["info", "info"]
 
 
+async def test_a_path_outside_the_parquet_roots_is_refused(lake: Lake) -> None:
+    lake.path.mkdir()
+    inside, outside = lake.path / "in", lake.path / "out"
+    inside.mkdir()
+    outside.mkdir()
+    (inside / "link").symlink_to(outside)
+    settings = WorkerSettings.model_validate({"parquet_roots": f"{inside}, /nowhere"})
+    assert settings.parquet_roots == (str(inside), "/nowhere")
+    assert WorkerSettings.model_validate({"parquet_roots": f'["{inside}"]'}).parquet_roots == (str(inside),)
+    http = ConnectorHttp(settings, SystemClock())
+    for path, allowed in (
+        (inside, True),
+        (inside / "new", True),
+        (outside, False),
+        (inside / "link", False),
+        (lake.path / "inn", False),
+    ):
+        wanted = ConnectorConfig(role="destination", type="parquet", config={"local_path": str(path)})
+        result = await http.check(wanted)
+        assert result.succeeded is allowed, path
+        assert allowed or f"local_path {path} is not below" in result.message
+    assert list(outside.iterdir()) == []
+
+
 async def test_a_failing_one_is_an_answer_with_the_reason(source: Server) -> None:
     for config, words in (
         (source.config | {"password": "wrong"}, "refused the credentials"),

@@ -82,6 +82,18 @@ async def test_what_can_not_be_done_fails_once_and_for_all_by_name(
     assert await destination.tables() == []
 
 
+async def test_a_run_outside_the_parquet_roots_is_refused_before_it_touches_anything(
+    source: Server, lake: Lake
+) -> None:
+    await source.execute(THREE)
+    orchestra = Orchestra(source.config, "parquet", {"local_path": str(lake.path)})
+    assert await orchestra.execution(parquet_roots=("/nowhere",)).execute() == "failed"
+    (end,) = orchestra.finished
+    assert f"local_path {lake.path} is not below" in (end.error or "")
+    assert end.retryable is False
+    assert not lake.path.exists()
+
+
 async def test_a_source_that_is_away_is_tried_again_later(source: Server, destination: Server) -> None:
     orchestra = to_postgres(source, destination)
     orchestra.source = source.config | {"host": "nowhere.invalid"}
