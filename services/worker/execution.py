@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeVar
 import structlog
 
 from libs.connectors import registry
-from libs.connectors.protocol import DestinationRun, Fenced, RunContext, StreamPlan, Table, Written
+from libs.connectors.protocol import DestinationRun, RunContext, StreamPlan, Table, Written
 from libs.contracts.internal import (
     FINISH_RUN,
     HEARTBEAT,
@@ -216,7 +216,7 @@ class RunExecution:
 
     async def _end(self, working: "asyncio.Task[None]") -> RunOutcome | Literal["fenced"]:
         error = None if working.cancelled() else _cause(working.exception())
-        if self._verdict == "fenced" or isinstance(error, Fenced):
+        if self._verdict == "fenced":
             self._log.warning("run_fenced")
             return "fenced"
         if self._verdict == "cancel" and not self._done:
@@ -230,6 +230,7 @@ class RunExecution:
 
     async def _failed(self, error: BaseException) -> RunOutcome | Literal["fenced"]:
         if isinstance(error, DataSyncError):
+            # Fenced by the destination alone: the run is still ours, and its end has to be told.
             message, retryable = error.message, isinstance(error, RetryLater)
         else:
             message, retryable = f"internal error: {type(error).__name__}", True

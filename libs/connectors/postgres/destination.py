@@ -151,7 +151,7 @@ class PostgresRun:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
                 await self._state.lock_epoch(connection, self._context)
-                if existing is not None and await self._state.is_ours(connection, target):
+                if existing is not None and await self._state.is_ours(connection, self._context, target):
                     built_on = await _built_on(connection, existing)
                     verb = "TRUNCATE" if built_on else "DROP TABLE"
                     await connection.execute(f"{verb} {quoted(target.namespace, target.table)}")
@@ -191,7 +191,7 @@ class PostgresRun:
             )
 
     async def _refuse_rows_of_others(self, connection: "asyncpg.Connection[Any]", target: Target) -> None:
-        if not await self._state.is_ours(connection, target) and await _has_rows(connection, target):
+        if not await self._state.is_ours(connection, self._context, target) and await _has_rows(connection, target):
             raise ConnectorRefused(
                 f"the destination has a table {target} with rows that DataSync did not write: "
                 "empty it, drop it or choose another destination table",

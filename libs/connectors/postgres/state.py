@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 
 from libs.connectors.postgres.connection import quoted
-from libs.connectors.protocol import Fenced, RunContext, StreamPlan, Target, Written
+from libs.connectors.protocol import Fenced, RunContext, StreamPlan, Target, TargetShared, Written
 
 DEFAULT_SCHEMA = "_datasync"
 APPLICATION_NAME = "datasync write job {job_id} epoch {epoch}"
@@ -34,6 +34,7 @@ class State:
     async def create(self, connection: "asyncpg.Connection[Any]") -> None:
         await create_schema(connection, self.schema)
         if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", self._streams):
+            await self._add_project(connection)
             return
         await connection.execute(
             f"""
@@ -43,10 +44,20 @@ class State:
             CREATE TABLE IF NOT EXISTS {self._streams} (
                 job_id bigint, namespace text, name text, target_schema text NOT NULL, target_table text NOT NULL,
                 run_id text NOT NULL, epoch bigint NOT NULL, row_count bigint NOT NULL, verified boolean,
-                verification_json text, committed_at timestamptz NOT NULL, PRIMARY KEY (job_id, namespace, name)
+                verification_json text, committed_at timestamptz NOT NULL, project_id bigint,
+                PRIMARY KEY (job_id, namespace, name)
             )
             """
         )
+
+    async def _add_project(self, connection: "asyncpg.Connection[Any]") -> None:
+        """Markers written before projects were written down name the job alone."""
+        known = await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass($1) AND attname = 'project_id')",
+            self._streams,
+        )
+        if not known:
+            await connection.execute(f"ALTER TABLE {self._streams} ADD COLUMN IF NOT EXISTS project_id bigint")
 
     async def take_epoch(self, connection: "asyncpg.Connection[Any]", context: RunContext) -> None:
         """Raises ``Fenced`` when a younger epoch has the job."""
@@ -95,9 +106,10 @@ class State:
     ) -> None:
         await connection.execute(
             f"""
-            INSERT INTO {self._streams} VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now())
+            INSERT INTO {self._streams} VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now(), $11)
             ON CONFLICT (job_id, namespace, name) DO UPDATE SET target_schema = $4, target_table = $5, run_id = $6,
-                epoch = $7, row_count = $8, verified = $9, verification_json = $10, committed_at = now()
+                epoch = $7, row_count = $8, verified = $9, verification_json = $10, committed_at = now(),
+                project_id = $11
             """,  # noqa: S608
             context.job_id,
             plan.stream.namespace,
@@ -109,6 +121,7 @@ class State:
             written.rows,
             written.verified,
             None if written.verification is None else json.dumps(written.verification),
+            context.project_id,
         )
 
     async def unmark(self, connection: "asyncpg.Connection[Any]", target: Target) -> None:
@@ -118,15 +131,22 @@ class State:
             target.table,
         )
 
-    async def is_ours(self, connection: "asyncpg.Connection[Any]", target: Target) -> bool:
-        """Whether a job of DataSync has written the target."""
-        return bool(
-            await connection.fetchval(
-                f"SELECT EXISTS (SELECT FROM {self._streams} WHERE target_schema = $1 AND target_table = $2)",  # noqa: S608
-                target.namespace,
-                target.table,
-            )
+    async def is_ours(self, connection: "asyncpg.Connection[Any]", context: RunContext, target: Target) -> bool:
+        """Whether the job has written the target; raises ``TargetShared`` when another job of DataSync has, last."""
+        row = await connection.fetchrow(
+            f"""
+            SELECT job_id, project_id FROM {self._streams} WHERE target_schema = $1 AND target_table = $2
+            ORDER BY committed_at DESC LIMIT 1
+            """,  # noqa: S608
+            target.namespace,
+            target.table,
         )
+        if row is None:
+            return False
+        same_project = row["project_id"] in (None, context.project_id)
+        if row["job_id"] != context.job_id or not same_project:
+            raise TargetShared(str(target), row["job_id"])
+        return True
 
     async def end_older_writers(self, connection: "asyncpg.Connection[Any]", context: RunContext) -> None:
         """End the sessions of the job's older epochs: one that is paused would hold its locks for ever."""

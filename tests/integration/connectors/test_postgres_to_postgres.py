@@ -312,6 +312,47 @@ async def test_clearing_removes_the_tables_of_datasync_alone(source: Server, des
     assert await destination.tables() == ["public.foreign_table"]
 
 
+@pytest.mark.parametrize(("job_id", "project_id"), [(2, 1), (1, 2)])
+async def test_a_table_of_another_job_is_neither_replaced_nor_cleared(
+    source: Server, destination: Server, job_id: int, project_id: int
+) -> None:
+    await source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    await move(source, destination, plan_of("t"), context_of())
+    counts = Counts()
+    other = context_of("run-2", 2, job_id=job_id, project_id=project_id)
+    with pytest.raises(ConnectorRefused, match=r"public\.t is written by job 1") as refusal:
+        await move(source, destination, plan_of("t"), other, counts)
+    assert (refusal.value.code, counts.rows_read) == ("target_shared", 0)
+    async with destination.destination().open(other) as run:
+        with pytest.raises(ConnectorRefused, match="is written by job 1"):
+            await run.clear(plan_of("t"))
+    assert await destination.rows("t") == ["(1)"]
+
+
+async def test_a_table_that_another_job_commits_meanwhile_is_kept(source: Server, destination: Server) -> None:
+    await source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    async with (
+        registry.open_source("postgres", source.config).snapshot() as snapshot,
+        destination.destination().open(context_of("run-2", job_id=2)) as run,
+    ):
+        table = await snapshot.table(plan_of("t"))
+        await run.prepare(table)
+        await source.execute("UPDATE t SET id = 7")
+        await move(source, destination, plan_of("t"), context_of())
+        with pytest.raises(ConnectorRefused, match="is written by job 1"):
+            await run.write(table, Counts())
+    assert await destination.rows("t") == ["(7)"]
+
+
+async def test_markers_without_a_project_are_told_by_their_job(source: Server, destination: Server) -> None:
+    await source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    await move(source, destination, plan_of("t"), context_of())
+    await destination.execute("ALTER TABLE _datasync._datasync_streams DROP COLUMN project_id")
+    with pytest.raises(ConnectorRefused, match="is written by job 1"):
+        await move(source, destination, plan_of("t"), context_of("run-2", job_id=2))
+    assert (await move(source, destination, plan_of("t"), context_of("run-3", 2))).rows == 1
+
+
 async def test_a_default_schema_takes_every_table(source: Server, destination: Server) -> None:
     await source.execute(EVERY_TYPE)
     destination.overrides["default_schema"] = 'odd "schema'

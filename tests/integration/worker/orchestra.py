@@ -36,6 +36,7 @@ class Orchestra:
     Args:
         verdict: what heartbeats are answered.
         deaf_finishes: how many reports of the end are lost before one arrives.
+        fences_the_end: the report of the end is refused, whatever heartbeats are answered.
     """
 
     source: dict[str, Any]
@@ -43,6 +44,7 @@ class Orchestra:
     destination: dict[str, Any]
     verdict: str = "continue"
     deaf_finishes: int = 0
+    fences_the_end: bool = False
     waiting: list[ClaimedRun] = field(default_factory=list)
     heartbeats: list[Heartbeat] = field(default_factory=list)
     finished: list[FinishRun] = field(default_factory=list)
@@ -75,7 +77,7 @@ class Orchestra:
         self.finished.append(request)
         self._keep(request)
         self.ended.set()
-        return FinishAnswer(verdict="fenced" if self.verdict == "fenced" else "recorded")
+        return FinishAnswer(verdict="fenced" if self.fences_the_end or self.verdict == "fenced" else "recorded")
 
     def _keep(self, report: Heartbeat | FinishRun) -> None:
         log = self.logs.setdefault((report.run_id, report.epoch), {})

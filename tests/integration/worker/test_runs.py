@@ -133,12 +133,23 @@ async def test_a_fenced_run_stops_and_reports_no_end(source: Server, destination
 
 
 async def test_a_worker_that_wakes_up_too_late_commits_nothing(source: Server, destination: Server) -> None:
-    """Its heartbeats may even be answered: the destination knows better."""
+    """Its heartbeats may even be answered: the destination knows better, and the report of the end finds out."""
     await source.execute("CREATE TABLE t AS SELECT 1 AS id")
     late, taker = to_postgres(source, destination), to_postgres(source, destination)
     assert await taker.execution(taker.run(epoch=2)).execute() == "completed"
+    late.fences_the_end = True
     assert await late.execution(late.run(epoch=1)).execute() == "fenced"
-    assert late.finished == []
+
+
+async def test_a_run_that_the_destination_alone_fences_ends_as_failed(source: Server, destination: Server) -> None:
+    """As when the orchestrator was set back to an older state: nobody else would ever end the run."""
+    await source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    younger, older = to_postgres(source, destination), to_postgres(source, destination)
+    assert await younger.execution(younger.run(epoch=2)).execute() == "completed"
+    assert await older.execution(older.run(epoch=1)).execute() == "failed"
+    (end,) = older.finished
+    assert (end.outcome, end.retryable) == ("failed", False)
+    assert "epoch 1 of job 7 is not the destination's" in (end.error or "")
 
 
 async def test_a_resumed_run_skips_the_streams_that_were_committed(source: Server, destination: Server) -> None:
@@ -198,7 +209,7 @@ async def test_waiting_runs_are_claimed_and_the_rest_given_back_at_shutdown(
 ) -> None:
     await source.execute(THREE)
     orchestra = to_postgres(source, destination)
-    orchestra.waiting = [orchestra.run(f"run-{number}", number, job_id=number) for number in (1, 2, 3)]
+    orchestra.waiting = [orchestra.run(f"run-{number}", number) for number in (1, 2, 3)]
     settings = WorkerSettings(worker_poll_seconds=0.05, worker_heartbeat_seconds=0.05, worker_runs_max=1)
     claiming = asyncio.create_task(Claiming(settings, orchestra, SystemClock(), "worker-1").run())
     async with asyncio.timeout(20):
