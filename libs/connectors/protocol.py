@@ -114,7 +114,12 @@ class RunContext:
 class Progress(Protocol):
     """Counts what has moved; called often, from the event loop only."""
 
-    def add(self, *, rows_read: int = 0, rows_written: int = 0, bytes_read: int = 0) -> None: ...
+    def add(
+        self, *, rows_read: int = 0, rows_written: int = 0, bytes_read: int = 0, bytes_written: int = 0
+    ) -> None: ...
+
+    def loaded(self) -> None:
+        """Every row is at the destination: comparing, indexing and committing move none and may take long."""
 
 
 @dataclass(frozen=True, slots=True)

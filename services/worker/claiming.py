@@ -72,6 +72,7 @@ class Claiming:
             self._clock,
             heartbeat_seconds=self._settings.worker_heartbeat_seconds,
             parquet_roots=self._settings.parquet_roots,
+            stall_timeout_seconds=self._settings.stall_timeout_seconds,
         )
         try:
             await execution.execute()

@@ -34,6 +34,7 @@ class WorkerSettings(ServiceSettings):
         worker_poll_seconds: how often an idle worker asks for work when no event has told it of any.
         worker_check_seconds: how long the test of a connection may take.
         worker_discover_seconds: how long a discovery of streams may take.
+        stall_timeout_seconds: how long a stream may move nothing before the attempt is given up and tried again.
         parquet_roots: the directories below which Parquet files may be written; anywhere when empty.
     """
 
@@ -44,6 +45,7 @@ class WorkerSettings(ServiceSettings):
     worker_poll_seconds: Seconds = Field(default=5.0, gt=0)
     worker_check_seconds: Seconds = Field(default=20.0, gt=0)
     worker_discover_seconds: Seconds = Field(default=50.0, gt=0)
+    stall_timeout_seconds: Seconds = Field(default=600.0, gt=0)
     parquet_roots: Annotated[
         tuple[Annotated[str, AfterValidator(_absolute)], ...], NoDecode, BeforeValidator(_listed)
     ] = ()

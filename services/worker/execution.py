@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeVar
 import structlog
 
 from libs.connectors import registry
-from libs.connectors.protocol import DestinationRun, RunContext, StreamPlan, Table, Written
+from libs.connectors.protocol import ConnectorUnavailable, DestinationRun, RunContext, StreamPlan, Table, Written
 from libs.contracts.internal import (
     FINISH_RUN,
     HEARTBEAT,
@@ -53,6 +53,7 @@ class RunExecution:
     Args:
         heartbeat_seconds: the pause between two reports; never more than a third of the lease.
         parquet_roots: the directories below which Parquet files may be written; anywhere when empty.
+        stall_timeout_seconds: how long a stream that is being moved may move nothing.
     """
 
     def __init__(
@@ -63,11 +64,14 @@ class RunExecution:
         *,
         heartbeat_seconds: float,
         parquet_roots: Sequence[str] = (),
+        stall_timeout_seconds: float = 600.0,
     ) -> None:
         self._run = run
         self._calls = calls
         self._heartbeat_seconds = min(heartbeat_seconds, run.lease_seconds / 3)
         self._parquet_roots = parquet_roots
+        self._stall_timeout_seconds = stall_timeout_seconds
+        self._stalled: ConnectorUnavailable | None = None
         self._report = RunReport(clock)
         self._verdict: Literal["continue", "cancel", "fenced"] = "cancel" if run.cancel_requested else "continue"
         self._done = False
@@ -148,13 +152,15 @@ class RunExecution:
     async def _move(self, stream: StreamReport, table: Table, opened: DestinationRun) -> None:
         about = "" if table.rows_estimated is None else f", about {table.rows_estimated} rows"
         self._report.log("info", f"{stream.plan.stream}: reading{about}")
-        stream.state = "running"
+        stream.begin()
         started_at = time.monotonic()
         try:
             written = await opened.write(table, stream)
         except BaseException:
             stream.state = "failed"
             raise
+        finally:
+            stream.loaded()
         seconds = time.monotonic() - started_at
         verified = ", both ends compared and equal" if written.verified else ""
         self._report.log("info", f"{stream.plan.stream}: {written.rows} rows in {seconds:.2f} s{verified}")
@@ -193,10 +199,24 @@ class RunExecution:
             except Exception:  # noqa: BLE001
                 # A report that can't be made must not look like a worker that is gone.
                 self._log.exception("heartbeat_failed_unexpectedly")
-            if self._verdict != "continue":
+            self._stalled = self._stalled or self._stall()
+            if self._verdict != "continue" or self._stalled is not None:
                 working.cancel()
                 return
             await asyncio.sleep(self._heartbeat_seconds)
+
+    def _stall(self) -> ConnectorUnavailable | None:
+        """What to end the attempt with when a stream has not moved for too long."""
+        for stream in self._report.streams:
+            if stream.still_seconds() < self._stall_timeout_seconds:
+                continue
+            last = f"the {stream.moved_last} moved last" if stream.moved_last else "the source has sent nothing yet"
+            return ConnectorUnavailable(
+                f"{stream.plan.stream}: nothing has moved for {self._stall_timeout_seconds:g} s; {last} "
+                f"({stream.bytes_read} bytes read)",
+                code="stalled",
+            )
+        return None
 
     async def _heartbeat(self) -> None:
         first, lines = self._report.portion()
@@ -222,6 +242,8 @@ class RunExecution:
         if self._verdict == "cancel" and not self._done:
             self._report.log("warning", "The run was cancelled")
             return await self._finish("cancelled")
+        if self._stalled is not None and not self._done:
+            return await self._failed(self._stalled)
         if error is None:
             if self._run.kind == "sync":
                 self._report.log("info", SUCCEEDED)

@@ -1,5 +1,6 @@
 """What a run tells of itself: progress by stream and numbered log lines, handed out in bounded portions."""
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal, cast
@@ -19,7 +20,12 @@ StreamState = Literal["waiting", "running", "completed", "failed"]
 
 @dataclass
 class StreamReport:
-    """One stream's counts, as its connectors add to them."""
+    """One stream's counts, as its connectors add to them.
+
+    Args:
+        moved_last: the side that moved bytes or rows last, None before the first.
+        moved_at: when that was, by the monotonic clock; None while no rows are to move.
+    """
 
     plan: StreamPlan
     state: StreamState = "waiting"
@@ -27,11 +33,27 @@ class StreamReport:
     rows_written: int = 0
     bytes_read: int = 0
     rows_total: int | None = None
+    moved_last: Literal["source", "destination"] | None = None
+    moved_at: float | None = None
 
-    def add(self, *, rows_read: int = 0, rows_written: int = 0, bytes_read: int = 0) -> None:
+    def add(self, *, rows_read: int = 0, rows_written: int = 0, bytes_read: int = 0, bytes_written: int = 0) -> None:
+        self.moved_last = "destination" if rows_written or bytes_written else "source"
+        self.moved_at = time.monotonic()
         self.rows_read += rows_read
         self.rows_written += rows_written
         self.bytes_read += bytes_read
+
+    def begin(self) -> None:
+        """From here on rows have to move."""
+        self.state = "running"
+        self.moved_at = time.monotonic()
+
+    def loaded(self) -> None:
+        self.moved_at = None
+
+    def still_seconds(self) -> float:
+        """For how long nothing has moved; 0 before and after rows are to move."""
+        return 0.0 if self.moved_at is None else time.monotonic() - self.moved_at
 
     def progress(self) -> StreamProgress:
         return StreamProgress(

@@ -145,6 +145,7 @@ class ParquetRun:
             await asyncio.to_thread(_make_folder, staging)
             try:
                 files = await self._stage(table, staging, progress)
+                progress.loaded()
                 verified, verification = await self._verify(table, staging, files)
                 await asyncio.to_thread(self._publish, table.plan, staging, files, verified, verification)
             finally:

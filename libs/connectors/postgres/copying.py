@@ -15,7 +15,8 @@ CHUNK_BYTES = 256 * 1024
 class Pipe:
     """Bytes on their way, at most ``QUEUE_BYTES`` of them, gathered into larger chunks."""
 
-    def __init__(self) -> None:
+    def __init__(self, taken: Callable[[int], None]) -> None:
+        self._taken = taken
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE_BYTES // CHUNK_BYTES)
@@ -34,6 +35,7 @@ class Pipe:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while (chunk := await self._chunks.get()) is not None:
             yield chunk
+            self._taken(len(chunk))
 
     async def _hand_on(self) -> None:
         gathered, self._gathered, self._gathered_bytes = self._gathered, [], 0
@@ -48,6 +50,7 @@ async def copy_part(
     *,
     binary: bool,
     moved: Callable[[int], None],
+    taken: Callable[[int], None],
     written_failed: Callable[[BaseException], Exception],
 ) -> int:
     """Copy one part's rows.
@@ -56,12 +59,13 @@ async def copy_part(
         into: schema and name of the table that takes them.
         binary: binary COPY, else text.
         moved: told the size of what was read, in bytes.
+        taken: told the size of what the writing side took, in bytes.
         written_failed: names an error of the writing side; the reading side's is named by ``table``.
 
     Returns:
         The rows that both ends counted.
     """
-    pipe = Pipe()
+    pipe = Pipe(taken)
     copy_format: Literal["binary", "text"] = "binary" if binary else "text"
 
     async def take(data: bytes) -> None:

@@ -134,6 +134,7 @@ class PostgresRun:
             with translated(where):
                 await self._create_staging(pg_table, staging)
             rows = await self._load(pg_table, staging, progress, where)
+            progress.loaded()
             with translated(where):
                 written = await self._verified(pg_table, staging, rows)
                 await self._add_primary_key(pg_table, staging)
@@ -263,6 +264,7 @@ class PostgresRun:
                         staging,
                         binary=binary,
                         moved=lambda size: progress.add(bytes_read=size),
+                        taken=lambda size: progress.add(bytes_written=size),
                         written_failed=lambda error: failure(error, where),
                     )
                     progress.add(rows_read=rows, rows_written=rows)

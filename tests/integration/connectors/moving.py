@@ -147,10 +147,13 @@ class Counts:
     def __init__(self) -> None:
         self.rows_read = self.rows_written = self.bytes_read = 0
 
-    def add(self, *, rows_read: int = 0, rows_written: int = 0, bytes_read: int = 0) -> None:
+    def add(self, *, rows_read: int = 0, rows_written: int = 0, bytes_read: int = 0, bytes_written: int = 0) -> None:
         self.rows_read += rows_read
         self.rows_written += rows_written
         self.bytes_read += bytes_read
+
+    def loaded(self) -> None:
+        """Nothing is added up for it."""
 
 
 def plan_of(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
@@ -99,6 +100,28 @@ async def test_a_source_that_is_away_is_tried_again_later(source: Server, destin
     orchestra.source = source.config | {"host": "nowhere.invalid"}
     assert await orchestra.execution().execute() == "failed"
     assert orchestra.finished[0].retryable is True
+
+
+STALLING = """
+CREATE VIEW slow AS SELECT n AS id, repeat('x', 10000) AS note, CASE WHEN n > 50 THEN pg_sleep(60)::text END AS nap
+FROM generate_series(1, 60) n
+"""
+
+
+@pytest.mark.parametrize(
+    ("view", "words"), [(SLOW, "the source has sent nothing yet"), (STALLING, "the (source|destination) moved last")]
+)
+async def test_a_stream_that_stalls_fails_the_attempt_by_name(
+    source: Server, destination: Server, view: str, words: str
+) -> None:
+    await source.execute(view)
+    orchestra = to_postgres(source, destination)
+    async with asyncio.timeout(10):
+        assert await orchestra.execution(stall_timeout_seconds=0.5).execute() == "failed"
+    (end,) = orchestra.finished
+    assert re.search(rf"^public\.slow: nothing has moved for 0\.5 s; {words} ", end.error or "")
+    assert end.retryable is True
+    assert await destination.tables() == []
 
 
 async def test_a_cancelled_run_stops_at_once_and_leaves_the_destination(source: Server, destination: Server) -> None:
