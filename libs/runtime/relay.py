@@ -120,11 +120,11 @@ class Relay:
                 self._wake.clear()
                 if envelopes := await self._next(watcher):
                     await self._publish(envelopes)
-                elif self._position > self._position_stored:
+                elif (pause_seconds := self._seconds_until_stored()) <= 0:
                     await self._store_position()
                 elif not self._handed:
                     RELAY_LAG_EVENTS.set(0)
-                    await watcher.wait(self._wake, POLL_SECONDS)
+                    await watcher.wait(self._wake, min(POLL_SECONDS, pause_seconds))
         finally:
             await self._store_position_if_possible()
 
@@ -165,8 +165,14 @@ class Relay:
         self._position = envelopes[-1].position
         self._failures = 0
         RELAY_LAG_EVENTS.set((self._handed[-1].position if self._handed else self._position) - self._position)
-        if asyncio.get_running_loop().time() - self._position_stored_at > STORE_POSITION_SECONDS:
+        if self._seconds_until_stored() <= 0:
             await self._store_position()
+
+    def _seconds_until_stored(self) -> float:
+        """When the position is due to be stored: not with every event, which would cost each commit a second write."""
+        if self._position == self._position_stored:
+            return POLL_SECONDS
+        return self._position_stored_at + STORE_POSITION_SECONDS - asyncio.get_running_loop().time()
 
     async def _store_position(self) -> None:
         store_id, position = self._checked_store_id, self._position
