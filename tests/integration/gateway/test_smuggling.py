@@ -140,12 +140,12 @@ async def _connect(suite: Suite) -> tuple[asyncio.StreamReader, asyncio.StreamWr
 
 
 async def _answers(suite: Suite, sent: bytes) -> list[bytes]:
-    """Everything that comes back until the gateway ends the connection, or has no more to say."""
+    """Everything that comes back until the gateway ends the connection, or has no more to say after a first answer."""
     reader, writer = await _connect(suite)
     writer.write(sent)
     received = b""
     try:
-        while chunk := await asyncio.wait_for(reader.read(1 << 20), 0.3):
+        while chunk := await asyncio.wait_for(reader.read(1 << 20), 0.3 if received else 10):
             received += chunk
     except (TimeoutError, ConnectionError):
         pass
