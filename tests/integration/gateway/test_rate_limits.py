@@ -276,11 +276,13 @@ async def test_bad_keys_are_limited_by_address_and_a_good_one_in_use_is_not(
     while (answer := await ask(caller, url + SOURCES, key="ds_live_guessed")).status == 401:
         assert answer.headers["RateLimit-Policy"].startswith('"address"')
     assert answer.status == 429
-    asked = gateways.auth.asked.total()
+    asked, began = gateways.auth.asked.total(), time.monotonic()
     statuses = [(await ask(caller, url + SOURCES, key=f"ds_live_{number}")).status for number in range(5)]
     if 401 not in statuses:
         assert statuses == [429] * 5
-        assert gateways.auth.asked.total() - asked <= 1, "guesses over the limit are not looked at"
+        # What a gateway knows of an address is good for a second; the guess that asks again is looked at.
+        looked_at = gateways.auth.asked.total() - asked
+        assert looked_at <= 2 + (time.monotonic() - began), "guesses over the limit are not looked at"
     assert (await ask(caller, url + SOURCES)).status == 200
 
 
