@@ -1,16 +1,17 @@
 """The REST calls of accounts, members and API keys, and the internal call that resolves a credential."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, timedelta
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from aiohttp import web
 from pydantic import Field
 
 from libs.contracts.internal import RESOLVE_CREDENTIAL
-from libs.core.envelope import Metadata
+from libs.core.decider import Aggregate
+from libs.core.envelope import Frozen, Metadata
 from libs.core.errors import FieldError, Forbidden, InvalidInput, NotFound
 from libs.core.json import canonical_json
 from libs.core.principal import Principal
@@ -26,6 +27,7 @@ from libs.runtime.http import (
     read_query,
     success,
 )
+from libs.runtime.mongo import Document
 from libs.runtime.openapi import Content, EventShown, describe
 from services.auth.accounts import Accounts, project_meant, require_owner
 from services.auth.answers import (
@@ -68,6 +70,8 @@ from services.auth.sessions import Sessions
 from services.auth.throttle import address_subject
 from services.auth.tokens import is_session_token
 from services.auth.views import event_view, issued_key_view, key_view, project_view, user_view
+
+State = TypeVar("State", bound=Frozen)
 
 UserId = Annotated[int, Field(ge=1, le=2**53)]
 KeyId = Annotated[str, Field(min_length=1, examples=["key_5Hq2xKd81fJw"])]
@@ -395,22 +399,7 @@ class KeyRoutes:
         return answer
 
     async def list(self, request: web.Request) -> web.StreamResponse:
-        principal = principal_of(request)
-        query = read_query(request, KeysQuery)
-        if query.project_id is not None:
-            principal.require_project(query.project_id)
-        project_ids = principal.projects if query.project_id is None else [query.project_id]
-        # One more than asked for tells whether there is a next page.
-        found = await self.queries.page(API_KEY, project_ids, query.limit + 1, query.offset)
-        page = found[: query.limit]
-        usage = await self.queries.usage_of([key.id for key, _ in page])
-        following = request.rel_url.update_query(limit=query.limit, offset=query.offset + query.limit)
-        return json_answer(
-            {
-                "keys": [key_view(key, project_id, usage.get(str(key.id))) for key, project_id in page],
-                "next_page": str(following) if len(found) > query.limit else None,
-            }
-        )
+        return await credentials_page(request, self.queries, API_KEY, "keys", key_view)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         key, project_id = await self._own(request)
@@ -490,6 +479,32 @@ async def guarded_idempotency(request: web.Request, body: SignupBody, passwords:
         return None
     fingerprint = await passwords.fingerprint(body.password, f"{body.username}\n{salt}")
     return idempotency_of(request, canonical_json({**body.model_dump(), "password": fingerprint}))
+
+
+async def credentials_page(
+    request: web.Request,
+    queries: AuthQueries,
+    aggregate: Aggregate[State],
+    name: str,
+    view: Callable[[Entity[State], int, Document | None], dict[str, Any]],
+) -> web.StreamResponse:
+    """The keys or clients of the caller's projects under ``name``, newest first, with the next page's URL."""
+    principal = principal_of(request)
+    query = read_query(request, KeysQuery)
+    if query.project_id is not None:
+        principal.require_project(query.project_id)
+    project_ids = principal.projects if query.project_id is None else [query.project_id]
+    # One more than asked for tells whether there is a next page.
+    found = await queries.page(aggregate, project_ids, query.limit + 1, query.offset)
+    page = found[: query.limit]
+    usage = await queries.usage_of([item.id for item, _ in page])
+    following = request.rel_url.update_query(limit=query.limit, offset=query.offset + query.limit)
+    return json_answer(
+        {
+            name: [view(item, project_id, usage.get(str(item.id))) for item, project_id in page],
+            "next_page": str(following) if len(found) > query.limit else None,
+        }
+    )
 
 
 def in_project(metadata: Metadata, project_id: int | None) -> Metadata:

@@ -24,7 +24,7 @@ from libs.runtime.openapi import describe
 from services.auth.accounts import project_meant
 from services.auth.answers import ClientIssued, ClientShown, ClientsShown, EventsShown, TokenGranted
 from services.auth.domain.oauth_client import OAUTH_CLIENT, OauthClient
-from services.auth.http import client_address, in_project
+from services.auth.http import client_address, credentials_page, in_project
 from services.auth.inputs import HistoryQuery, KeysQuery, NewClientBody, OneQuery, TokenForm
 from services.auth.oauth import ClientWanted, OauthClients, OauthTokens, token_request
 from services.auth.queries import AuthQueries
@@ -114,22 +114,7 @@ class OauthRoutes:
         return answer
 
     async def list(self, request: web.Request) -> web.StreamResponse:
-        principal = principal_of(request)
-        query = read_query(request, KeysQuery)
-        if query.project_id is not None:
-            principal.require_project(query.project_id)
-        project_ids = principal.projects if query.project_id is None else [query.project_id]
-        # One more than asked for tells whether there is a next page.
-        found = await self.queries.page(OAUTH_CLIENT, project_ids, query.limit + 1, query.offset)
-        page = found[: query.limit]
-        usage = await self.queries.usage_of([client.id for client, _ in page])
-        following = request.rel_url.update_query(limit=query.limit, offset=query.offset + query.limit)
-        return json_answer(
-            {
-                "clients": [client_view(client, project_id, usage.get(str(client.id))) for client, project_id in page],
-                "next_page": str(following) if len(found) > query.limit else None,
-            }
-        )
+        return await credentials_page(request, self.queries, OAUTH_CLIENT, "clients", client_view)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         client, project_id = await self._own(request)
