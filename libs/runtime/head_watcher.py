@@ -19,7 +19,7 @@ POLL_SECONDS_WHILE_WATCHING = 1.0
 RETRY_SECONDS = 0.5
 FRESH_SECONDS = 1.0
 
-_FIELDS = {"$project": {"ns": 1, "position": "$updateDescription.updatedFields.position"}}
+_FIELDS: Document = {"$project": {"ns": 1, "position": "$updateDescription.updatedFields.position"}}
 
 log = structlog.get_logger(__name__)
 
@@ -104,7 +104,7 @@ class HeadWatcher:
         # The list stands in the first stage, so that the server drops everything else while it scans its oplog.
         pipeline: list[Document] = [
             {"$match": {"ns.coll": "head", "ns.db": {"$in": self._databases}}},
-            {"$project": {"ns": 1}},
+            _FIELDS,
         ]
         with self._client.watch(pipeline, max_await_time_ms=AWAIT_MS) as changes:
             while not self._stop.is_set():
