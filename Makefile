@@ -22,7 +22,7 @@ demo: $(VENV)/.embedded ## Replicate 336,776 real flights through the REST gatew
 	@exec $(BIN)/python -m deploy.demo
 
 test: $(VENV)/.dev ## Run every test, against real servers
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 
 check: $(VENV)/.dev ## Lint, type-check and hold the import contracts
 	@failed=; for command in "ruff check ." "ruff format --check ." "mypy" "lint-imports"; do \

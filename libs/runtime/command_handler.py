@@ -22,6 +22,7 @@ from libs.core.errors import Conflict, DataSyncError, FixRequest, RetryLater
 from libs.runtime.decisions import DecisionPass, Pending, View, known_of
 from libs.runtime.event_store import Batch, DecisionOutdated, EventStore, Head, OffsetMove, OffsetMoved, SideWrite
 from libs.runtime.mongo import Document, PyMongoError
+from libs.runtime.pipeline import find
 from libs.runtime.telemetry import BATCH_COMMANDS, COMMANDS, COMMANDS_WAITING, COMMIT_SECONDS
 from libs.runtime.works import (
     ConsumerWork,
@@ -243,9 +244,8 @@ class CommandHandler:
         return list(placed.values())
 
     def _load(self, works: list[Pending]) -> tuple[View, Head]:
-        """One query a collection for all that the batch will look at."""
+        """One query a collection for all that the batch will look at, all in one flight."""
         head = self._store.head_cached or self._store.head_blocking()
-        view = View()
         wanted: dict[str, dict[int | str, Aggregate[Any]]] = {}
         foreign: dict[str, set[int | str]] = {}
         for pending in works:
@@ -254,19 +254,22 @@ class CommandHandler:
             for projection, envelope in pending.projections:
                 if (key := projection.key(envelope)) is not None:
                     foreign.setdefault(projection.collection, set()).add(key)
-        database = self._store.sync_database
+        idempotency = [pending.idempotency.id for pending in works if pending.idempotency]
+        moves = [pending.offset.key for pending in works if pending.offset]
+        sought: list[tuple[str, Collection[Any]]] = [(head.collections[name], wanted[name]) for name in wanted]
+        sought += [(head.collections[name], foreign[name]) for name in foreign]
+        sought += [(name, ids) for name, ids in (("idempotency", idempotency), ("offsets", moves)) if ids]
+        found = iter(self._store.pipeline.find([find(name, {"_id": {"$in": list(ids)}}) for name, ids in sought]))
+        view = View()
         for name, aggregates in wanted.items():
-            for document in database[head.collections[name]].find({"_id": {"$in": list(aggregates)}}):
+            for document in next(found):
                 view.aggregates[name, document["_id"]] = known_of(aggregates[document["_id"]], document)
-        for name, keys in foreign.items():
-            for document in database[head.collections[name]].find({"_id": {"$in": list(keys)}}):
-                view.documents[name, document["_id"]] = document
-        if idempotency := [pending.idempotency.id for pending in works if pending.idempotency]:
-            for document in database["idempotency"].find({"_id": {"$in": idempotency}}):
-                view.idempotency[document["_id"]] = document
-        if moves := [pending.offset.key for pending in works if pending.offset]:
-            for document in database["offsets"].find({"_id": {"$in": moves}}):
-                view.offsets[document["_id"]] = document["offset"]
+        for name in foreign:
+            view.documents.update({(name, document["_id"]): document for document in next(found)})
+        if idempotency:
+            view.idempotency = {document["_id"]: document for document in next(found)}
+        if moves:
+            view.offsets = {document["_id"]: document["offset"] for document in next(found)}
         return view, head
 
     def _decide(self, works: list[Pending], view: View, head: Head) -> tuple[Batch, list[Pending]]:
@@ -289,10 +292,10 @@ class CommandHandler:
         for collection, key in keys:
             by_collection.setdefault(collection, []).append(key)
         owners: dict[tuple[str, str], int | str] = {}
-        for collection, wanted in by_collection.items():
-            documents = self._store.sync_database[head.collections[collection]].find(
-                {"keys": {"$in": wanted}}, {"keys": 1}
-            )
+        finds = [
+            find(head.collections[name], {"keys": {"$in": held}}, {"keys": 1}) for name, held in by_collection.items()
+        ]
+        for collection, documents in zip(by_collection, self._store.pipeline.find(finds), strict=True):
             for document in documents:
                 held = ((collection, key) for key in document["keys"])
                 owners.update({key: document["_id"] for key in held if key in keys})

@@ -6,7 +6,8 @@ gaps, and whoever reads them in order can't skip an event that commits late.
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -25,16 +26,25 @@ from libs.runtime.mongo import (
     Client,
     ClientSession,
     Collection,
+    ConnectionFailure,
     Database,
-    DeleteOne,
     Document,
     IndexModel,
     OperationFailure,
     PyMongoError,
-    ReplaceOne,
-    UpdateOne,
     duplicate_key_of,
     synchronous,
+)
+from libs.runtime.pipeline import (
+    TRANSIENT,
+    UNKNOWN_COMMIT,
+    Pipeline,
+    StatementRefused,
+    Transactions,
+    Write,
+    removal,
+    replacement,
+    write_commands,
 )
 
 OUTCOME_SECONDS_MAX = 10.0
@@ -47,13 +57,43 @@ class Head:
 
     Args:
         position: of the last committed event.
+        batches: how often it was raised; where it is unchanged, nothing was written.
         store_id: made with the database; a restored or other one differs.
         collections: the live collection's name of each aggregate and projection, by its logical name.
     """
 
     position: int
+    batches: int
     store_id: str
     collections: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """What a batch is written on.
+
+    Args:
+        head: before the batch.
+        numbers: the next number of each list's collection, by its logical name.
+    """
+
+    head: Head
+    numbers: Mapping[str, int]
+
+    def serves(self, batch: "Batch") -> bool:
+        """Whether the batch can be written without asking the store for anything."""
+        return batch.collections == self.head.collections and all(
+            name in self.numbers for name, changes in batch.lists.items() if changes.entered
+        )
+
+    def after(self, batch: "Batch") -> "_Standing":
+        head = Head(
+            self.head.position + len(batch.events), self.head.batches + 1, self.head.store_id, self.head.collections
+        )
+        entered = {
+            name: self.numbers[name] + changes.entered for name, changes in batch.lists.items() if changes.entered
+        }
+        return _Standing(head, {**self.numbers, **entered})
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +231,12 @@ class EventStore:
         self.sync_database = self._sync_client[database_name]
         self._events_majority: Collection = self.database.get_collection("events", read_concern=MAJORITY)
         self.head_cached: Head | None = None
+        self.pipeline = Pipeline(self._sync_client, database_name)
+        self.writer = uuid7()
+        self._transactions = Transactions(self.pipeline)
+        self._standing: _Standing | None = None
+        self._left_at: int | None = None
+        self._marks = 0
 
     async def open(self, collections: Sequence[str], indexes: Mapping[str, Sequence[IndexModel]]) -> None:
         """Make sure that the head, the collections and all indexes are there; safe to run in several instances.
@@ -321,21 +367,87 @@ class EventStore:
                 time.sleep(min(0.2, 0.001 * 2 ** min(attempt, 8)) * random.random())
 
     def _attempt(self, batch: Batch, deadline: float) -> int:
-        with self._sync_client.start_session() as session:
-            session.start_transaction(read_concern=None, write_concern=DURABLE)
+        standing = self._run_statements(batch)
+        batch.attempted = True
+        while True:
             try:
-                position = self._write(batch, session)
-            except BaseException:
-                _abort(session)
-                raise
-            batch.attempted = True
-            while True:
-                try:
-                    session.commit_transaction()
-                    return position
-                except PyMongoError as error:
-                    if not error.has_error_label("UnknownTransactionCommitResult") or time.monotonic() >= deadline:
-                        raise
+                self._transactions.commit()
+                break
+            except PyMongoError as error:
+                if not error.has_error_label(UNKNOWN_COMMIT) or time.monotonic() >= deadline:
+                    raise
+        undisturbed = self._left_at in (None, standing.head.batches)
+        after = standing.after(batch)
+        self._left_at = after.head.batches
+        self._standing = after if undisturbed else None
+        return standing.head.position
+
+    def _run_statements(self, batch: Batch) -> _Standing:
+        """Run all statements of a batch in a transaction that waits for its commit; gives what they were run on.
+
+        A writer that nobody wrote beside since its last batch knows how the store stands, and sends everything in one
+        flight, at whose beginning the head makes sure of it. Where it finds otherwise, or does not know, the head is
+        raised first and tells: so an instance far away is not starved by nearer ones.
+        """
+        standing, self._standing = self._standing, None
+        if standing is not None and standing.serves(batch):
+            with suppress(_HeadMoved), self._in_transaction():
+                raising = [_guarded_raise(standing.head, len(batch.events), self._mark()), *_reservations(batch)]
+                self._run(batch, raising + _statements(batch, standing))
+                return standing
+        with self._in_transaction():
+            change: Document = {"$inc": {"position": len(batch.events), "batches": 1}, "$set": {"writer": self._mark()}}
+            raising = [{"findAndModify": "head", "query": {"_id": "head"}, "update": change}, *_reservations(batch)]
+            standing = self._standing_of(batch, *self._run(batch, raising))
+            if statements := _statements(batch, standing):
+                self._run(batch, statements)
+            return standing
+
+    @contextmanager
+    def _in_transaction(self) -> Iterator[None]:
+        self._transactions.begin()
+        try:
+            yield
+        except PyMongoError as error:
+            # What broke or hung is aborted by the next transaction's beginning; the rest the server aborted itself,
+            # but for refusals that come before a statement is looked at.
+            if not isinstance(error, ConnectionFailure) and not error.has_error_label(TRANSIENT):
+                _abort(self._transactions)
+            raise
+        except BaseException:
+            _abort(self._transactions)
+            raise
+
+    def _run(self, batch: Batch, statements: list[Document]) -> list[Document]:
+        """Run a flight of a batch's statements; the guards among them raise what they guard against."""
+        try:
+            return self._transactions.run(statements)
+        except StatementRefused as refused:
+            match statements[refused.statement].get("update"):
+                case "head":
+                    raise _HeadMoved from None
+                case "offsets":
+                    raise OffsetMoved(batch.offsets[refused.write].key) from None
+            raise
+
+    def _standing_of(self, batch: Batch, raised: Document, *reserved: Document) -> _Standing:
+        if raised["value"] is None:
+            raise RetryLater("the event store has no head yet")
+        head = _head_of(raised["value"])
+        if head.collections != batch.collections:
+            self.head_cached = head
+            raise DecisionOutdated("the projections were swapped")
+        entering = {name: changes.entered for name, changes in batch.lists.items() if changes.entered}
+        numbers = {
+            name: int(reply["value"]["next"]) - entered
+            for (name, entered), reply in zip(entering.items(), reserved, strict=True)
+        }
+        return _Standing(head, numbers)
+
+    def _mark(self) -> str:
+        """What this writer leaves in the head: another text with every batch, so that a change tells whose it is."""
+        self._marks += 1
+        return f"{self.writer}/{self._marks}"
 
     def swap_blocking(self, swaps: Mapping[str, str], last_step: Callable[[ClientSession, Head], None]) -> None:
         """Make other collections the live ones, in a transaction that raises the head like every batch.
@@ -359,65 +471,6 @@ class EventStore:
             session.with_transaction(step, write_concern=DURABLE)
         self.head_blocking()
 
-    def _write(self, batch: Batch, session: ClientSession) -> int:
-        database = self.sync_database
-        change: Document = {"$inc": {"position": len(batch.events), "batches": 1}}
-        before = database["head"].find_one_and_update({"_id": "head"}, change, session=session)
-        if before is None:
-            raise RetryLater("the event store has no head yet")
-        head = _head_of(before)
-        if head.collections != batch.collections:
-            self.head_cached = head
-            raise DecisionOutdated("the projections were swapped")
-        self._move_offsets(batch.offsets, session)
-        if batch.events:
-            documents = [document_of(envelope) for envelope in batch.events]
-            for number, document in enumerate(documents, head.position + 1):
-                document["position"] = number
-            database["events"].insert_many(documents, session=session)
-        for name, changes in batch.lists.items():
-            changes.write(database[head.collections[name]], session)
-        for name in batch.replacements.keys() | batch.removals.keys():
-            writes: list[ReplaceOne[Document] | DeleteOne] = [
-                ReplaceOne({"_id": document["_id"]}, document, upsert=True)
-                for document in batch.replacements.get(name, ())
-            ]
-            writes += [DeleteOne({"_id": identifier}) for identifier in batch.removals.get(name, ())]
-            database[head.collections[name]].bulk_write(writes, session=session)
-        # Inserted last, so that a unique key which a replacement frees can be taken by a new document.
-        for name, documents in batch.inserts.items():
-            database[head.collections[name]].insert_many(documents, session=session)
-        for collection, writes in _grouped(batch.side_writes).items():
-            database[collection].bulk_write(writes, session=session)
-        if batch.idempotency:
-            database["idempotency"].insert_many(batch.idempotency, session=session)
-        return head.position
-
-    def _move_offsets(self, moves: Sequence[OffsetMove], session: ClientSession) -> None:
-        """Move consumers' offsets, all in one round trip; raises ``OffsetMoved`` naming the first that is elsewhere."""
-        offsets = self.sync_database["offsets"]
-        known: list[OffsetMove] = []
-        for move in moves:
-            if move.expected_offset == 0 and offsets.find_one({"_id": move.key}, session=session) is None:
-                offsets.insert_one({"_id": move.key, **_offset_fields(move)}, session=session)
-            else:
-                known.append(move)
-        if not known:
-            return
-        writes = [
-            UpdateOne({"_id": move.key, "offset": move.expected_offset}, {"$set": _offset_fields(move)})
-            for move in known
-        ]
-        if offsets.bulk_write(writes, session=session).matched_count != len(known):
-            self._raise_offset_moved(known, session)
-
-    def _raise_offset_moved(self, moves: Sequence[OffsetMove], session: ClientSession) -> None:
-        """Find which of the moves did not match; those that did read as moved within this transaction."""
-        found = self.sync_database["offsets"].find({"_id": {"$in": [move.key for move in moves]}}, session=session)
-        current = {document["_id"]: document["offset"] for document in found}
-        culprit = next((move for move in moves if current.get(move.key) != move.next_offset), moves[0])
-        raise OffsetMoved(culprit.key)
-
     def _position_if_committed(self, batch: Batch) -> int | None:
         if not batch.events:
             return None
@@ -438,27 +491,76 @@ class EventStore:
 
 
 def _head_of(document: Document) -> Head:
-    return Head(document["position"], document["store_id"], dict(document["projections"]))
+    return Head(document["position"], document["batches"], document["store_id"], dict(document["projections"]))
 
 
-def _offset_fields(move: OffsetMove) -> Document:
-    return {"offset": move.next_offset, "position": move.position, "store_id": move.store_id}
+class _HeadMoved(Exception):
+    """Somebody else wrote since this writer's last batch."""
 
 
-def _grouped(side_writes: Sequence[SideWrite]) -> dict[str, list[Any]]:
-    grouped: dict[str, list[Any]] = {}
+def _guarded_raise(head: Head, events: int, mark: str) -> Document:
+    """Raises the head, if it is still this one."""
+    position = _unless_moved({"$eq": ["$batches", head.batches]}, {"$add": ["$position", events]})
+    change = {"position": position, "batches": {"$add": ["$batches", 1]}, "writer": mark}
+    return {"update": "head", "updates": [{"q": {"_id": "head"}, "u": [{"$set": change}]}]}
+
+
+def _guarded_move(move: OffsetMove) -> Document:
+    """Moves a consumer's offset, if it is still where its step began; there is none before the first."""
+    begun_here = {"$eq": [{"$ifNull": ["$offset", 0]}, move.expected_offset]}
+    change = {
+        "offset": _unless_moved(begun_here, move.next_offset),
+        "position": move.position,
+        "store_id": {"$literal": move.store_id},
+    }
+    return {"q": {"_id": move.key}, "u": [{"$set": change}], "upsert": True}
+
+
+def _unless_moved(condition: Document, value: Any) -> Document:
+    """The value, or an error that refuses the statement; only a text of the document keeps it from being foreseen."""
+    return {"$cond": [condition, value, {"$toInt": {"$concat": ["changed meanwhile: ", "$_id"]}}]}
+
+
+def _reservations(batch: Batch) -> list[Document]:
+    return [changes.reservation(batch.collections[name]) for name, changes in batch.lists.items() if changes.entered]
+
+
+def _statements(batch: Batch, standing: _Standing) -> list[Document]:
+    """What a batch writes besides the head and the numbers of lists."""
+    collections, statements = batch.collections, list[Document]()
+    if batch.offsets:
+        statements.append({"update": "offsets", "updates": [_guarded_move(move) for move in batch.offsets]})
+    if batch.events:
+        documents = [document_of(envelope) for envelope in batch.events]
+        for number, document in enumerate(documents, standing.head.position + 1):
+            document["position"] = number
+        statements.append({"insert": "events", "documents": documents})
+    for name, changes in batch.lists.items():
+        statements += changes.statements(collections[name], standing.numbers.get(name, 0))
+    for name in batch.replacements.keys() | batch.removals.keys():
+        writes: list[Write] = [replacement(document) for document in batch.replacements.get(name, ())]
+        writes += [removal(identifier) for identifier in batch.removals.get(name, ())]
+        statements += write_commands(collections[name], writes)
+    # Inserted last, so that a unique key which a replacement frees can be taken by a new document.
+    for name, documents in batch.inserts.items():
+        statements.append({"insert": collections[name], "documents": documents})
+    for collection, writes in _grouped(batch.side_writes).items():
+        statements += write_commands(collection, writes)
+    if batch.idempotency:
+        statements.append({"insert": "idempotency", "documents": batch.idempotency})
+    return statements
+
+
+def _grouped(side_writes: Sequence[SideWrite]) -> dict[str, list[Write]]:
+    grouped: dict[str, list[Write]] = {}
     for write in side_writes:
-        operation: ReplaceOne[Document] | DeleteOne = (
-            DeleteOne({"_id": write.id})
-            if write.document is None
-            else ReplaceOne({"_id": write.id}, {**write.document, "_id": write.id}, upsert=True)
-        )
+        operation = removal(write.id) if write.document is None else replacement({**write.document, "_id": write.id})
         grouped.setdefault(write.collection, []).append(operation)
     return grouped
 
 
 def _may_run_again(error: PyMongoError) -> bool:
-    return error.has_error_label("TransientTransactionError") or error.has_error_label("UnknownTransactionCommitResult")
+    return isinstance(error, ConnectionFailure) or any(map(error.has_error_label, (TRANSIENT, UNKNOWN_COMMIT)))
 
 
 def _outdated(pattern: Mapping[str, Any], values: Mapping[str, Any]) -> DecisionOutdated:
@@ -469,13 +571,12 @@ def _outdated(pattern: Mapping[str, Any], values: Mapping[str, Any]) -> Decision
     return DecisionOutdated(f"a document appeared: {dict(pattern)}")
 
 
-def _abort(session: ClientSession) -> None:
-    if session.in_transaction:
-        try:
-            session.abort_transaction()
-        except PyMongoError:
-            # The server ends an abandoned transaction by itself; the first error is the one to report.
-            return
+def _abort(transactions: Transactions) -> None:
+    try:
+        transactions.abort()
+    except PyMongoError:
+        # The next transaction's beginning ends it; the first error is the one to report.
+        return
 
 
 def canonical_document(document: Mapping[str, Any]) -> bytes:

@@ -19,7 +19,8 @@ POLL_SECONDS_WHILE_WATCHING = 1.0
 RETRY_SECONDS = 0.5
 FRESH_SECONDS = 1.0
 
-_FIELDS: Document = {"$project": {"ns": 1, "position": "$updateDescription.updatedFields.position"}}
+_UPDATED = "updateDescription.updatedFields"
+_FIELDS: Document = {"$project": {"ns": 1, "position": f"${_UPDATED}.position"}}
 
 log = structlog.get_logger(__name__)
 
@@ -37,11 +38,13 @@ class HeadWatcher:
     Args:
         client: a motor client; its connections are shared.
         databases: the names of the databases to watch.
+        but_of: a store's ``writer``, whose own batches wake nobody: for those who are told of them otherwise.
     """
 
-    def __init__(self, client: Client, databases: Sequence[str]) -> None:
+    def __init__(self, client: Client, databases: Sequence[str], *, but_of: str | None = None) -> None:
         self._client = synchronous(client)
         self._databases = sorted(databases)
+        self._but_of = but_of
         self._listeners: dict[str, set[asyncio.Event]] = {name: set() for name in self._databases}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -62,8 +65,8 @@ class HeadWatcher:
             self._listeners[database].discard(event)
 
     def has_moved_past(self, database: str, position: int) -> bool:
-        """False when the last change that was seen leaves the head at or below ``position``; True while unknown."""
-        return not self._watching or self._positions.get(database, position + 1) > position
+        """False when no change that was seen leaves the head above ``position``; True while nobody watches."""
+        return not self._watching or self._positions.get(database, 0) > position
 
     async def wait(self, event: asyncio.Event, timeout_seconds: float) -> None:
         """Wait until ``event`` is set, the poll is due or the time is over."""
@@ -102,10 +105,10 @@ class HeadWatcher:
 
     def _watch(self) -> None:
         # The list stands in the first stage, so that the server drops everything else while it scans its oplog.
-        pipeline: list[Document] = [
-            {"$match": {"ns.coll": "head", "ns.db": {"$in": self._databases}}},
-            _FIELDS,
-        ]
+        wanted: Document = {"ns.coll": "head", "ns.db": {"$in": self._databases}}
+        if self._but_of is not None:
+            wanted[f"{_UPDATED}.writer"] = {"$not": {"$regex": f"^{self._but_of}/"}}
+        pipeline: list[Document] = [{"$match": wanted}, _FIELDS]
         with self._client.watch(pipeline, max_await_time_ms=AWAIT_MS) as changes:
             while not self._stop.is_set():
                 change = changes.try_next()

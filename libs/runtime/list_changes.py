@@ -13,7 +13,8 @@ Zeros are removed, so that the counts are a pure function of the events and a re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from libs.runtime.mongo import ClientSession, DeleteOne, Document, ReturnDocument, SyncCollection, UpdateOne
+from libs.runtime.mongo import ClientSession, Document, SyncDatabase
+from libs.runtime.pipeline import Write, raise_for, removal, update, write_commands
 
 ERA = 1 << 20
 BLOCK = 1 << 10
@@ -62,30 +63,33 @@ class ListChanges:
         """An empty change that gives the numbers after this one's."""
         return ListChanges(self.entered)
 
-    def write(self, collection: SyncCollection[Document], session: ClientSession | None) -> None:
-        """Number the documents and count, in the caller's transaction; the same again when that is run again."""
-        first = self._reserve(collection, session) if self.entered else 0
+    def reservation(self, collection: str) -> Document:
+        """The command that takes the numbers that are needed; its answer's ``next`` follows on the last of them."""
+        change = {"$inc": {"next": self.entered}}
+        return {"findAndModify": collection, "query": {"_id": NUMBERS}, "update": change, "upsert": True, "new": True}
+
+    def statements(self, collection: str, first: int) -> list[Document]:
+        """Number the documents and give the commands that count; the same again when it is called again.
+
+        Args:
+            first: the first of the numbers that were reserved.
+        """
         for document, number in self.documents:
             document["number"] = first - number - 1
-        operations = self._operations(first)
-        if operations:
-            collection.bulk_write(operations, ordered=True, session=session)
+        return write_commands(collection, self._writes(first))
+
+    def write(self, database: SyncDatabase[Document], collection: str, session: ClientSession | None) -> None:
+        """Reserve, number and count in the caller's transaction, if there is one."""
+        first = 0
+        if self.entered:
+            first = database.command(self.reservation(collection), session=session)["value"]["next"] - self.entered
+        for statement in self.statements(collection, first):
+            raise_for(database.command(statement, session=session))
 
     def _count(self, name: str, number: int, change: int) -> None:
         self.counts[name, number] = self.counts.get((name, number), 0) + change
 
-    def _reserve(self, collection: SyncCollection[Document], session: ClientSession | None) -> int:
-        after = collection.find_one_and_update(
-            {"_id": NUMBERS},
-            {"$inc": {"next": self.entered}},
-            upsert=True,
-            return_document=ReturnDocument.AFTER,
-            session=session,
-        )
-        assert after is not None, "an upsert gives a document"
-        return int(after["next"]) - self.entered
-
-    def _operations(self, first: int) -> list[UpdateOne | DeleteOne]:
+    def _writes(self, first: int) -> list[Write]:
         changes: dict[str, dict[str, int]] = {}
         for (name, unresolved), change in self.counts.items():
             if change == 0:
@@ -96,19 +100,17 @@ class ListChanges:
             path = f"b.{within // BLOCK}"
             of_era["n"] += change
             of_era[path] = of_era.get(path, 0) + change
-        operations: list[UpdateOne | DeleteOne] = []
+        updates, removals = list[Write](), list[Write]()
         for identifier, increments in changes.items():
             effective = {path: change for path, change in increments.items() if change}
             if not effective:
                 continue
-            operations.append(UpdateOne({"_id": identifier}, {"$inc": effective}, upsert=True))
+            updates.append(update({"_id": identifier}, {"$inc": effective}, upsert=True))
             lowered = [path for path, change in effective.items() if change < 0]
-            operations += [
-                UpdateOne({"_id": identifier, path: 0}, {"$unset": {path: ""}}) for path in lowered if path != "n"
-            ]
+            updates += [update({"_id": identifier, path: 0}, {"$unset": {path: ""}}) for path in lowered if path != "n"]
             if lowered:
-                operations.append(DeleteOne({"_id": identifier, "n": 0}))
-        return operations
+                removals.append(removal(identifier, n=0))
+        return updates + removals
 
 
 def _era_id(name: str, era: int) -> str:

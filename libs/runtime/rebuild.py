@@ -501,7 +501,7 @@ class _Writes:
     def flush(self) -> None:
         # The documents get their numbers here, so they are written after it.
         for logical, changes in self._lists.items():
-            changes.write(self._database[self._shadows[logical]], self._session)
+            changes.write(self._database, self._shadows[logical], self._session)
         self._lists.clear()
         for logical, operations in self._operations.items():
             self._database[self._shadows[logical]].bulk_write(operations, ordered=True, session=self._session)
@@ -588,4 +588,4 @@ def _offset_document(place: Place) -> Document:
 def _head_in(document: Document | None) -> Head:
     if document is None:
         raise RebuildFailed("the service has no store yet")
-    return Head(document["position"], document["store_id"], dict(document["projections"]))
+    return Head(document["position"], document["batches"], document["store_id"], dict(document["projections"]))
