@@ -49,6 +49,9 @@ from libs.runtime.pipeline import (
 
 OUTCOME_SECONDS_MAX = 10.0
 IDEMPOTENCY_SECONDS = 24 * 3600
+BELL = "bell"
+"""A capped collection that every batch with events adds a line to, so that who follows them is woken."""
+BELL_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +239,6 @@ class EventStore:
         self._transactions = Transactions(self.pipeline)
         self._standing: _Standing | None = None
         self._left_at: int | None = None
-        self._marks = 0
 
     async def open(self, collections: Sequence[str], indexes: Mapping[str, Sequence[IndexModel]]) -> None:
         """Make sure that the head, the collections and all indexes are there; safe to run in several instances.
@@ -273,6 +275,10 @@ class EventStore:
         existing = set(await self.database.list_collection_names())
         for name in {"offsets", "secrets", "leases", "ids", "relay", "parked"} - existing:
             await self._create_collection(name)
+        if BELL not in existing:
+            await self._create_collection(BELL, capped=True, size=BELL_BYTES)
+        # A cursor can't wait at the end of an empty collection.
+        await self.database[BELL].insert_one({"position": head.position, "writer": self.writer})
 
     async def create_indexes(self, collection_name: str, further: Sequence[IndexModel]) -> None:
         """The indexes of a collection of aggregates or projections, live or shadow."""
@@ -315,9 +321,9 @@ class EventStore:
         cursor = self.database["events"].find(criteria).sort("version", ASCENDING)
         return [envelope_of(document, head.store_id) async for document in cursor]
 
-    async def _create_collection(self, name: str) -> None:
+    async def _create_collection(self, name: str, **options: Any) -> None:
         try:
-            await self.database.create_collection(name, check_exists=False)
+            await self.database.create_collection(name, check_exists=False, **options)
         except OperationFailure as error:
             if error.code != 48:  # NamespaceExists: another instance was faster.
                 raise
@@ -369,9 +375,11 @@ class EventStore:
     def _attempt(self, batch: Batch, deadline: float) -> int:
         standing = self._run_statements(batch)
         batch.attempted = True
+        bell: Document = {"position": standing.head.position + len(batch.events), "writer": self.writer}
+        ring = {"insert": BELL, "documents": [bell]} if batch.events else None
         while True:
             try:
-                self._transactions.commit()
+                self._transactions.commit(then=ring)
                 break
             except PyMongoError as error:
                 if not error.has_error_label(UNKNOWN_COMMIT) or time.monotonic() >= deadline:
@@ -392,11 +400,11 @@ class EventStore:
         standing, self._standing = self._standing, None
         if standing is not None and standing.serves(batch):
             with suppress(_HeadMoved), self._in_transaction():
-                raising = [_guarded_raise(standing.head, len(batch.events), self._mark()), *_reservations(batch)]
+                raising = [_guarded_raise(standing.head, len(batch.events)), *_reservations(batch)]
                 self._run(batch, raising + _statements(batch, standing))
                 return standing
         with self._in_transaction():
-            change: Document = {"$inc": {"position": len(batch.events), "batches": 1}, "$set": {"writer": self._mark()}}
+            change = {"$inc": {"position": len(batch.events), "batches": 1}}
             raising = [{"findAndModify": "head", "query": {"_id": "head"}, "update": change}, *_reservations(batch)]
             standing = self._standing_of(batch, *self._run(batch, raising))
             if statements := _statements(batch, standing):
@@ -443,11 +451,6 @@ class EventStore:
             for (name, entered), reply in zip(entering.items(), reserved, strict=True)
         }
         return _Standing(head, numbers)
-
-    def _mark(self) -> str:
-        """What this writer leaves in the head: another text with every batch, so that a change tells whose it is."""
-        self._marks += 1
-        return f"{self.writer}/{self._marks}"
 
     def swap_blocking(self, swaps: Mapping[str, str], last_step: Callable[[ClientSession, Head], None]) -> None:
         """Make other collections the live ones, in a transaction that raises the head like every batch.
@@ -498,10 +501,10 @@ class _HeadMoved(Exception):
     """Somebody else wrote since this writer's last batch."""
 
 
-def _guarded_raise(head: Head, events: int, mark: str) -> Document:
+def _guarded_raise(head: Head, events: int) -> Document:
     """Raises the head, if it is still this one."""
     position = _unless_moved({"$eq": ["$batches", head.batches]}, {"$add": ["$position", events]})
-    change = {"position": position, "batches": {"$add": ["$batches", 1]}, "writer": mark}
+    change = {"position": position, "batches": {"$add": ["$batches", 1]}}
     return {"update": "head", "updates": [{"q": {"_id": "head"}, "u": [{"$set": change}]}]}
 
 

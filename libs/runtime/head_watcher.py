@@ -1,6 +1,8 @@
-"""Wakes readers when a store's head moves: one change stream for all stores that a process follows.
+"""Wakes readers when a store's head moves, by the bell that each batch rings: a tailing cursor a store.
 
-The stream only shortens the wait; every reader polls as well, so that nothing depends on it.
+The bell only shortens the wait; every reader polls as well, so that nothing depends on it. A change stream would tell
+the same, but each has the server look through everything that is written: with three of them, followers cost a
+service that writes 1,500 records a second a fifth of its rate.
 """
 
 import asyncio
@@ -10,17 +12,14 @@ from contextlib import contextmanager
 
 import structlog
 
-from libs.runtime.event_store import EventStore
-from libs.runtime.mongo import Client, Document, InvalidOperation, PyMongoError, synchronous
+from libs.runtime.event_store import BELL, EventStore
+from libs.runtime.mongo import Client, CursorType, Document, InvalidOperation, PyMongoError, synchronous
 
 AWAIT_MS = 500
 POLL_SECONDS = 0.25
 POLL_SECONDS_WHILE_WATCHING = 1.0
 RETRY_SECONDS = 0.5
 FRESH_SECONDS = 1.0
-
-_UPDATED = "updateDescription.updatedFields"
-_FIELDS: Document = {"$project": {"ns": 1, "position": f"${_UPDATED}.position"}}
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +32,7 @@ async def keep_head_fresh(store: EventStore) -> None:
 
 
 class HeadWatcher:
-    """Watches the ``head`` collections of some databases on a thread of its own.
+    """Watches the heads of some databases, each on a thread of its own.
 
     Args:
         client: a motor client; its connections are shared.
@@ -43,34 +42,32 @@ class HeadWatcher:
 
     def __init__(self, client: Client, databases: Sequence[str], *, but_of: str | None = None) -> None:
         self._client = synchronous(client)
-        self._databases = sorted(databases)
         self._but_of = but_of
-        self._listeners: dict[str, set[asyncio.Event]] = {name: set() for name in self._databases}
+        self._bells = {name: _Bell(name) for name in databases}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._watching = False
-        self._positions: dict[str, int] = {}
 
     @contextmanager
     def listen(self, database: str) -> Iterator[asyncio.Event]:
         """An event that is set whenever the database's head may have moved; clear it before reading."""
-        if self._thread is None:
+        if self._loop is None:
             self._start()
         event = asyncio.Event()
-        self._listeners[database].add(event)
+        self._bells[database].listeners.add(event)
         try:
             yield event
         finally:
-            self._listeners[database].discard(event)
+            self._bells[database].listeners.discard(event)
 
     def has_moved_past(self, database: str, position: int) -> bool:
-        """False when no change that was seen leaves the head above ``position``; True while nobody watches."""
-        return not self._watching or self._positions.get(database, 0) > position
+        """False when no batch was heard of that leaves the head above ``position``; True while nobody watches."""
+        bell = self._bells[database]
+        return not bell.is_heard or bell.position > position
 
     async def wait(self, event: asyncio.Event, timeout_seconds: float) -> None:
         """Wait until ``event`` is set, the poll is due or the time is over."""
-        poll_seconds = POLL_SECONDS_WHILE_WATCHING if self._watching else POLL_SECONDS
+        is_heard = all(bell.is_heard for bell in self._bells.values() if event in bell.listeners)
+        poll_seconds = POLL_SECONDS_WHILE_WATCHING if is_heard else POLL_SECONDS
         try:
             async with asyncio.timeout(min(timeout_seconds, poll_seconds)):
                 await event.wait()
@@ -78,54 +75,71 @@ class HeadWatcher:
             return
 
     def close(self) -> None:
-        """Let the thread end; it does within the time of one request."""
+        """Let the threads end; they do within the time of one request."""
         self._stop.set()
 
     def _start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name="head-watcher", daemon=True)
-        self._thread.start()
+        for bell in self._bells.values():
+            threading.Thread(target=self._run, args=(bell,), name=f"watching {bell.database}", daemon=True).start()
 
-    def _run(self) -> None:
+    def _run(self, bell: "_Bell") -> None:
         failures = 0
         while not self._stop.is_set():
             try:
-                self._watch()
+                self._watch(bell)
             except InvalidOperation:
                 # The client is closed: the process is on its way out.
                 return
             except PyMongoError as error:
-                failures = 0 if self._watching else failures + 1
+                failures = 0 if bell.is_heard else failures + 1
                 if failures <= 1 and not self._stop.is_set():
-                    log.warning("head_watch_failed", error=type(error).__name__)
+                    log.warning("head_watch_failed", database=bell.database, error=type(error).__name__)
             finally:
-                self._watching = False
-                self._positions.clear()
+                bell.is_heard = False
             self._stop.wait(RETRY_SECONDS)
 
-    def _watch(self) -> None:
-        # The list stands in the first stage, so that the server drops everything else while it scans its oplog.
-        wanted: Document = {"ns.coll": "head", "ns.db": {"$in": self._databases}}
+    def _watch(self, bell: "_Bell") -> None:
+        """Follow the bell until its cursor ends: it does where there is no bell yet, and where it was overrun."""
+        database = self._client[bell.database]
+        head = database["head"].find_one({"_id": "head"}, {"position": 1})
+        position = 0 if head is None else int(head["position"])
+        wanted: Document = {"position": {"$gt": position}}
         if self._but_of is not None:
-            wanted[f"{_UPDATED}.writer"] = {"$not": {"$regex": f"^{self._but_of}/"}}
-        pipeline: list[Document] = [{"$match": wanted}, _FIELDS]
-        with self._client.watch(pipeline, max_await_time_ms=AWAIT_MS) as changes:
-            while not self._stop.is_set():
-                change = changes.try_next()
-                self._watching = True
-                if change is not None:
-                    self._notify(change["ns"]["db"], change.get("position"))
+            wanted["writer"] = {"$ne": self._but_of}
+        cursor = database[BELL].find(wanted, cursor_type=CursorType.TAILABLE_AWAIT).max_await_time_ms(AWAIT_MS)
+        with cursor:
+            self._notify(bell, position)
+            while cursor.alive and not self._stop.is_set():
+                rung = next(cursor, None)
+                bell.is_heard = cursor.alive
+                if rung is not None:
+                    self._notify(bell, rung["position"])
 
-    def _notify(self, database: str, position: int | None) -> None:
+    def _notify(self, bell: "_Bell", position: int) -> None:
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(self._set, database, position)
+            self._loop.call_soon_threadsafe(bell.ring, position)
         except RuntimeError:
             # The loop is closed: nobody listens any more.
             self._stop.set()
 
-    def _set(self, database: str, position: int | None) -> None:
-        if position is not None:
-            self._positions[database] = position
-        for event in self._listeners.get(database, ()):
+
+class _Bell:
+    """What is known of one database.
+
+    Args:
+        position: of the head, as last heard; it may have been announced by a batch that did not commit in the end.
+        is_heard: whether the next batch would be heard of.
+    """
+
+    def __init__(self, database: str) -> None:
+        self.database = database
+        self.position = 0
+        self.is_heard = False
+        self.listeners: set[asyncio.Event] = set()
+
+    def ring(self, position: int) -> None:
+        self.position = position
+        for event in self.listeners:
             event.set()

@@ -11,6 +11,7 @@ from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, Asyn
 from pymongo import (
     ASCENDING,
     DESCENDING,
+    CursorType,
     DeleteOne,
     IndexModel,
     InsertOne,
@@ -58,6 +59,7 @@ __all__ = [
     "ClientSession",
     "Collection",
     "ConnectionFailure",
+    "CursorType",
     "Database",
     "DeleteOne",
     "Document",

@@ -24,6 +24,8 @@ from libs.runtime.mongo import Document
 COMMIT_WRITE_CONCERN: Document = {"w": "majority", "j": True, "wtimeout": 10_000}
 TRANSIENT = "TransientTransactionError"
 UNKNOWN_COMMIT = "UnknownTransactionCommitResult"
+_MORE_TO_COME = 2
+"""The flag of a message that gets no answer."""
 _UNKNOWN_COMMIT_CODES = {50, 64, 91, 262}
 """MaxTimeMSExpired, WriteConcernFailed, ShutdownInProgress, ExceededTimeLimit."""
 
@@ -59,12 +61,16 @@ class Pipeline:
         self._database = database
         self._codec: CodecOptions[Document] = client.codec_options
 
-    def send(self, commands: Sequence[Document], database: str | None = None) -> list[Document]:
+    def send(
+        self, commands: Sequence[Document], database: str | None = None, *, unanswered: Document | None = None
+    ) -> list[Document]:
         """Send all and return their answers.
 
         Args:
             commands: documents whose first key is the command's name. All are executed, whatever becomes of those
                 before them: only a transaction makes them depend on each other.
+            database: where they go, if elsewhere.
+            unanswered: a write behind them that nobody waits for.
 
         Raises:
             StatementRefused: a write was refused; the first that was.
@@ -74,8 +80,11 @@ class Pipeline:
         server = self._client._select_server(writable_server_selector, None, "pipeline")
         with self._client._checkout(server, None) as connection:
             encoded = [_op_msg(0, command, database or self._database, None, self._codec) for command in commands]
-            wire = encoded[0][1] if len(encoded) == 1 else b"".join(message for _, message, _, _ in encoded)
-            connection.send_message(wire, max(largest for _, _, _, largest in encoded))
+            wire = [message for _, message, _, _ in encoded]
+            if unanswered is not None:
+                write = unanswered | {"writeConcern": {"w": 0}}
+                wire.append(_op_msg(_MORE_TO_COME, write, self._database, None, self._codec)[1])
+            connection.send_message(b"".join(wire), max(largest for _, _, _, largest in encoded))
             # All answers are taken before the first is looked at: the connection must not keep any.
             answers = [connection.receive_message(number) for number, _, _, _ in encoded]
             replies = [answer.command_response(self._codec) for answer in answers]
@@ -138,8 +147,11 @@ class Transactions:
                 self._has_begun = True
         return self._pipeline.send(statements)
 
-    def commit(self) -> None:
+    def commit(self, *, then: Document | None = None) -> None:
         """Commit; may be repeated while the result is unknown.
+
+        Args:
+            then: a write outside the transaction that follows it, unanswered; also when it did not commit.
 
         Raises:
             OperationFailure: it did not commit; with the label ``UnknownTransactionCommitResult`` that is not known.
@@ -147,7 +159,7 @@ class Transactions:
         """
         commit: Document = {"commitTransaction": 1, "writeConcern": COMMIT_WRITE_CONCERN} | self._fields()
         try:
-            self._pipeline.send([commit], "admin")
+            self._pipeline.send([commit], "admin", unanswered=then)
         except ConnectionFailure as error:
             error._add_error_label(UNKNOWN_COMMIT)
             raise
