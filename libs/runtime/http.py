@@ -441,8 +441,10 @@ async def read_bytes(request: web.Request) -> bytes:
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", "deflate"):
         raise UnsupportedMediaType(f"the content encoding {encoding[:32]!r} is not supported; use gzip")
+    # What has come with its head needs no timer.
+    limit_seconds = None if request.content.is_eof() else BODY_TIMEOUT_SECONDS
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+        async with asyncio.timeout(limit_seconds):
             body = await request.read()
     except TimeoutError:
         raise RequestTimeout("the request body did not arrive in time") from None

@@ -6,8 +6,8 @@ import pytest
 
 from tests.integration.gateway.desynchronisation import fuzz
 
-REQUESTS = 50_000
-"""About 30 seconds on two cores; ``python -m tests.benchmarks.desynchronisation 1000000`` sends a million."""
+REQUESTS = 100_000
+"""About 50 seconds on two cores; ``python -m tests.benchmarks.desynchronisation 1000000`` sends a million."""
 
 
 @pytest.mark.timeout(300)
