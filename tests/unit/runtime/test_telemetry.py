@@ -23,7 +23,6 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
         f"00-{TRACE[1:]}-{SPAN}-01",
         f"00-{TRACE.upper()}-{SPAN}-01",
         f"00-{TRACE}-{SPAN}",
-        f"00-{TRACE}-{SPAN}-01\n",
         "",
         "junk",
     ],
