@@ -8,9 +8,9 @@ whatever the number of round trips. A caller is answered only when its batch is 
 import asyncio
 import os
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import structlog
@@ -54,6 +54,8 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 State = TypeVar("State", bound=Frozen)
+Processed = tuple[Sequence[Envelope], list[Pending]]
+"""The events that a batch committed, and its works that wait for the next one."""
 
 
 class CommandHandler:
@@ -72,7 +74,8 @@ class CommandHandler:
         self._waiting: deque[Pending] = deque()
         self._wake = asyncio.Event()
         self._listeners: list[Callable[[Sequence[Envelope]], None]] = []
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="write-path")
+        self._batches: SimpleQueue[tuple[list[Pending], asyncio.Future[Processed]] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -82,16 +85,20 @@ class CommandHandler:
 
     def start(self) -> None:
         """Begin to take commands."""
-        self._loop_task = asyncio.get_running_loop().create_task(self._run(), name="write-path")
+        loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, args=(loop,), name="write-path", daemon=True)
+        self._thread.start()
+        self._loop_task = loop.create_task(self._run(), name="write-path")
         self._loop_task.add_done_callback(_crash_if_failed)
 
     async def close(self) -> None:
         """Finish what waits, then stop; later commands are refused with ``RetryLater``."""
         self._stopping = True
         self._wake.set()
-        if self._loop_task is not None:
+        if self._loop_task is not None and self._thread is not None:
             await self._loop_task
-        self._thread.shutdown(wait=True)
+            self._batches.put(None)
+            self._thread.join()
 
     @property
     def waiting(self) -> int:
@@ -162,7 +169,9 @@ class CommandHandler:
             while self._waiting:
                 batch = self._gather()
                 begun_at = loop.time()
-                committed, later = await loop.run_in_executor(self._thread, self._process, batch)
+                processed: asyncio.Future[Processed] = loop.create_future()
+                self._batches.put((batch, processed))
+                committed, later = await processed
                 self._waiting.extendleft(reversed(later))
                 _measure(batch, loop.time() - begun_at, len(self._waiting))
                 if committed:
@@ -188,9 +197,19 @@ class CommandHandler:
 
     # From here on everything runs on the write path's thread.
 
-    def _process(self, batch: list[Pending]) -> tuple[Sequence[Envelope], list[Pending]]:
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Process batches until told to end; an executor's futures would cost more than a lone command's decision."""
+        while (taken := self._batches.get()) is not None:
+            batch, processed = taken
+            result: Processed | BaseException
+            try:
+                result = self._process(batch)
+            except BaseException as error:  # noqa: BLE001 - the loop raises it: a write path that fails ends the process
+                result = error
+            loop.call_soon_threadsafe(_settle, processed, result)
+
+    def _process(self, batch: list[Pending]) -> Processed:
         """Decide and commit; sets each pending's result, or hands it back for the next batch."""
-        assert threading.current_thread().name.startswith("write-path")
         open_works = batch
         later: list[Pending] = []
         while True:
@@ -350,10 +369,26 @@ def _crash_if_failed(task: "asyncio.Task[None]") -> None:
         os._exit(70)
 
 
+def _settle(processed: "asyncio.Future[Processed]", result: Processed | BaseException) -> None:
+    if processed.done():
+        return
+    if isinstance(result, BaseException):
+        processed.set_exception(result)
+    else:
+        processed.set_result(result)
+
+
+_ENDED = {outcome: COMMANDS.labels(outcome) for outcome in ("committed", "refused", "failed")}
+
+
 def _measure(batch: Sequence[Pending], seconds: float, waiting: int) -> None:
-    ended = Counter(_outcome(pending) for pending in batch if pending.result is not None)
+    ended = dict.fromkeys(_ENDED, 0)
+    for pending in batch:
+        if pending.result is not None:
+            ended[_outcome(pending)] += 1
     for outcome, number in ended.items():
-        COMMANDS.labels(outcome).inc(number)
+        if number:
+            _ENDED[outcome].inc(number)
     BATCH_COMMANDS.observe(ended["committed"])
     COMMIT_SECONDS.observe(seconds)
     COMMANDS_WAITING.set(waiting)
