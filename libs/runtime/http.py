@@ -6,6 +6,7 @@ verified principal before its handler runs. Handlers return ``success(…)`` or 
 
 import asyncio
 import hashlib
+import hmac
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -618,7 +619,8 @@ def idempotency_of(request: web.Request, body: bytes | None = None) -> Idempoten
     parts = (*caller, request.method, request.path, key)
     identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     content = request.get(BODY, b"") if body is None else body
-    return IdempotencyKey(identity, hashlib.sha256(content).hexdigest())
+    # Keyed by what is not kept, so that a password in the body can't be guessed from what is.
+    return IdempotencyKey(identity, hmac.digest(key.encode(), content, "sha256").hex())
 
 
 # Internal calls

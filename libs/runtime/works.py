@@ -15,7 +15,7 @@ State = TypeVar("State", bound=Frozen)
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """``id`` is the hash of principal, method, path and key; ``request_hash`` that of the body."""
+    """``id`` is the hash of principal, method, path and key; ``request_hash`` that of the body under the key."""
 
     id: str
     request_hash: str
