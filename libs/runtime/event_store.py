@@ -503,7 +503,9 @@ class _HeadMoved(Exception):
 
 def _guarded_raise(head: Head, events: int) -> Document:
     """Raises the head, if it is still this one."""
-    position = _unless_moved({"$eq": ["$batches", head.batches]}, {"$add": ["$position", events]})
+    known = {"batches": head.batches, "position": head.position, "store_id": {"$literal": head.store_id}}
+    is_this_one = {"$and": [{"$eq": [f"${name}", value]} for name, value in known.items()]}
+    position = _unless_moved(is_this_one, {"$add": ["$position", events]})
     change = {"position": position, "batches": {"$add": ["$batches", 1]}}
     return {"update": "head", "updates": [{"q": {"_id": "head"}, "u": [{"$set": change}]}]}
 

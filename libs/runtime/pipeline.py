@@ -14,7 +14,7 @@ from bson.binary import Binary, UuidRepresentation
 from bson.codec_options import CodecOptions
 from bson.int64 import Int64
 from pymongo import MongoClient
-from pymongo.errors import ConnectionFailure, NetworkTimeout, OperationFailure
+from pymongo.errors import ConnectionFailure, NetworkTimeout, OperationFailure, ServerSelectionTimeoutError
 from pymongo.helpers_shared import _check_command_response
 from pymongo.message import _op_msg
 from pymongo.server_selectors import writable_server_selector
@@ -98,9 +98,9 @@ class Pipeline:
             return []
         try:
             replies = self.send(finds)
-        except ConnectionFailure as error:
-            if isinstance(error, NetworkTimeout):
-                raise
+        except (NetworkTimeout, ServerSelectionTimeoutError):
+            raise
+        except ConnectionFailure:
             replies = self.send(finds)
         return [self._whole(reply["cursor"]) for reply in replies]
 
