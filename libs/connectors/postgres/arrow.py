@@ -193,6 +193,7 @@ async def read(table: "PostgresTable", part: "Part") -> AsyncGenerator[pa.Record
     finally:
         copying.cancel()
         await asyncio.wait({copying})
+        copy.leave_buffers()
 
 
 class _Copy:
@@ -204,9 +205,10 @@ class _Copy:
     def __init__(self, table: "PostgresTable", sql: str) -> None:
         self.filled: asyncio.Queue[RowBuffer | Exception | None] = asyncio.Queue(BUFFERS + 1)
         self._empty: asyncio.Queue[RowBuffer] = asyncio.Queue(BUFFERS)
+        self._idle = table.snapshot.row_buffers
         for _ in range(BUFFERS - 1):
-            self._empty.put_nowait(RowBuffer(BUFFER_BYTES))
-        self._filling = RowBuffer(BUFFER_BYTES)
+            self._empty.put_nowait(self._buffer())
+        self._filling = self._buffer()
         self._table = table
         self._sql = sql
         self._begun = False
@@ -215,6 +217,11 @@ class _Copy:
         """A buffer that grew for a long row is not kept."""
         rows.clear()
         self._empty.put_nowait(rows if rows.capacity_bytes == BUFFER_BYTES else RowBuffer(BUFFER_BYTES))
+
+    def leave_buffers(self) -> None:
+        """Leave the buffers to the next part."""
+        while not self._empty.empty():
+            self._idle.append(self._empty.get_nowait())
 
     async def run(self) -> None:
         try:
@@ -229,8 +236,7 @@ class _Copy:
             # Whoever waits for the rows raises it.
             self.filled.put_nowait(error)
         else:
-            if self._filling.length_bytes:
-                self.filled.put_nowait(self._filling)
+            (self.filled if self._filling.length_bytes else self._empty).put_nowait(self._filling)
             self.filled.put_nowait(None)
 
     async def _take(self, data: bytes) -> None:
@@ -241,3 +247,6 @@ class _Copy:
             self.filled.put_nowait(self._filling)
             self._filling = await self._empty.get()
         self._filling.append(data)
+
+    def _buffer(self) -> RowBuffer:
+        return self._idle.pop() if self._idle else RowBuffer(BUFFER_BYTES)

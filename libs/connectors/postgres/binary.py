@@ -31,7 +31,7 @@ DECIMAL_DIGITS_MAX = 18
 _MARKER_FIRST = 0xF5
 _MARKER_BYTES = 8
 _PREFIX_BYTES = 6
-_SEARCHED_BYTES = 1024 * 1024
+_SEARCHED_BYTES = 512 * 1024
 # Columns of a fixed length that are read together; the padding is wider, so that reading never runs past the end.
 _TOGETHER_MAX = 24
 _PADDING_BYTES = 512

@@ -16,6 +16,8 @@ from libs.connectors.protocol import CatalogEntry, ConnectorRefused, ConnectorUn
 if TYPE_CHECKING:
     import pyarrow
 
+    from libs.connectors.postgres.binary import RowBuffer
+
 PAGE_BYTES = 8192
 PART_PAGES_MIN = 2_048
 PART_PAGES_MAX = 131_072
@@ -88,7 +90,11 @@ class PostgresSource:
 
 
 class PostgresSnapshot:
-    """One moment of the database, held open by one connection and shared by the others."""
+    """One moment of the database, held open by one connection and shared by the others.
+
+    Attributes:
+        row_buffers: those that no COPY fills at the moment.
+    """
 
     def __init__(
         self,
@@ -102,6 +108,7 @@ class PostgresSnapshot:
         self.exported = exported
         self._stack = stack
         self._idle: list[asyncpg.Connection[Any]] = []
+        self.row_buffers: list[RowBuffer] = []
 
     async def table(self, plan: StreamPlan) -> "PostgresTable":
         with translated(f"the source's table {plan.stream}"):
