@@ -1,40 +1,39 @@
-"""Arrow record batches from PostgreSQL: how each type maps, what Arrow can't hold, and the connections that read.
+"""Arrow record batches from PostgreSQL: how each type maps, what Arrow can't hold, and how a part is read.
 
-Reading goes by binary COPY through ADBC. What it would read with a loss (intervals, times with a zone, arrays of
-several dimensions, types that it does not know) is asked of the server as text instead.
+Reading goes by binary COPY. What has no like in Arrow is asked of the server as text, and so are long decimals.
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-import adbc_driver_manager
+import asyncpg
 import pyarrow as pa
 import pyarrow.compute as pc
-from adbc_driver_manager import dbapi as manager_dbapi
-from adbc_driver_postgresql import dbapi
 
-from libs.connectors.postgres.config import PostgresConfig
-from libs.connectors.postgres.connection import failure, libpq_uri, quoted
+from libs.connectors.postgres.binary import (
+    DECIMAL_DIGITS_MAX,
+    Malformed,
+    RowBuffer,
+    Unheld,
+    decode,
+    new_marker,
+    without_header,
+)
+from libs.connectors.postgres.connection import quoted
 from libs.connectors.postgres.types import Column, PostgresType
 from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Policy
 
 if TYPE_CHECKING:
     from libs.connectors.postgres.source import Part, PostgresTable
 
-Result = TypeVar("Result")
-
-BATCH_BYTES = 4 * 1024 * 1024
+# What a batch has at least, and what a buffer for it holds with the piece that came last.
+BATCH_BYTES = 2 * 1024 * 1024
+BUFFER_BYTES = BATCH_BYTES + 512 * 1024
+BUFFERS = 2
 DECIMAL128_DIGITS = 38
 DECIMAL256_DIGITS = 76
-GUARD = "_datasync_guard"
-# 4714-11-24 BC, the first day that PostgreSQL has: whatever is below was infinite or ran over.
-FIRST_DAY = -2440588
-FIRST_MICROSECOND = FIRST_DAY * 86_400_000_000
-DAY_MICROSECONDS = 86_400_000_000
 
 _NATIVE: dict[str, pa.DataType] = {
     "bool": pa.bool_(),
@@ -48,7 +47,6 @@ _NATIVE: dict[str, pa.DataType] = {
     "bpchar": pa.string(),
     "name": pa.string(),
     "json": pa.string(),
-    "jsonb": pa.string(),
     "bytea": pa.binary(),
     "uuid": pa.uuid(),
     "date": pa.date32(),
@@ -65,7 +63,6 @@ class ArrowColumn:
     Args:
         expression: what the query selects.
         guard: an SQL condition that is true of a row whose value Arrow can't hold, where the server has to tell.
-        checked: values that run over Arrow's range are refused while converting.
     """
 
     name: str
@@ -109,11 +106,8 @@ def _arrow_column(column: Column, policy: Policy) -> ArrowColumn:
     native = arrow_type(column.type)
     if native is None or (policy == "text" and _unholdable(column.type, name) is not None):
         return ArrowColumn(column.name, pa.string(), f"{name}::text")
-    expression = name
-    if column.type.element is not None and arrow_type(column.type.element) is None:
-        expression = f"{name}::text[]"
-    elif column.type.through_domain or (column.type.element is not None and column.type.element.through_domain):
-        expression = f"{name}::{column.type.sql}"
+    suffix = "[]" if column.type.element is not None else ""
+    expression = f"{name}::text{suffix}" if _sent_as_text(column.type.element or column.type) else name
     bad = _unholdable(column.type, name)
     if bad is None or (policy == "fail" and column.type.element is None):
         return ArrowColumn(column.name, native, expression)
@@ -141,32 +135,36 @@ def _unholdable(postgres_type: PostgresType, value: str) -> str | None:
             return None
 
 
-def query(columns: Sequence[ArrowColumn], part: "Part") -> str:
-    """The select of a part, with one more column that numbers the first column whose value can't be held."""
-    selected = [f"{column.expression} AS {quoted(column.name)}" for column in columns]
-    guards = [f"WHEN {column.guard} THEN {index}" for index, column in enumerate(columns) if column.guard]
-    if guards:
-        selected.append(f"CASE {' '.join(guards)} END AS {quoted(GUARD)}")
+def _sent_as_text(postgres_type: PostgresType) -> bool:
+    native = arrow_type(postgres_type)
+    return native is None or (pa.types.is_decimal(native) and native.precision > DECIMAL_DIGITS_MAX)
+
+
+def query(columns: Sequence[ArrowColumn], part: "Part", marker: int) -> str:
+    """The select of a part: the marker, where there are guards their verdict, the columns."""
+    selected = [f"'{marker}'::int8", *_verdict(columns), *(column.expression for column in columns)]
     return f"SELECT {', '.join(selected)} {part.from_clause}"
 
 
-def convert(batch: pa.RecordBatch, columns: Sequence[ArrowColumn], stream: str) -> pa.RecordBatch:
-    """The batch in its promised types; raises ``ConnectorRefused`` naming the column of a value that does not fit."""
-    if batch.num_columns > len(columns):
-        broken = pc.min(batch.column(len(columns))).as_py()
-        if broken is not None:
-            raise _unheld(stream, columns[broken].name, "is an array of several dimensions or holds such a value")
-    arrays = []
-    for index, column in enumerate(columns):
-        try:
-            arrays.append(_convert(batch.column(index), column.type))
-        except (pa.ArrowInvalid, _OutOfRange) as error:
-            raise _unheld(stream, column.name, str(error)) from None
-    return pa.RecordBatch.from_arrays(arrays, schema=schema_of(columns))
+def record_batch(rows: RowBuffer, columns: Sequence[ArrowColumn], marker: int, stream: str) -> pa.RecordBatch:
+    """The rows in their promised types; raises ``ConnectorRefused`` naming the column of a value that does not fit."""
+    verdict = [pa.int32() for _ in _verdict(columns)]
+    try:
+        arrays = decode(rows, [*verdict, *(column.type for column in columns)], marker)
+    except Unheld as error:
+        raise _unheld(stream, columns[error.index - len(verdict)].name, str(error)) from None
+    except Malformed as error:
+        raise _unreadable(stream, error) from error
+    if verdict and arrays[0].null_count < len(arrays[0]):
+        broken = columns[pc.min(arrays[0]).as_py()].name
+        raise _unheld(stream, broken, "is an array of several dimensions or holds such a value")
+    return pa.RecordBatch.from_arrays(arrays[len(verdict) :], schema=schema_of(columns))
 
 
-class _OutOfRange(Exception):
-    pass
+def _verdict(columns: Sequence[ArrowColumn]) -> list[str]:
+    """An expression that numbers the first column whose value can't be held; empty when no column has a guard."""
+    guards = [f"WHEN {column.guard} THEN {index}" for index, column in enumerate(columns) if column.guard]
+    return [f"CASE {' '.join(guards)} END"] if guards else []
 
 
 def _unheld(stream: str, column: str, reason: str) -> ConnectorRefused:
@@ -177,131 +175,78 @@ def _unheld(stream: str, column: str, reason: str) -> ConnectorRefused:
     )
 
 
-def _convert(array: "pa.Array[Any]", wanted: pa.DataType) -> "pa.Array[Any]":
-    if isinstance(array, pa.ListArray) and isinstance(wanted, pa.ListType):
-        values = _convert(array.values, wanted.value_type)
-        mask = array.is_null() if array.null_count else None
-        return pa.ListArray.from_arrays(array.offsets, values, type=wanted, mask=mask)
-    if isinstance(array, pa.ExtensionArray) and array.type != wanted:
-        array = array.storage
-    if pa.types.is_date32(wanted):
-        _not_below(array.view(pa.int32()), FIRST_DAY, "an infinite date")
-    elif pa.types.is_timestamp(wanted):
-        _not_below(array.view(pa.int64()), FIRST_MICROSECOND, "an infinite time, or one after the year 294245")
-    elif pa.types.is_time64(wanted):
-        _not_above(array.view(pa.int64()), DAY_MICROSECONDS - 1, "the time 24:00")
-    return array if array.type == wanted else array.cast(wanted)
+def _unreadable(stream: str, error: Malformed) -> ConnectorUnavailable:
+    return ConnectorUnavailable(f"{stream}: the source sent what can't be read: {error}")
 
 
-def _not_below(array: "pa.Array[Any]", limit: int, what: str) -> None:
-    least = pc.min(array).as_py()
-    if least is not None and least < limit:
-        raise _OutOfRange(what)
-
-
-def _not_above(array: "pa.Array[Any]", limit: int, what: str) -> None:
-    most = pc.max(array).as_py()
-    if most is not None and most > limit:
-        raise _OutOfRange(what)
-
-
-class ArrowReader:
-    """The ADBC connections of a snapshot: as many as are read from at once, each used by one thread at a time."""
-
-    def __init__(self, uri: str, exported: str, pool: ThreadPoolExecutor) -> None:
-        self._uri = uri
-        self._exported = exported
-        self._pool = pool
-        self._idle: list[manager_dbapi.Connection] = []
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def open(cls, config: PostgresConfig, exported: str) -> AsyncIterator["ArrowReader"]:
-        pool = ThreadPoolExecutor(config.max_threads + 1, thread_name_prefix="arrow-read")
-        with libpq_uri(config, "datasync read") as uri:
-            reader = cls(uri, exported, pool)
-            try:
-                yield reader
-            finally:
-                await reader.close()
-                pool.shutdown(wait=False)
-
-    async def read(self, table: "PostgresTable", part: "Part") -> AsyncGenerator[pa.RecordBatch, None]:
-        """The batches of one part, converted."""
-        columns = arrow_columns(table)
-        stream = str(table.plan.stream)
-        try:
-            connection = self._idle.pop() if self._idle else await self._run(self._connect, _nothing)
-            cursor = connection.cursor()
-        except adbc_driver_manager.Error as error:
-            # The holder of the snapshot had logged in with the same configuration.
-            raise ConnectorUnavailable(f"the source's snapshot can't be read: {error}") from error
-        finished = False
-        try:
-            batches = await self._run(lambda: _execute(cursor, query(columns, part)), cursor.adbc_cancel)
-            while (batch := await self._run(lambda: _next(batches, columns, stream), cursor.adbc_cancel)) is not None:
-                yield batch
-            finished = True
-        except adbc_driver_manager.Error as error:
-            raise _failed(table, error) from error
-        finally:
-            if finished:
-                cursor.close()
-                self._idle.append(connection)
-            else:
-                await self._run(lambda: _abandon(cursor, connection), _nothing)
-
-    async def close(self) -> None:
-        while self._idle:
-            await self._run(self._idle.pop().close, _nothing)
-
-    def _connect(self) -> manager_dbapi.Connection:
-        connection: manager_dbapi.Connection = dbapi.connect(self._uri, autocommit=True)
-        with connection.cursor() as cursor:
-            cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            cursor.execute(f"SET TRANSACTION SNAPSHOT '{self._exported}'")
-        return connection
-
-    async def _run(self, work: Callable[[], Result], cancel: Callable[[], None]) -> Result:
-        """Run in a thread; when cancelled, tell the server so and wait for the thread to let go of the connection."""
-        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            cancel()
-            await asyncio.wait({future})
-            raise
-
-
-def _nothing() -> None:
-    pass
-
-
-def _execute(cursor: manager_dbapi.Cursor, sql: str) -> pa.RecordBatchReader:
-    cursor.adbc_statement.set_options(**{"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)})
-    cursor.execute(sql)
-    return cursor.fetch_record_batch()
-
-
-def _next(batches: pa.RecordBatchReader, columns: Sequence[ArrowColumn], stream: str) -> pa.RecordBatch | None:
+async def read(table: "PostgresTable", part: "Part") -> AsyncGenerator[pa.RecordBatch, None]:
+    """The batches of one part; the next one's rows arrive while one is worked on."""
+    columns, marker = arrow_columns(table), new_marker()
+    copy = _Copy(table, query(columns, part, marker))
+    copying = asyncio.create_task(copy.run())
     try:
-        batch = batches.read_next_batch()
-    except StopIteration:
-        return None
-    return convert(batch, columns, stream)
+        while (rows := await copy.filled.get()) is not None:
+            if isinstance(rows, Exception):
+                raise rows
+            yield await asyncio.to_thread(record_batch, rows, columns, marker, str(table.plan.stream))
+            copy.give_back(rows)
+    finally:
+        copying.cancel()
+        await asyncio.wait({copying})
+        copy.leave_buffers()
 
 
-def _abandon(cursor: manager_dbapi.Cursor, connection: manager_dbapi.Connection) -> None:
-    with contextlib.suppress(adbc_driver_manager.Error):
-        cursor.adbc_cancel()
-    with contextlib.suppress(adbc_driver_manager.Error):
-        cursor.close()
-        connection.close()
+class _Copy:
+    """A COPY under way, into ``BUFFERS`` buffers in turn: while one is filled the other is worked on.
 
+    ``filled`` has the rows of one batch after the other, at last None or why the COPY broke off.
+    """
 
-def _failed(table: "PostgresTable", error: adbc_driver_manager.Error) -> Exception:
-    from libs.connectors.postgres.source import gone  # noqa: PLC0415
+    def __init__(self, table: "PostgresTable", sql: str) -> None:
+        self.filled: asyncio.Queue[RowBuffer | Exception | None] = asyncio.Queue(BUFFERS + 1)
+        self._empty: asyncio.Queue[RowBuffer] = asyncio.Queue(BUFFERS)
+        self._idle = table.snapshot.row_buffers
+        for _ in range(BUFFERS - 1):
+            self._empty.put_nowait(self._buffer())
+        self._filling = self._buffer()
+        self._table = table
+        self._sql = sql
+        self._begun = False
 
-    if error.sqlstate == "42P01":
-        return gone(table.plan)
-    return failure(error, f"reading {table.plan.stream} from the source")
+    def give_back(self, rows: RowBuffer) -> None:
+        """A buffer that grew for a long row is not kept."""
+        rows.clear()
+        self._empty.put_nowait(rows if rows.capacity_bytes == BUFFER_BYTES else RowBuffer(BUFFER_BYTES))
+
+    def leave_buffers(self) -> None:
+        """Leave the buffers to the next part."""
+        while not self._empty.empty():
+            self._idle.append(self._empty.get_nowait())
+
+    async def run(self) -> None:
+        try:
+            async with self._table.snapshot.reader() as connection:
+                await connection.copy_from_query(self._sql, output=self._take, format="binary")
+            self._filling.cut_trailer()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            self.filled.put_nowait(self._table.failed(error))
+        except Malformed as error:
+            self.filled.put_nowait(_unreadable(str(self._table.plan.stream), error))
+        except Exception as error:  # noqa: BLE001
+            # Whoever waits for the rows raises it.
+            self.filled.put_nowait(error)
+        else:
+            (self.filled if self._filling.length_bytes else self._empty).put_nowait(self._filling)
+            self.filled.put_nowait(None)
+
+    async def _take(self, data: bytes) -> None:
+        """Takes whole rows: a server sends each as one message (PostgreSQL documentation, "Message Flow")."""
+        if not self._begun:
+            data, self._begun = without_header(data), True
+        if self._filling.length_bytes >= BATCH_BYTES:
+            self.filled.put_nowait(self._filling)
+            self._filling = await self._empty.get()
+        self._filling.append(data)
+
+    def _buffer(self) -> RowBuffer:
+        return self._idle.pop() if self._idle else RowBuffer(BUFFER_BYTES)

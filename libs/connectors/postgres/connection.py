@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
 
 import asyncpg
 
@@ -173,37 +172,6 @@ def ssl_argument(config: SslConfig) -> Any:
     return context
 
 
-@contextlib.contextmanager
-def libpq_uri(config: PostgresConfig, application_name: str) -> Iterator[str]:
-    """A connection URI for libpq; certificates that were typed in stand in files as long as the context is open."""
-    with tempfile.TemporaryDirectory(prefix="datasync-tls-") as folder:
-        parameters = {
-            "sslmode": config.ssl.mode,
-            "connect_timeout": f"{CONNECT_TIMEOUT_SECONDS:g}",
-            "keepalives_idle": str(KEEPALIVE_IDLE_SECONDS),
-            "keepalives_interval": str(KEEPALIVE_INTERVAL_SECONDS),
-            "keepalives_count": str(KEEPALIVE_PROBES_MAX),
-            "application_name": application_name,
-            "options": _options(SESSION_SETTINGS | _parameters(config)),
-        }
-        for name, text in (
-            ("sslrootcert", config.ssl.server_ca),
-            ("sslcert", config.ssl.client_cert),
-            ("sslkey", config.ssl.client_key),
-        ):
-            if text:
-                path = Path(folder, name)
-                path.touch(mode=0o600)
-                path.write_text(text)
-                parameters[name] = str(path)
-        if config.ssl.mode in {"verify-ca", "verify-full"} and not config.ssl.server_ca:
-            parameters["sslrootcert"] = ssl.get_default_verify_paths().cafile or "system"
-        login = quote(config.username, safe="") + (f":{quote(config.password, safe='')}" if config.password else "")
-        host = f"[{config.host}]" if ":" in config.host else quote(config.host, safe="")
-        query = urlencode(parameters, quote_via=quote)
-        yield f"postgresql://{login}@{host}:{config.port}/{quote(config.database, safe='')}?{query}"
-
-
 def quoted(*names: str) -> str:
     """An identifier, qualified when several names are given, quoted."""
     return ".".join('"' + name.replace('"', '""') + '"' for name in names)
@@ -217,8 +185,3 @@ def literal(text: str) -> str:
 
 def _parameters(config: PostgresConfig) -> dict[str, str]:
     return {CONNECTION_PARAMETERS[name]: value for name, value in config.jdbc_url_params.items()}
-
-
-def _options(settings: dict[str, str]) -> str:
-    escaped = {name: value.replace("\\", "\\\\").replace(" ", "\\ ") for name, value in settings.items()}
-    return " ".join(f"-c {name}={value}" for name, value in escaped.items() if name != "application_name")

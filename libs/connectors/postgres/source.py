@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -16,7 +16,7 @@ from libs.connectors.protocol import CatalogEntry, ConnectorRefused, ConnectorUn
 if TYPE_CHECKING:
     import pyarrow
 
-    from libs.connectors.postgres.arrow import ArrowReader
+    from libs.connectors.postgres.binary import RowBuffer
 
 PAGE_BYTES = 8192
 PART_PAGES_MIN = 2_048
@@ -90,7 +90,11 @@ class PostgresSource:
 
 
 class PostgresSnapshot:
-    """One moment of the database, held open by one connection and shared by the others."""
+    """One moment of the database, held open by one connection and shared by the others.
+
+    Attributes:
+        row_buffers: those that no COPY fills at the moment.
+    """
 
     def __init__(
         self,
@@ -104,7 +108,7 @@ class PostgresSnapshot:
         self.exported = exported
         self._stack = stack
         self._idle: list[asyncpg.Connection[Any]] = []
-        self._arrow: ArrowReader | None = None
+        self.row_buffers: list[RowBuffer] = []
 
     async def table(self, plan: StreamPlan) -> "PostgresTable":
         with translated(f"the source's table {plan.stream}"):
@@ -147,14 +151,6 @@ class PostgresSnapshot:
             await close(connection)
             raise
         self._idle.append(connection)
-
-    async def arrow_reader(self) -> "ArrowReader":
-        """What reads Arrow batches; its driver is imported when it is first wanted."""
-        if self._arrow is None:
-            from libs.connectors.postgres.arrow import ArrowReader  # noqa: PLC0415
-
-            self._arrow = await self._stack.enter_async_context(ArrowReader.open(self.config, self.exported))
-        return self._arrow
 
     async def _open_reader(self) -> "asyncpg.Connection[Any]":
         connection = await connect(self.config, application_name="datasync read", retries=self.config.retry_count)
@@ -227,7 +223,6 @@ class PostgresTable:
     primary_key: tuple[str, ...]
     rows_estimated: int | None
     leaves: tuple[Leaf, ...]
-    _arrow: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def connections_max(self) -> int:
@@ -247,8 +242,9 @@ class PostgresTable:
         return schema_of(arrow_columns(self))
 
     async def batches(self, part: Part) -> AsyncGenerator["pyarrow.RecordBatch", None]:
-        reader = await self.snapshot.arrow_reader()
-        async with contextlib.aclosing(reader.read(self, part)) as batches:
+        from libs.connectors.postgres.arrow import read  # noqa: PLC0415
+
+        async with contextlib.aclosing(read(self, part)) as batches:
             async for batch in batches:
                 yield batch
 

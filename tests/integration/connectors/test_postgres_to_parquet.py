@@ -5,6 +5,7 @@ import datetime as dt
 import json
 import os
 import uuid
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
@@ -63,6 +64,39 @@ async def test_other_readers_see_the_same_values(source: Server, lake: Lake) -> 
         )
         old = f"SELECT day::text FROM '{lake.path}/public/everything/*.parquet' WHERE id >= 3 ORDER BY id"
         assert [row[0] for row in reader.execute(old).fetchall()] == ["0001-01-01 (BC)", "5874897-12-31"]
+
+
+async def test_numbers_of_every_precision_and_scale_are_exact(source: Server, lake: Lake) -> None:
+    shapes = [
+        (p, s) for p in (1, 4, 5, 9, 12, 16, 17, 18, 19, 38, 39, 76) for s in (-3, 0, 1, 2, 4, 7, p - 1, p, p + 2)
+    ]
+    await source.execute(f"CREATE TABLE t ({', '.join(f'n{i} numeric({p},{s})' for i, (p, s) in enumerate(shapes))})")
+    for part in (1, 3, 10, 9_999, 10_000, 123_456_789):
+        numbers = [f"k * {(10**p - 1) // part}e{-s}" for p, s in shapes]
+        await source.execute(f"INSERT INTO t SELECT {', '.join(numbers)} FROM unnest(ARRAY[-1, 0, 1, NULL]) AS k")
+    await move(source, lake, plan_of("t"))
+    for index in range(len(shapes)):
+        sent = [row["value"] for row in await source.connection.fetch(f"SELECT n{index}::text AS value FROM t")]
+        # More than 76 digits arrive as text.
+        arrived = [row[f"n{index}"] for row in lake.rows("public/t")]
+        exact = [Counter(None if value is None else Decimal(value) for value in values) for values in (sent, arrived)]
+        assert exact[0] == exact[1]
+
+
+async def test_long_values_and_arrays_are_read_back(source: Server, lake: Lake) -> None:
+    """Values that are longer than a batch, and arrays of very different lengths."""
+    await source.execute(
+        """
+        CREATE TABLE t AS SELECT n AS id, repeat(md5(n::text), CASE n WHEN 7 THEN 200000 ELSE n % 4 END) AS note,
+            (SELECT array_agg(CASE WHEN i % 3 > 0 THEN repeat('é', i % 5) END) FROM generate_series(1, n * n % 700) i)
+            AS words, to_jsonb(ARRAY[n, n]) AS doc, ARRAY[to_jsonb(n), NULL] AS docs, ARRAY[n::numeric(40,3)] AS sums
+        FROM generate_series(1, 300) n
+        """
+    )
+    written = await move(source, lake, plan_of("t"))
+    assert (written.rows, written.verified) == (300, True)
+    found = await source.connection.fetch("SELECT id, note, words, doc, docs, sums FROM t ORDER BY id")
+    assert sorted(lake.rows("public/t"), key=lambda row: row["id"]) == [dict(row) for row in found]
 
 
 @pytest.mark.parametrize("column", ["exact", "day", "at", "seen", "clock", "numbers", "days"])
