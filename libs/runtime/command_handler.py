@@ -10,7 +10,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import structlog
@@ -38,6 +38,7 @@ from libs.runtime.works import (
 COMMANDS_MAX = 400
 WAITING_MAX = 4_096
 DECISIONS_MAX = 5
+RELEASE_SECONDS = 1.0
 
 __all__ = [
     "CommandHandler",
@@ -199,7 +200,14 @@ class CommandHandler:
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """Process batches until told to end; an executor's futures would cost more than a lone command's decision."""
-        while (taken := self._batches.get()) is not None:
+        while True:
+            try:
+                taken = self._batches.get(timeout=RELEASE_SECONDS if self._store.may_hold_locks else None)
+            except Empty:
+                self._store.release_locks_blocking()
+                continue
+            if taken is None:
+                return
             batch, processed = taken
             result: Processed | BaseException
             try:
@@ -316,8 +324,8 @@ class CommandHandler:
         ]
         for collection, documents in zip(by_collection, self._store.pipeline.find(finds), strict=True):
             for document in documents:
-                held = ((collection, key) for key in document["keys"])
-                owners.update({key: document["_id"] for key in held if key in keys})
+                places = ((collection, key) for key in document["keys"])
+                owners.update({place: document["_id"] for place in places if place in keys})
         return owners
 
     async def _replayed(self, record: Document) -> Outcome:

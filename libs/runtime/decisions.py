@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -162,7 +162,7 @@ class DecisionPass:
             self._begun.add(key.id)
         self._accepted.append(pending)
         self._size_documents += len(outcome.events) * 2 + len(pending.side_writes) + len(pending.projections)
-        self._size_bytes += sum(len(envelope.data_json) for envelope in outcome.events)
+        self._size_bytes += draft.size_bytes() + _size_of([write.document for write in pending.side_writes])
         return outcome
 
     def _idempotency_record(self, pending: Pending, outcome: Outcome) -> Document:
@@ -204,6 +204,12 @@ class _Draft:
         self._batch._holders.update(self._holders)
         for collection, changes in self._lists.items():
             self._batch._lists.setdefault(collection, ListChanges()).add(changes)
+
+    def size_bytes(self) -> int:
+        """About how much it writes, without what numbers and names take."""
+        states = [vars(known.state) for known in self._aggregates.values()]
+        events = sum(len(envelope.data_json) for envelope in self._events)
+        return events + _size_of(states) + _size_of(list(self._documents.values()))
 
     def _project(self, projection: Projection, envelope: Envelope) -> None:
         try:
@@ -312,6 +318,19 @@ class _Draft:
 
 
 _UNKNOWN: Any = object()
+
+
+def _size_of(value: Any) -> int:
+    """The texts in a value: free-form JSON, the one thing that is large, is kept as text."""
+    match value:
+        case str() | bytes():
+            return len(value)
+        case Mapping():
+            return sum(map(_size_of, value.values()))
+        case list() | tuple():
+            return sum(map(_size_of, value))
+        case _:
+            return 0
 
 
 def known_of(aggregate: Aggregate[Any], document: Document) -> Known:

@@ -237,8 +237,12 @@ class EventStore:
         self.pipeline = Pipeline(self._sync_client, database_name)
         self.writer = uuid7()
         self._transactions = Transactions(self.pipeline)
+        # After a batch that nobody disturbed: what the next one is written on, if still nobody does.
         self._standing: _Standing | None = None
+        # The head's count of batches after the last one of this writer. A failure may leave it old, which costs the
+        # next batch a second flight.
         self._left_at: int | None = None
+        self.may_hold_locks = False
 
     async def open(self, collections: Sequence[str], indexes: Mapping[str, Sequence[IndexModel]]) -> None:
         """Make sure that the head, the collections and all indexes are there; safe to run in several instances.
@@ -275,7 +279,9 @@ class EventStore:
         existing = set(await self.database.list_collection_names())
         for name in {"offsets", "secrets", "leases", "ids", "relay", "parked"} - existing:
             await self._create_collection(name)
-        if BELL not in existing:
+        if not (await self.database[BELL].options()).get("capped"):
+            # A bell that was dropped is made again by whoever rings it, without an end.
+            await self.database.drop_collection(BELL)
             await self._create_collection(BELL, capped=True, size=BELL_BYTES)
         # A cursor can't wait at the end of an empty collection.
         await self.database[BELL].insert_one({"position": head.position, "writer": self.writer})
@@ -383,6 +389,7 @@ class EventStore:
                 break
             except PyMongoError as error:
                 if not error.has_error_label(UNKNOWN_COMMIT) or time.monotonic() >= deadline:
+                    self.may_hold_locks = True
                     raise
         undisturbed = self._left_at in (None, standing.head.batches)
         after = standing.after(batch)
@@ -395,13 +402,15 @@ class EventStore:
 
         A writer that nobody wrote beside since its last batch knows how the store stands, and sends everything in one
         flight, at whose beginning the head makes sure of it. Where it finds otherwise, or does not know, the head is
-        raised first and tells: so an instance far away is not starved by nearer ones.
+        raised first, whatever it is, and tells: an instance far away that always guessed would always guess too late.
         """
         standing, self._standing = self._standing, None
         if standing is not None and standing.serves(batch):
             with suppress(_HeadMoved), self._in_transaction():
                 raising = [_guarded_raise(standing.head, len(batch.events)), *_reservations(batch)]
-                self._run(batch, raising + _statements(batch, standing))
+                guarded, *_ = self._run(batch, raising + _statements(batch, standing))
+                if guarded["n"] != 1:
+                    raise _HeadMoved
                 return standing
         with self._in_transaction():
             change = {"$inc": {"position": len(batch.events), "batches": 1}}
@@ -414,17 +423,32 @@ class EventStore:
     @contextmanager
     def _in_transaction(self) -> Iterator[None]:
         self._transactions.begin()
+        self.may_hold_locks = False
         try:
             yield
+        except ConnectionFailure:
+            # The next transaction's beginning ends this one; where none comes, ``release_locks_blocking`` does.
+            self.may_hold_locks = True
+            raise
         except PyMongoError as error:
-            # What broke or hung is aborted by the next transaction's beginning; the rest the server aborted itself,
-            # but for refusals that come before a statement is looked at.
-            if not isinstance(error, ConnectionFailure) and not error.has_error_label(TRANSIENT):
+            # The server has aborted it, but for refusals that come before a statement is looked at.
+            if not error.has_error_label(TRANSIENT):
                 _abort(self._transactions)
             raise
         except BaseException:
             _abort(self._transactions)
             raise
+
+    def release_locks_blocking(self) -> None:
+        """End the transaction that a broken connection left open, which would keep other instances waiting."""
+        try:
+            self._transactions.abort()
+        except ConnectionFailure:
+            return
+        except PyMongoError:
+            # There is none that could be aborted.
+            pass
+        self.may_hold_locks = False
 
     def _run(self, batch: Batch, statements: list[Document]) -> list[Document]:
         """Run a flight of a batch's statements; the guards among them raise what they guard against."""

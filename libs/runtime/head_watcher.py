@@ -139,6 +139,6 @@ class _Bell:
         self.listeners: set[asyncio.Event] = set()
 
     def ring(self, position: int) -> None:
-        self.position = position
+        self.position = max(self.position, position)
         for event in self.listeners:
             event.set()

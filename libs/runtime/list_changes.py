@@ -13,7 +13,7 @@ Zeros are removed, so that the counts are a pure function of the events and a re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from libs.runtime.mongo import ClientSession, Document, SyncDatabase
+from libs.runtime.mongo import DURABLE, ClientSession, Document, SyncDatabase
 from libs.runtime.pipeline import Write, raise_for, removal, update, write_commands
 
 ERA = 1 << 20
@@ -80,11 +80,13 @@ class ListChanges:
 
     def write(self, database: SyncDatabase[Document], collection: str, session: ClientSession | None) -> None:
         """Reserve, number and count in the caller's transaction, if there is one."""
+        durable = {} if session is not None else {"writeConcern": DURABLE.document}
         first = 0
         if self.entered:
-            first = database.command(self.reservation(collection), session=session)["value"]["next"] - self.entered
+            reserved = database.command(self.reservation(collection) | durable, session=session)
+            first = reserved["value"]["next"] - self.entered
         for statement in self.statements(collection, first):
-            raise_for(database.command(statement, session=session))
+            raise_for(database.command(statement | durable, session=session))
 
     def _count(self, name: str, number: int, change: int) -> None:
         self.counts[name, number] = self.counts.get((name, number), 0) + change

@@ -14,7 +14,6 @@ from pymongo import (
     CursorType,
     DeleteOne,
     IndexModel,
-    InsertOne,
     MongoClient,
     ReplaceOne,
     ReturnDocument,
@@ -24,7 +23,6 @@ from pymongo.client_session import ClientSession
 from pymongo.collection import Collection as SyncCollection
 from pymongo.database import Database as SyncDatabase
 from pymongo.errors import (
-    AutoReconnect,
     BulkWriteError,
     ConnectionFailure,
     DuplicateKeyError,
@@ -53,7 +51,6 @@ __all__ = [
     "DESCENDING",
     "DURABLE",
     "MAJORITY",
-    "AutoReconnect",
     "BulkWriteError",
     "Client",
     "ClientSession",
@@ -65,7 +62,6 @@ __all__ = [
     "Document",
     "DuplicateKeyError",
     "IndexModel",
-    "InsertOne",
     "InvalidOperation",
     "NetworkTimeout",
     "OperationFailure",

@@ -51,7 +51,8 @@ def mongod_command(binary: Path, data: Path, port: int, *, cache_gigabytes: floa
         str(binary), "--dbpath", str(data), "--port", str(port), "--bind_ip", "127.0.0.1", "--nounixsocket",
         "--replSet", REPLICA_SET, "--wiredTigerCacheSizeGB", str(cache_gigabytes), "--oplogSize", "512",
         "--setParameter", "diagnosticDataCollectionEnabled=false",
-        # What a killed writer left open would hold its locks for a minute; no batch of ours takes longer than this.
+        # What a killed writer left open would hold its locks for a minute. Batches end within 10 seconds, and a
+        # rebuild's last step is about few events.
         "--setParameter", "transactionLifetimeLimitSeconds=15",
     ]
     # fmt: on

@@ -14,6 +14,7 @@ from bson.binary import Binary, UuidRepresentation
 from bson.codec_options import CodecOptions
 from bson.int64 import Int64
 from pymongo import MongoClient
+from pymongo.client_session_shared import _UNKNOWN_COMMIT_ERROR_CODES
 from pymongo.errors import ConnectionFailure, NetworkTimeout, OperationFailure, ServerSelectionTimeoutError
 from pymongo.helpers_shared import _check_command_response
 from pymongo.message import _op_msg
@@ -26,8 +27,6 @@ TRANSIENT = "TransientTransactionError"
 UNKNOWN_COMMIT = "UnknownTransactionCommitResult"
 _MORE_TO_COME = 2
 """The flag of a message that gets no answer."""
-_UNKNOWN_COMMIT_CODES = {50, 64, 91, 262}
-"""MaxTimeMSExpired, WriteConcernFailed, ShutdownInProgress, ExceededTimeLimit."""
 
 
 Write = tuple[str, Document]
@@ -164,12 +163,12 @@ class Transactions:
             error._add_error_label(UNKNOWN_COMMIT)
             raise
         except OperationFailure as error:
-            if error.code in _UNKNOWN_COMMIT_CODES:
+            if error.code in _UNKNOWN_COMMIT_ERROR_CODES:
                 error._add_error_label(UNKNOWN_COMMIT)
             raise
 
     def abort(self) -> None:
-        """Give up a transaction whose statements all succeeded so far; raises as ``Pipeline.send``."""
+        """Give up a transaction that may be open; raises as ``Pipeline.send``, also where it is not."""
         self._pipeline.send([{"abortTransaction": 1} | self._fields()], "admin")
 
     def _fields(self) -> Document:

@@ -40,6 +40,8 @@ _FEW_ARRAYS = 32
 _EPOCH_DAYS = 10_957
 _EPOCH_MICROSECONDS = _EPOCH_DAYS * 86_400_000_000
 _DAY_MICROSECONDS = 86_400_000_000
+# 294246-01-01, the last year that begins within an int64 of microseconds: as ``arrow.py`` asks of the server.
+_END_MICROSECONDS = 9_223_339_708_800_000_000
 _INT32 = np.iinfo(np.int32)
 _INT64 = np.iinfo(np.int64)
 _NEGATIVE = 0x4000
@@ -145,6 +147,7 @@ def decode(rows: RowBuffer, types: Sequence[pa.DataType], marker: int) -> list["
                 arrays.append(_array(source, fields, wanted))
                 at = fields.ends
     except (_OutOfRange, pa.ArrowInvalid) as error:
+        # Also of a group, those before the culprit have been added.
         raise Unheld(len(arrays), str(error)) from None
     except IndexError:
         raise Malformed("a field runs over the end") from None
@@ -302,7 +305,7 @@ def _since_1970(values: npt.NDArray[Any], wanted: pa.DataType) -> npt.NDArray[An
         if most >= _DAY_MICROSECONDS:
             raise _OutOfRange("the time 24:00")
         return values
-    if least == _INT64.min or most > _INT64.max - _EPOCH_MICROSECONDS:
+    if least == _INT64.min or most >= _END_MICROSECONDS - _EPOCH_MICROSECONDS:
         raise _OutOfRange("an infinite time, or one after the year 294245")
     return values + _EPOCH_MICROSECONDS
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from libs.core.clock import ManualClock, SystemClock
 from libs.core.decider import Act
 from libs.core.envelope import Envelope, Metadata
-from libs.core.errors import Conflict, FixRequest, NotFound, PreconditionFailed, TooLarge, Unprocessable
+from libs.core.errors import Conflict, FixRequest, NotFound, PreconditionFailed, RetryLater, TooLarge, Unprocessable
 from libs.core.ids import uuid7
 from libs.runtime.command_handler import (
     CommandHandler,
@@ -132,6 +132,60 @@ async def test_two_instances_racing_for_names_and_streams_lose_nothing(mongod: s
         assert renames == {"ok": 120}
         assert await positions(pair[0]) == list(range(1, 222))
         assert (await pair[1].documents.require(THING, "shared", 7)).version == 121
+
+
+async def test_writers_in_turn_know_of_each_other(mongod: str, database_prefix: str) -> None:
+    """Each believes itself alone after its first batches, and finds at its next one that it is not."""
+    async with AsyncExitStack() as stack:
+        pair = [await stack.enter_async_context(instance(mongod, f"{database_prefix}things")) for _ in range(2)]
+        for turn in range(12):
+            for each in (pair[0], pair[0], pair[turn % 2], pair[1]):
+                identifier = uuid7()
+                await each.make(identifier, identifier)
+        assert await positions(pair[1]) == list(range(1, 49))
+
+
+async def test_nothing_is_acknowledged_by_a_store_without_a_head(service: Service) -> None:
+    await service.make("1", "lamp")
+    await service.make("2", "torch")
+    [head] = [item async for item in service.store.database["head"].find({})]
+    await service.store.database["head"].delete_one({})
+    with pytest.raises(RetryLater):
+        await service.make("3", "candle")
+    await service.store.database["head"].insert_one(head)
+    await service.make("3", "candle")
+    assert await positions(service) == [1, 2, 3]
+
+
+async def test_large_entities_take_several_batches(service: Service) -> None:
+    """What they come to in all is more than the store takes in one message; their events are small."""
+    names = {str(number): f"{number} {'x' * 800_000}" for number in range(64)}
+    for identifier, name in names.items():
+        await service.make(identifier, name)
+    calls = [service.commands.handle(THING, identifier, DiscardThing(), PROJECT) for identifier in names]
+    assert await outcomes(calls) == {"ok": 64}
+
+
+async def test_a_writer_that_gave_up_lets_go_of_the_head(mongod: str, database_prefix: str) -> None:
+    async with AsyncExitStack() as stack:
+        first, second = [
+            await stack.enter_async_context(instance(mongod, f"{database_prefix}things")) for _ in range(2)
+        ]
+        await asyncio.to_thread(first.store._run_statements, await _batch_making(first, "1", "lamp"))
+        waiting = asyncio.create_task(second.make("2", "torch"))
+        await asyncio.to_thread(first.store.release_locks_blocking)
+        assert (await waiting).version == 1
+        assert await positions(second) == [1]
+        await asyncio.to_thread(first.store.release_locks_blocking)
+
+
+async def test_a_bell_that_was_dropped_gets_its_end_again(service: Service) -> None:
+    database = service.store.database
+    await database.drop_collection("bell")
+    await service.make("1", "lamp")
+    assert not (await database["bell"].options()).get("capped")
+    await service.store.open([THING.collection], {})
+    assert (await database["bell"].options())["capped"] is True
 
 
 async def test_a_stale_expected_version_is_refused_and_none_decides_on_the_current(service: Service) -> None:

@@ -27,9 +27,8 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
         "junk",
     ],
 )
-@pytest.mark.parametrize("state", [None, "vendor=1,other=2"])
-def test_a_callers_span_is_the_one_that_the_propagator_reads(traceparent: str, state: str | None) -> None:
-    headers = {"traceparent": traceparent} | ({} if state is None else {"tracestate": state})
+def test_a_callers_span_is_the_one_that_the_propagator_reads(traceparent: str) -> None:
+    headers = {"traceparent": traceparent}
     expected = trace.get_current_span(
         TraceContextTextMapPropagator().extract(headers, context.Context())
     ).get_span_context()
@@ -38,9 +37,5 @@ def test_a_callers_span_is_the_one_that_the_propagator_reads(traceparent: str, s
     assert current.is_valid
     assert current.is_remote == expected.is_valid
     if expected.is_valid:
-        assert (current.trace_id, current.span_id, current.trace_flags, current.trace_state) == (
-            expected.trace_id,
-            expected.span_id,
-            expected.trace_flags,
-            expected.trace_state,
-        )
+        assert (current.trace_id, current.span_id) == (expected.trace_id, expected.span_id)
+        assert current.trace_flags == expected.trace_flags
