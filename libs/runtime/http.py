@@ -103,6 +103,7 @@ class Health:
 
     def __init__(self) -> None:
         self._checks: dict[str, Check] = {}
+        self._listeners: list[Callable[[], None]] = []
         self._stopping = False
 
     def add(self, name: str, check: Check) -> None:
@@ -111,7 +112,14 @@ class Health:
 
     def stop(self) -> None:
         """Not ready from now on, so that no new work is sent here."""
-        self._stopping = True
+        if not self._stopping:
+            self._stopping = True
+            for listener in self._listeners:
+                listener()
+
+    def on_stop(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` when the process begins to stop, before what is in flight is waited for."""
+        self._listeners.append(listener)
 
     @property
     def stopping(self) -> bool:

@@ -37,6 +37,7 @@ async def start(context: ServiceContext[GatewaySettings]) -> AsyncIterator[Seque
             lambda: context.health.stopping,
         )
         stack.callback(upstream.close)
+        context.health.on_stop(upstream.let_go)
         credentials = Credentials(context.internal)
         stack.push_async_callback(credentials.close)
         probes = await stack.enter_async_context(

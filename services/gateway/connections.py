@@ -29,7 +29,7 @@ READ_AHEAD_BYTES = 256 * 1024
 # Chunk extensions and trailers are read and dropped; more of them in a row than this is no answer.
 FRAMING_BYTES_MAX = 64 * 1024
 
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 """Methods that change nothing (RFC 9110 section 9.2.1), so that sending one again does no harm."""
 
 _WITHOUT_BODY = frozenset({204, 304})
@@ -450,7 +450,7 @@ class Exchange:
             request is not None
             and self.is_reused
             and not self._has_begun
-            and request.method in _SAFE_METHODS
+            and request.method in SAFE_METHODS
             and (request.body is None or isinstance(request.body, bytes))
         )
 
@@ -606,7 +606,7 @@ def _head_of(request: Sent) -> bytes:
     if isinstance(body, bytes):
         lines.append(f"Content-Length: {len(body)}")
     elif body is None:
-        if request.method not in _SAFE_METHODS:
+        if request.method not in SAFE_METHODS:
             lines.append("Content-Length: 0")
     elif request.body_size_bytes is not None:
         lines.append(f"Content-Length: {request.body_size_bytes}")

@@ -20,12 +20,22 @@ from libs.core.errors import FixRequest, RequestTimeout, RetryLater, TooLarge, U
 from libs.runtime.http import BODY, RESPONSE_HEADERS
 from libs.runtime.telemetry import UPSTREAM_UNAVAILABLE
 from services.gateway.breaker import Breaker
-from services.gateway.connections import BrokenOff, Connections, Exchange, Headers, NoAnswer, NotConnected, Sent
+from services.gateway.connections import (
+    SAFE_METHODS,
+    BrokenOff,
+    Connections,
+    Exchange,
+    Headers,
+    NoAnswer,
+    NotConnected,
+    Sent,
+)
 from services.gateway.routes import Target
 
 BODY_IDLE_SECONDS = 30.0
 BUFFERED_BYTES_MAX = 64 * 1024
 WATCH_SECONDS = 0.5
+LET_GO_SECONDS = 1.0
 
 _HOP_BY_HOP = frozenset(
     {
@@ -67,6 +77,17 @@ class Upstream:
         self._timeout_seconds = timeout_seconds
         self._connections = {service: Connections(url) for service, url in urls.items()}
         self._breakers = {service: Breaker(time.monotonic) for service in urls}
+        self._waiting: set[asyncio.Timeout] = set()
+        self._let_go_at: float | None = None
+
+    def let_go(self) -> None:
+        """The gateway stops: requests that only read and have no answer in a second are to be asked again elsewhere.
+
+        A long poll would keep it for a minute.
+        """
+        self._let_go_at = asyncio.get_running_loop().time() + LET_GO_SECONDS
+        for waiting in self._waiting:
+            waiting.reschedule(self._let_go_at)
 
     def close(self) -> None:
         for connections in self._connections.values():
@@ -114,7 +135,9 @@ class Upstream:
                 body.announced_bytes,
                 lambda: request.transport is not None and not request.transport.is_closing(),
             )
-            return await connections.exchange(sent, timeout_seconds)
+            if request.method not in SAFE_METHODS:
+                return await connections.exchange(sent, timeout_seconds)
+            return await self._read(connections, sent, timeout_seconds)
         except NoAnswer:
             if body.is_coming:
                 raise RequestTimeout("the request body did not arrive in time") from None
@@ -123,6 +146,17 @@ class Upstream:
             if body.refusal is not None:
                 raise body.refusal from None
             raise _broken_off(target.service) from error
+
+    async def _read(self, connections: Connections, sent: Sent, timeout_seconds: float) -> Exchange:
+        try:
+            async with asyncio.timeout_at(self._let_go_at) as waiting:
+                self._waiting.add(waiting)
+                try:
+                    return await connections.exchange(sent, timeout_seconds)
+                finally:
+                    self._waiting.discard(waiting)
+        except TimeoutError:
+            raise RetryLater("the gateway is shutting down", code="shutting_down", retry_after_seconds=1) from None
 
 
 def _path_of(request: web.Request) -> str:

@@ -110,9 +110,14 @@ def connecting_failed(error: BaseException, config: PostgresConfig) -> DataSyncE
             return ConnectorRefused(f"no encrypted connection to {where}: {error.reason or error}")
         case ConnectionRefusedError():
             return ConnectorUnavailable(f"{where} refused the connection: is it running, and is the port right?")
+        case ConnectionError() if "SSL" in str(error) and config.ssl.mode in ("disable", "allow", "prefer"):
+            # Its refusal would have been accepted, so this was none.
+            return ConnectorRefused(f"{where} does not answer as PostgreSQL does: is the port right?")
         case ConnectionError() if "SSL" in str(error):
             mode = config.ssl.mode
             return ConnectorRefused(f"{where} does not offer encrypted connections, which ssl mode {mode} needs")
+        case ConnectionError() if "connection_lost" in str(error):
+            return ConnectorUnavailable(f"{where} ended the connection at once: is it PostgreSQL, and is it running?")
         case OSError():
             return ConnectorUnavailable(f"{where} can't be reached: {error.strerror or error}")
         case asyncpg.PostgresError():

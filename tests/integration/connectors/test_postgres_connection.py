@@ -100,6 +100,22 @@ async def test_a_server_without_tls_is_refused_where_tls_is_required(source: Ser
         await registry.open_source("postgres", source.config | {"ssl": {"mode": mode}}).check()
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"), [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not answer as PostgreSQL does"), (b"", "at once")]
+)
+async def test_what_is_no_postgresql_says_so(source: Server, answer: bytes, told: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(8)
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    refusal = await _refusal(source.config | {"host": "127.0.0.1", "port": port, "ssl": {"mode": "prefer"}})
+    server.close()
+    assert told in refusal.message
+
+
 async def test_every_tls_mode_does_as_in_libpq(source: Server, tls: "TlsFront") -> None:
     def reading(host: str, **ssl_config: str) -> Source:
         return registry.open_source("postgres", source.config | {"host": host, "port": tls.port, "ssl": ssl_config})

@@ -101,6 +101,7 @@ class Catalog:
     def __init__(self) -> None:
         self.received_bytes = 0
         self.sent_bytes = 0
+        self.hanging = 0
         self.listener: asyncio.BaseTransport | None = None
         self.go_on = asyncio.Event()
         project = "/api/v1/project/{projectid}"
@@ -148,6 +149,7 @@ class Catalog:
         return json_answer({"received": self.received_bytes})
 
     async def hang(self, _: web.Request) -> web.Response:
+        self.hanging += 1
         await self.go_on.wait()
         return json_answer({})
 

@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
+from libs.runtime.http import Health
 from libs.runtime.service import running_service
 from services.gateway.app import SERVICE
 from services.gateway.config import GatewaySettings
@@ -32,6 +33,7 @@ class Suite:
     catalog: Catalog
     jobs: Backend
     records: Backend
+    health: Health
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ async def suite(mongod: str, database_prefix: str) -> AsyncIterator[Suite]:
             shutdown_timeout_seconds=0.3,
         )
         async with running_service(SERVICE, settings) as running:
-            yield Suite(running.base_url, auth, catalog, jobs, records)
+            yield Suite(running.base_url, auth, catalog, jobs, records, running.context.health)
 
 
 @pytest.fixture

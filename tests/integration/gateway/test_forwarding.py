@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import jwt
@@ -339,3 +340,25 @@ async def test_an_unreachable_service_is_a_503_of_its_family(suite: Suite, clien
 
 def _audience(token: str) -> str:
     return str(jwt.decode(token, options={"verify_signature": False})["aud"])
+
+
+async def test_a_read_that_waits_is_let_go_when_the_gateway_stops(
+    suite: Suite, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long poll would keep the gateway from stopping."""
+    monkeypatch.setattr("services.gateway.upstream.LET_GO_SECONDS", 0.05)
+    url = f"{SOURCES}/hang"
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(_answer_of(client, url))
+        async with asyncio.timeout(10):
+            while suite.catalog.hanging < 1:
+                await asyncio.sleep(0.01)
+        suite.health.stop()
+    status, headers, body = waiting.result()
+    assert (status, headers["Retry-After"], body["success"]) == (503, "1", False)
+    assert "shutting down" in body["message"]
+
+
+async def _answer_of(client: aiohttp.ClientSession, url: str) -> tuple[int, Any, Any]:
+    async with client.get(url) as response:
+        return response.status, response.headers, await response.json()
