@@ -1,12 +1,14 @@
 """Configuration models and what is read off them: the JSON Schema that forms are drawn from, and the secret fields."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from libs.core.errors import FieldError, InvalidInput
+from libs.core.errors import InvalidInput
 from libs.core.json import dump_json
+from libs.core.validation import field_errors
 
 Path = tuple[str, ...]
 
@@ -46,7 +48,12 @@ def parse_config(model: type[ConnectorConfig], config: Mapping[str, Any]) -> Con
     try:
         return model.model_validate(dict(config))
     except ValidationError as error:
-        raise _invalid(error) from None
+        errors = field_errors(error, "config")
+    if model.WRAPPER is not None and model.WRAPPER not in config:
+        # The flat form was sent, and is what the paths have to fit.
+        nested = f"config.{model.WRAPPER}."
+        errors = [replace(item, field=item.field.replace(nested, "config.", 1)) for item in errors]
+    raise InvalidInput("; ".join(f"{item.field}: {item.message}" for item in errors), errors=errors)
 
 
 def json_schema(model: type[ConnectorConfig]) -> dict[str, Any]:
@@ -101,12 +108,3 @@ def _inline(node: Any, definitions: Mapping[str, Any]) -> Any:
             return [_inline(item, definitions) for item in node]
         case _:
             return node
-
-
-def _invalid(error: ValidationError) -> InvalidInput:
-    errors = []
-    for item in error.errors(include_url=False, include_context=False, include_input=False):
-        path = ".".join(["config", *(str(part) for part in item["loc"])])
-        errors.append(FieldError(path, item["msg"].removeprefix("Value error, "), item["type"]))
-    text = "; ".join(f"{item.field}: {item.message}" for item in errors)
-    return InvalidInput(text, errors=errors)

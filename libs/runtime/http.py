@@ -44,6 +44,7 @@ from libs.core.errors import (
 from libs.core.ids import uuid7
 from libs.core.json import parse_json
 from libs.core.principal import Principal
+from libs.core.validation import field_errors
 from libs.runtime.command_handler import IdempotencyKey
 from libs.runtime.http_errors import INTERNAL_MESSAGE, error_answer, family_of, of_http_exception
 from libs.runtime.logs import log_request
@@ -516,22 +517,10 @@ async def read_query_or_body(request: web.Request, model: type[ModelT]) -> Model
 
 
 def invalid_input(error: ValidationError) -> InvalidInput:
-    """Pydantic's findings in our words: which field, and what was wrong with it."""
-    found = [_field_error(item) for item in error.errors(include_url=False, include_input=False)][:20]
+    """The refusal of what Pydantic found."""
+    found = field_errors(error)
     message = "; ".join(f"{item.field or 'the body'}: {item.message}" for item in found[:5])
     return InvalidInput(message, errors=found)
-
-
-_PYDANTIC_WORDS = {"missing": ("is required", "missing"), "extra_forbidden": ("is not a known field", "unknown_field")}
-
-
-def _field_error(item: Mapping[str, Any]) -> FieldError:
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
-    words = _PYDANTIC_WORDS.get(item["type"])
-    if words is not None:
-        return FieldError(path, *words)
-    message = str(item["msg"]).removeprefix("Value error, ")
-    return FieldError(path, message[:1].lower() + message[1:], "invalid")
 
 
 def _require_json(request: web.Request) -> None:

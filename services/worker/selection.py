@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from libs.connectors.protocol import ConnectorRefused, Policy, StreamName, StreamPlan, Target
 from libs.core.json import parse_json
+from libs.core.validation import field_errors
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -150,6 +151,5 @@ def _parsed(model: type[ModelT], text: str, subject: str) -> ModelT:
     try:
         return model.model_validate(value or {})
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        path = ".".join([subject, *(str(part) for part in first["loc"])])
-        raise ConnectorRefused(f"{path}: {first['msg']}", code="validation_error") from None
+        first = field_errors(error, subject)[0]
+        raise ConnectorRefused(f"{first.field}: {first.message}", code="validation_error") from None

@@ -76,7 +76,7 @@ def test_what_front_ends_send_for_empty_fields_is_accepted(extra: dict[str, Any]
         ({"update_method": {"type": "CDC"}}, "config.update_method", "CDC"),
         ({"jdbc_url_params": {"socketFactory": "x"}}, "config.jdbc_url_params", "socketFactory is not supported"),
         ({"port": 70000}, "config.port", "less than or equal to 65535"),
-        ({"hots": "x"}, "config.hots", "not permitted"),
+        ({"hots": "x"}, "config.hots", "is not a known field"),
         ({"host": "/var/run/postgresql"}, "config.host", "one host name"),
         ({"ssl": {"mode": "sometimes"}}, "config.ssl.mode", "disable"),
         ({"ssl": {"client_cert": "x"}}, "config.ssl", "come together"),
@@ -97,7 +97,7 @@ def test_what_is_not_supported_is_refused_by_name(extra: dict[str, Any], field: 
         ({"local_path": "/data/../etc"}, "must not contain"),
         ({"writer": {"local_path": "/data", "s3_bucket": "b"}}, "s3_bucket is not supported"),
         ({"type": "ICEBERG", "local_path": "/data"}, "PARQUET"),
-        ({}, "Field required"),
+        ({}, "config.local_path: is required"),
     ],
 )
 def test_parquet_goes_to_an_absolute_local_path_alone(config: dict[str, Any], words: str) -> None:

@@ -1,0 +1,56 @@
+"""Pydantic's findings in the words of our API: which field, and what is wrong with it."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from libs.core.errors import FieldError
+
+FINDINGS_MAX = 20
+MOMENT = "must be a moment with its zone, such as 2026-02-21T10:30:00Z (in a URL a + is written %2B)"
+
+_WORDS = {
+    "missing": ("is required", "missing"),
+    "extra_forbidden": ("is not a known field", "unknown_field"),
+    "model_type": ("must be a JSON object", "invalid"),
+    "model_attributes_type": ("must be a JSON object", "invalid"),
+    "dict_type": ("must be a JSON object", "invalid"),
+    "datetime_parsing": (MOMENT, "invalid"),
+    "datetime_from_date_parsing": (MOMENT, "invalid"),
+    "timezone_aware": (MOMENT, "invalid"),
+}
+# What Pydantic calls the members of a union; it puts them into the path of a finding.
+_MEMBER = re.compile(r"constrained-\w+|literal\[.*\]|function-.*|nullable\[.*\]")
+_SUBJECT = re.compile(r"^(?:Input|String|List|Dictionary|Value|Data) should ")
+
+
+def field_errors(error: ValidationError, prefix: str = "") -> list[FieldError]:
+    """One finding a field; where any of several forms would do, what each of them asks for.
+
+    Args:
+        prefix: what the value is called, before the paths within it.
+    """
+    found: dict[str, FieldError] = {}
+    for item in error.errors(include_url=False, include_input=False):
+        field = _path(prefix, item["loc"])
+        message, code = _words(item)
+        known = found.get(field)
+        found[field] = FieldError(field, message if known is None else f"{known.message}, or {message}", code)
+    return list(found.values())[:FINDINGS_MAX]
+
+
+def _path(prefix: str, location: tuple[int | str, ...]) -> str:
+    parts = [part for part in location if isinstance(part, int) or _MEMBER.fullmatch(part) is None]
+    within = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
+    return (prefix + within).removeprefix(".")
+
+
+def _words(item: Mapping[str, Any]) -> tuple[str, str]:
+    words = _WORDS.get(item["type"])
+    if words is not None:
+        return words
+    message = str(item["msg"]).removeprefix("Value error, ").replace(" after validation", "")
+    message = _SUBJECT.sub("must ", message)
+    return message[:1].lower() + message[1:], "invalid"
