@@ -10,6 +10,9 @@ from libs.core.errors import Forbidden, InsufficientScope
 
 Role = Literal["owner", "member"]
 
+FIRST_PROJECT_ID = 123
+"""The project of those who run the installation."""
+
 
 class Principal(Frozen):
     """The caller of a request.

@@ -184,8 +184,10 @@ class _Shell:
         request[RESPONSE_HEADERS] = {"X-Request-Id": request_id, "Server": "datasync"}
         IN_FLIGHT.add()
         status = 499
+        traceparent: str | None = None
         try:
             with server_span(request.method, request.headers) as span:
+                traceparent = current_traceparent()
                 response = await self._answer(request, handler, request_id)
                 status = response.status
                 if span.is_recording():
@@ -193,7 +195,7 @@ class _Shell:
             return response
         finally:
             IN_FLIGHT.remove()
-            self._account(request, status, time.perf_counter() - started_at)
+            self._account(request, status, time.perf_counter() - started_at, traceparent)
 
     async def _answer(self, request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
         try:
@@ -250,7 +252,7 @@ class _Shell:
         elif principal.kind == "service" and not (path.startswith("/internal/") or path in PUBLIC_PATHS):
             raise Forbidden(f"the service {principal.subject} may call /internal only")
 
-    def _account(self, request: web.Request, status: int, duration_seconds: float) -> None:
+    def _account(self, request: web.Request, status: int, duration_seconds: float, traceparent: str | None) -> None:
         route = request.get(ROUTE_LABEL) or _route_of(request)
         method = request.method if request.method in _METHODS else "OTHER"
         key = (method, route, status // 100)
@@ -260,7 +262,7 @@ class _Shell:
         timer.observe(duration_seconds)
         path, duration_ms = request.path, round(duration_seconds * 1000, 2)
         if self._is_public and path not in OPERATIONAL_PATHS:
-            log_request(REQUEST_ID.get(), method, path, status, duration_ms)
+            log_request(REQUEST_ID.get(), method, path, status, duration_ms, traceparent)
             return
         # What came through the gateway stands in its log already.
         report = log.info if status >= 500 else log.debug

@@ -72,7 +72,9 @@ class _RequestLines:
     is_flush_due = False
 
 
-def log_request(request_id: str, method: str, path: str, status: int, duration_ms: float) -> None:
+def log_request(
+    request_id: str, method: str, path: str, status: int, duration_ms: float, traceparent: str | None
+) -> None:
     """The line of a request, by the gateway one for every call: a fifth of its time went into the processors.
 
     The lines are given to the operating system together, at most 50 ms later.
@@ -80,7 +82,13 @@ def log_request(request_id: str, method: str, path: str, status: int, duration_m
     service = _RequestLines.service
     if service is None:
         log.info(
-            "http_request", request_id=request_id, method=method, path=path, status=status, duration_ms=duration_ms
+            "http_request",
+            request_id=request_id,
+            method=method,
+            path=path,
+            status=status,
+            duration_ms=duration_ms,
+            trace_id=None if traceparent is None else traceparent[3:35],
         )
         return
     line = {
@@ -90,6 +98,7 @@ def log_request(request_id: str, method: str, path: str, status: int, duration_m
         "status": status,
         "duration_ms": duration_ms,
         "request_id": request_id,
+        "trace_id": None if traceparent is None else traceparent[3:35],
         "level": "info",
         "timestamp": datetime.now(UTC),
         "service": service,

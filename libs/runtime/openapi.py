@@ -48,6 +48,23 @@ _DESCRIPTIONS = {
     504: "A service or a remote database did not answer in time.",
 }
 
+_REFUSED_FOR_EXAMPLE = {
+    400: ("validation_error", "name: is required"),
+    401: ("unauthenticated", "authentication is required"),
+    403: ("insufficient_scope", "this credential lacks the scope sync:write"),
+    404: ("not_found", "record 01980f0a-7c1e-7d54-9f2b-1f2e5a7c9d10 does not exist"),
+    408: ("request_timeout", "the request body did not arrive in time"),
+    409: ("already_exists", "the name is already taken"),
+    412: ("precondition_failed", "the current version is 3, not 2"),
+    413: ("too_large", "the request body is over 1048576 bytes"),
+    415: ("unsupported_media_type", "the content type must be application/json, and it is text/plain"),
+    422: ("idempotency_key_reused", "this Idempotency-Key was used with another request"),
+    429: ("rate_limited", "1000 requests a minute are allowed; the next is in 12 seconds"),
+    500: ("internal_error", "something went wrong on our side"),
+    503: ("service_unavailable", "the service catalog is not available at the moment"),
+    504: ("gateway_timeout", "no answer within 30 seconds"),
+}
+
 
 class Answered(BaseModel):
     """The parent of what answers hold: no field that is not described."""
@@ -353,10 +370,11 @@ class _Schemas:
         return dict(self._found[id(shape)])
 
     def resolved(self, schema: Json) -> Json:
-        """The schema itself, behind its reference."""
+        """The schema itself, behind its reference, with what stands beside that."""
         name = schema.get("$ref", "").removeprefix(COMPONENTS)
-        resolved: Json = self.definitions[name] if name else schema
-        return resolved
+        if not name:
+            return schema
+        return {**self.definitions[name], **{key: value for key, value in schema.items() if key != "$ref"}}
 
     def used_by(self, node: Any) -> Json:
         """The definitions that something refers to, directly or through another."""
@@ -448,8 +466,13 @@ class _Writer:
                 name, pattern = part
                 shape = self.route.operation.path.get(name)
                 known = self.schemas.of(shape) if shape is not None else None
-                default = {"type": "integer", "minimum": 0} if pattern == r"\d+" else {"type": "string", "minLength": 1}
-                yield {"name": name, "in": "path", "required": True, "schema": known or default}
+                default: Json = (
+                    {"type": "integer", "minimum": 0} if pattern == r"\d+" else {"type": "string", "minLength": 1}
+                )
+                schema: Json = known or default
+                parameter = {"name": name, "in": "path", "required": True, "schema": schema}
+                # The page fills a field in from the parameter's own example alone.
+                yield {**parameter, "example": schema["examples"][0]} if schema.get("examples") else parameter
 
     def _query_parameters(self) -> Iterator[Json]:
         if self.route.operation.query is None:
@@ -520,12 +543,34 @@ class _Writer:
     def _refusal(self, status: int) -> Json:
         shape = _ERROR_SHAPES[family_of(self.route.path)]
         required = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}.get(status, ())
-        content = {} if shape is Problem else {JSON: {"schema": self.schemas.of(shape)}}
+        content = {} if shape is Problem else {JSON: self._refused(status, shape)}
         return {
             "description": _DESCRIPTIONS.get(status, HTTPStatus(status).phrase),
             "headers": self._headers(required=required),
-            "content": {**content, PROBLEM: {"schema": self.schemas.of(Problem)}},
+            "content": {**content, PROBLEM: self._refused(status, Problem)},
         }
+
+    def _refused(self, status: int, shape: type[BaseModel]) -> Json:
+        """The schema of an error with an example of this status."""
+        phrase = HTTPStatus(status).phrase
+        code, message = _REFUSED_FOR_EXAMPLE.get(status, ("error", phrase))
+        if shape is OAuthError:
+            told: Json = {
+                "error": "invalid_client" if status == 401 else "invalid_request",
+                "error_description": message,
+            }
+        else:
+            told = {
+                "message": message,
+                "code": code,
+                "error": phrase,
+                "title": phrase,
+                "status": status,
+                "detail": message,
+            }
+        schema = self.schemas.of(shape)
+        example = self.schemas.example(schema)
+        return {"schema": schema, "example": {name: told.get(name, value) for name, value in example.items()}}
 
     def _media(self, schema: Json) -> Json:
         return {"schema": schema, "example": self.schemas.example(schema)}

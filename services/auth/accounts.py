@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from libs.core.decider import Act
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, FieldError, Forbidden, NotFound, Unauthenticated
-from libs.core.principal import Principal, Role
+from libs.core.principal import FIRST_PROJECT_ID, Principal, Role
 from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey, Work
 from libs.runtime.event_store import SideWrite
 from libs.runtime.sequences import Sequences
 from services.auth.domain.project import PROJECT, AddMember, CreateProject, RemoveMember
 from services.auth.domain.user import USER, ChangeEmail, ChangePassword, SignUp, User
-from services.auth.grants import FIRST_PROJECT_ID
 from services.auth.passwords import Passwords
 from services.auth.queries import SECRETS, AuthQueries, password_id
 from services.auth.sessions import Sessions

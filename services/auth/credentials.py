@@ -9,10 +9,9 @@ import hmac
 
 from libs.contracts.internal import CredentialPresented, CredentialResolved
 from libs.core.clock import Clock
-from libs.core.principal import Principal
+from libs.core.principal import FIRST_PROJECT_ID, Principal
 from libs.core.scopes import ALL_SCOPES
 from services.auth.domain.api_key import WARNED_BEFORE
-from services.auth.grants import FIRST_PROJECT_ID
 from services.auth.oauth import OauthTokens
 from services.auth.queries import AuthQueries
 from services.auth.sessions import Sessions

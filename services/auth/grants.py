@@ -4,10 +4,8 @@ from collections.abc import Sequence
 
 from libs.contracts.auth import Plan
 from libs.core.errors import FieldError, Forbidden
-from libs.core.principal import Principal
+from libs.core.principal import FIRST_PROJECT_ID, Principal
 from libs.core.scopes import ALL_SCOPES
-
-FIRST_PROJECT_ID = 123
 
 
 def refuse_more_than_own(caller: Principal, scopes: Sequence[str], developer_id: str | None) -> None:

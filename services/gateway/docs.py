@@ -31,7 +31,6 @@ SwaggerUIBundle({
   deepLinking: true,
   docExpansion: "none",
   filter: true,
-  persistAuthorization: true,
   tryItOutEnabled: true,
   validatorUrl: null,
   withCredentials: true,

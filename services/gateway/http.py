@@ -11,6 +11,7 @@ from pydantic import Field
 
 from libs.core.clock import isoformat_z
 from libs.core.errors import NotFound
+from libs.core.principal import FIRST_PROJECT_ID
 from libs.runtime.http import (
     PUBLIC_PATHS,
     REQUEST_ID,
@@ -150,8 +151,9 @@ class OwnRoutes:
         return finished(request, web.Response(body=content, content_type=MEDIA_TYPES[name], headers=headers))
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
-        """What Prometheus scrapes; on the public port it needs a credential like everything else."""
-        await self._admission.caller_of(request)
+        """What Prometheus scrapes; on the public port for members of the first project, who run the installation."""
+        caller = await self._admission.caller_of(request)
+        caller.principal.require_project(FIRST_PROJECT_ID)
         return await metrics(request)
 
 

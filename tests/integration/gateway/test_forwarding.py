@@ -11,7 +11,7 @@ import jwt
 import pytest
 from yarl import URL
 
-from tests.integration.gateway.backends import API_KEY, PROJECT, SESSION
+from tests.integration.gateway.backends import API_KEY, PROJECT, SESSION, a_key
 from tests.integration.gateway.conftest import Suite
 
 SOURCES = f"/api/v1/project/{PROJECT}/sources"
@@ -295,11 +295,15 @@ async def test_ready_only_while_the_services_behind_are(suite: Suite, stranger: 
         assert response.status == 200
 
 
-async def test_metrics_on_the_public_port_need_a_credential(
-    client: aiohttp.ClientSession, stranger: aiohttp.ClientSession
+async def test_metrics_on_the_public_port_are_for_those_who_run_the_installation(
+    suite: Suite, client: aiohttp.ClientSession, stranger: aiohttp.ClientSession
 ) -> None:
     async with stranger.get("/metrics") as response:
         assert response.status == 401
+    other = "ds_live_" + "c" * 38
+    suite.auth.credentials["bearer", other] = a_key().model_copy(update={"projects": {124: "owner"}})
+    async with stranger.get("/metrics", headers={"Authorization": f"Bearer {other}"}) as response:
+        assert response.status == 403
     async with client.get("/metrics") as response:
         assert response.status == 200
         assert "datasync_http_server_request_duration_seconds_bucket" in await response.text()
