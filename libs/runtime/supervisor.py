@@ -272,7 +272,13 @@ class Supervisor:
             self._output.say("ready", f"ready at {url}", url=url, api_key_path=str(key_path))
             return
         key = "the one in API_KEY" if self._settings.api_key else f"{self._keys.api_key}   (kept in {key_path})"
-        for line in ("", f"DataSync is ready: {url}", f"API key: {key}", "Stop with Ctrl-C.", ""):
+        for line in (
+            "",
+            f"DataSync is ready: {url} (try its API at {url}/docs)",
+            f"API key: {key}",
+            "Stop with Ctrl-C.",
+            "",
+        ):
             self._output.say("ready", line)
 
     def _on_stop_signal(self) -> None:

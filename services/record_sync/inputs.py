@@ -75,14 +75,14 @@ class CreateOperation(Body):
 
 class UpdateOperation(Body):
     op: Literal["update"]
-    id: str
+    id: str = Field(min_length=1)
     changes: dict[str, Any]
     if_match: int | None = Field(default=None, alias="ifMatch", ge=1, le=POSITION_MAX)
 
 
 class DeleteOperation(Body):
     op: Literal["delete"]
-    id: str
+    id: str = Field(min_length=1)
     if_match: int | None = Field(default=None, alias="ifMatch", ge=1, le=POSITION_MAX)
 
 

@@ -27,6 +27,7 @@ class Claiming:
         self._clock = clock
         self._worker_id = worker_id
         self._wake = asyncio.Event()
+        self._has_failed = False
         self._free = asyncio.Semaphore(settings.worker_runs_max)
 
     async def run(self) -> None:
@@ -54,8 +55,12 @@ class Claiming:
         try:
             answer = await self._calls.call(CLAIM_RUN, ClaimRun(worker_id=self._worker_id))
         except DataSyncError as error:
-            log.warning("claim_failed", error=error.message)
+            # The orchestrator may be starting as well: once is no news.
+            report = log.warning if self._has_failed else log.debug
+            report("claim_failed", error=error.message)
+            self._has_failed = True
             return None
+        self._has_failed = False
         return answer.run
 
     async def _wait(self) -> None:
