@@ -162,7 +162,8 @@ class DecisionPass:
             self._begun.add(key.id)
         self._accepted.append(pending)
         self._size_documents += len(outcome.events) * 2 + len(pending.side_writes) + len(pending.projections)
-        self._size_bytes += draft.size_bytes() + _size_of([write.document for write in pending.side_writes])
+        written = (write.document for write in pending.side_writes if write.document is not None)
+        self._size_bytes += draft.size_bytes() + sum(map(_size_of, written))
         return outcome
 
     def _idempotency_record(self, pending: Pending, outcome: Outcome) -> Document:
@@ -207,9 +208,10 @@ class _Draft:
 
     def size_bytes(self) -> int:
         """About how much it writes, without what numbers and names take."""
-        states = [vars(known.state) for known in self._aggregates.values()]
+        states = (vars(known.state) for known in self._aggregates.values())
+        documents = (document for document in self._documents.values() if document is not None)
         events = sum(len(envelope.data_json) for envelope in self._events)
-        return events + _size_of(states) + _size_of(list(self._documents.values()))
+        return events + sum(map(_size_of, states)) + sum(map(_size_of, documents))
 
     def _project(self, projection: Projection, envelope: Envelope) -> None:
         try:
@@ -320,17 +322,9 @@ class _Draft:
 _UNKNOWN: Any = object()
 
 
-def _size_of(value: Any) -> int:
-    """The texts in a value: free-form JSON, the one thing that is large, is kept as text."""
-    match value:
-        case str() | bytes():
-            return len(value)
-        case Mapping():
-            return sum(map(_size_of, value.values()))
-        case list() | tuple():
-            return sum(map(_size_of, value))
-        case _:
-            return 0
+def _size_of(fields: Mapping[str, Any]) -> int:
+    """The texts among the fields: free-form JSON, the one thing that is large, is kept as text."""
+    return sum(len(value) for value in fields.values() if isinstance(value, str | bytes))
 
 
 def known_of(aggregate: Aggregate[Any], document: Document) -> Known:

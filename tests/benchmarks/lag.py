@@ -15,7 +15,7 @@ from typing import Any
 from libs.core.envelope import Envelope
 from libs.core.ids import uuid7
 from libs.runtime.mongo import connect
-from libs.runtime.service import SWITCH_INTERVAL_SECONDS
+from libs.runtime.service import tune_interpreter
 from libs.testing.followers import installation
 from libs.testing.servers import Kafka, Mongod, ServerUnavailable
 
@@ -28,7 +28,7 @@ BURST_SECONDS = 0.01
 
 async def run() -> list[dict[str, Any]]:
     """Two results per log: p50 and p99."""
-    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    tune_interpreter()
     with Mongod() as mongod:
         baseline = await _plain(mongod.url)
         results = _results("embedded", await _lags(mongod.url, "embedded_", None), baseline)

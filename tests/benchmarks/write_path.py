@@ -8,7 +8,6 @@ document of the same size, one a request. Rounds alternate, and the median of ea
 
 import asyncio
 import statistics
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,7 +22,7 @@ from libs.runtime.event_store import EventStore
 from libs.runtime.leases import Leases
 from libs.runtime.mongo import connect
 from libs.runtime.relay import Relay
-from libs.runtime.service import SWITCH_INTERVAL_SECONDS
+from libs.runtime.service import tune_interpreter
 from libs.testing.followers import TOPICS
 from libs.testing.servers import Kafka, Mongod, ServerUnavailable
 from libs.testing.things import THING, MakeThing
@@ -49,7 +48,7 @@ async def run() -> list[dict[str, Any]]:
 
 @asynccontextmanager
 async def _setting() -> AsyncIterator[tuple[Call, Call, str]]:
-    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    tune_interpreter()
     async with AsyncExitStack() as stack:
         mongod = stack.enter_context(Mongod())
         client = connect(mongod.url)
