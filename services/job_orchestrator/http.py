@@ -47,6 +47,7 @@ from services.job_orchestrator.answers import (
 )
 from services.job_orchestrator.claims import Claims
 from services.job_orchestrator.domain.job import JOB, JobState, SetActivation
+from services.job_orchestrator.domain.run import RUN, RunState
 from services.job_orchestrator.domain.schedule import FREQUENCY_LENGTH_MAX, parse_frequency
 from services.job_orchestrator.domain.streams import catalog_text, difference, object_text, selects_streams
 from services.job_orchestrator.job_writing import EndpointGiven, JobGiven, JobWriting, name_taken
@@ -165,6 +166,10 @@ class JobsQuery(Query):
 class JobQuery(Query):
     as_of: AwareDatetime | None = None
     expand: Literal["config"] | None = None
+
+
+class TaskQuery(Query):
+    as_of: AwareDatetime | None = None
 
 
 class TasksQuery(Query):
@@ -293,7 +298,7 @@ class JobRoutes:
     async def history(self, request: web.Request) -> web.StreamResponse:
         query = read_query(request, HistoryQuery)
         job = await self._job(request)
-        return success(await self.queries.history(job, before_version=query.before, limit=query.limit))
+        return success(await self.queries.history(JOB, job.id, before_version=query.before, limit=query.limit))
 
     async def activate(self, request: web.Request) -> web.StreamResponse:
         job = await self._job(request)
@@ -391,7 +396,19 @@ class TaskRoutes:
             described(
                 web.get(f"{one}/tasks", self.list), "List a job's runs", query=TasksQuery, answer=list[TaskShown]
             ),
-            described(web.get(f"{one}/tasks/{{taskid}}", self.get), "Fetch a run", answer=TaskDetail, versioned=True),
+            described(
+                web.get(f"{one}/tasks/{{taskid}}", self.get),
+                "Fetch a run",
+                query=TaskQuery,
+                answer=TaskDetail,
+                versioned=True,
+            ),
+            described(
+                web.get(f"{one}/tasks/{{taskid}}/history", self.history),
+                "The history of a run",
+                query=HistoryQuery,
+                answer=list[EventShown],
+            ),
             described(
                 web.post(f"{one}/tasks/{{taskid}}/logs", self.page),
                 "Page through a run's log",
@@ -416,13 +433,19 @@ class TaskRoutes:
         return success(await self.queries.tasks(project_id, job_id, query.limit))
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        project_id, job_id = await self._job(request)
-        run = await self.queries.task(project_id, job_id, request.match_info["taskid"])
+        moment = read_query(request, TaskQuery).as_of
+        run = await self._run(request)
+        if moment is not None:
+            return success(await self.queries.task_as_of(run, moment.astimezone(UTC)))
         return success(await self.queries.task_detail(run), etag=run.version, embeds_others=True)
 
+    async def history(self, request: web.Request) -> web.StreamResponse:
+        query = read_query(request, HistoryQuery)
+        run = await self._run(request)
+        return success(await self.queries.history(RUN, run.id, before_version=query.before, limit=query.limit))
+
     async def logs(self, request: web.Request) -> web.StreamResponse:
-        project_id, job_id = await self._job(request)
-        run = await self.queries.task(project_id, job_id, request.match_info["taskid"])
+        run = await self._run(request)
         return success({"task_logs": await self.queries.task_logs(str(run.id))})
 
     async def page(self, request: web.Request) -> web.StreamResponse:
@@ -446,6 +469,10 @@ class TaskRoutes:
         project_id, job_id = await self._job(request)
         run = await self.queries.task(project_id, job_id, run_id_of(query.file_path, job_id))
         return _attachment(request, f"job-{job_id}-run-{run.id}.tar.gz", await self.queries.log_archive(run))
+
+    async def _run(self, request: web.Request) -> Entity[RunState]:
+        project_id, job_id = await self._job(request)
+        return await self.queries.task(project_id, job_id, request.match_info["taskid"])
 
     async def _job(self, request: web.Request) -> tuple[int, int]:
         project_id = project_of(request)

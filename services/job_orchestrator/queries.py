@@ -13,6 +13,7 @@ import orjson
 from libs.contracts.internal import EndpointReserved, StreamProgress
 from libs.contracts.runs import StreamResult
 from libs.core.clock import Clock, isoformat_z
+from libs.core.decider import Aggregate
 from libs.core.envelope import Envelope
 from libs.core.errors import NotFound
 from libs.core.json import JsonObject
@@ -86,9 +87,11 @@ class JobQueries:
         )
         return int(found["_id"]) if found else None
 
-    async def history(self, job: Entity[JobState], *, before_version: int, limit: int) -> list[JsonObject]:
-        """The job's events below a version, newest first."""
-        criteria = {"stream": JOB.stream(job.id), "version": {"$lt": before_version}}
+    async def history(
+        self, aggregate: Aggregate[Any], entity_id: int | str, *, before_version: int, limit: int
+    ) -> list[JsonObject]:
+        """A job's or a run's events below a version, newest first."""
+        criteria = {"stream": aggregate.stream(entity_id), "version": {"$lt": before_version}}
         cursor = self._documents.plain("events").find(criteria).sort("version", DESCENDING).limit(limit)
         return [event_view(envelope_of(document, "")) async for document in cursor]
 
@@ -138,11 +141,11 @@ class JobQueries:
         )
         return [self.task_view(run) for run in runs]
 
-    def task_view(self, run: Entity[RunState]) -> JsonObject:
-        """A run as lists show it; a run that waits has the time since when as its start."""
+    def task_view(self, run: Entity[RunState], moment: datetime | None = None) -> JsonObject:
+        """A run as lists show it, now or at a moment; a run that waits has the time since when as its start."""
         state = run.state
         start = state.started_at or state.queued_at
-        end = state.finished_at or self._clock.now()
+        end = state.finished_at or moment or self._clock.now()
         runtime_seconds = max(0, int((end - start).total_seconds())) if state.started_at else 0
         return {
             "id": str(run.id),
@@ -155,9 +158,22 @@ class JobQueries:
 
     async def task_detail(self, run: Entity[RunState]) -> JsonObject:
         """A run with its progress and, once it has ended, its counts per stream."""
-        progress = await self._records.progress(str(run.id))
+        return self._detail(run, await self._records.progress(str(run.id)), None)
+
+    async def task_as_of(self, run: Entity[RunState], moment: datetime) -> JsonObject:
+        """A run as it stood at a moment; how far it was then is not kept.
+
+        Raises:
+            NotFound: it was not there yet.
+        """
+        then = await self._documents.as_of(RUN, run.id, moment)
+        if then is None:
+            raise NotFound(f"task {run.id} did not exist then")
+        return self._detail(then, (), moment)
+
+    def _detail(self, run: Entity[RunState], progress: Sequence[StreamProgress], moment: datetime | None) -> JsonObject:
         done = 100 if run.state.status == "completed" else percent_done(progress)
-        return self.task_view(run) | {
+        return self.task_view(run, moment) | {
             "trigger": run.state.trigger,
             "progress": done,
             "attempts": run.state.attempts,

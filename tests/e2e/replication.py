@@ -85,11 +85,11 @@ async def newest_run(api: Rest, job_id: int) -> dict[str, Any]:
     return run
 
 
-async def await_end(api: Rest, job_id: int) -> dict[str, Any]:
+async def await_end(api: Rest, job_id: int, *, ask_every_seconds: float = 0.05) -> dict[str, Any]:
     """The job's latest run, once it has ended."""
     async with asyncio.timeout(RUN_TIMEOUT_SECONDS):
         while (run := await newest_run(api, job_id))["status"] not in ENDED:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(ask_every_seconds)
         return run
 
 

@@ -155,6 +155,27 @@ async def test_history_and_as_of_show_what_was(orchestrator: Orchestrator) -> No
     assert (await orchestrator.get(f"/jobs/{job_id}?as_of=yesterday")).status == 400
 
 
+async def test_a_runs_history_and_as_of_show_what_was(orchestrator: Orchestrator) -> None:
+    job_id = await orchestrator.create_job()
+    await orchestrator.post(f"/jobs/{job_id}/sync")
+    await asyncio.sleep(0.002)
+    run = await orchestrator.claimed()
+    await asyncio.sleep(0.002)
+    await orchestrator.finish(run)
+    path = f"/jobs/{job_id}/tasks/{run.run_id}"
+    events = (await orchestrator.get(f"{path}/history")).data
+    assert [event["type"] for event in events] == ["run_finished", "run_started", "run_queued"]
+    finished, started, queued = (event["time"] for event in events)
+    shown = [
+        (await orchestrator.get(f"{path}?as_of={moment}")).data["status"] for moment in (queued, started, finished)
+    ]
+    assert shown == ["scheduled", "running", "completed"]
+    assert (await orchestrator.get(f"{path}?as_of=2020-01-01T00:00:00Z")).status == 404
+    newest = (await orchestrator.get(f"{path}/history?limit=1")).data
+    assert [event["version"] for event in newest] == [3]
+    assert (await orchestrator.get(f"/jobs/{job_id}/tasks/unknown/history")).status == 404
+
+
 async def test_a_foreign_project_is_closed_and_its_jobs_are_not_there(orchestrator: Orchestrator) -> None:
     job_id = await orchestrator.create_job()
     assert (await orchestrator.get(f"/jobs/{job_id}", principal=STRANGER)).status == 403
