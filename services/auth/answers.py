@@ -57,6 +57,17 @@ class ProjectShown(Answered):
     created_at: Moment
 
 
+class MemberShown(Answered):
+    user_id: int = Field(ge=1)
+    role: Role
+
+
+class ProjectDetail(ProjectShown):
+    """A project with its members, in the order of their joining; ``role`` is the caller's present one."""
+
+    members: list[MemberShown]
+
+
 class UserShown(Answered):
     id: int = Field(ge=1)
     username: str = Field(examples=["ann"])

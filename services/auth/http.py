@@ -23,6 +23,7 @@ from libs.runtime.http import (
     json_answer,
     metadata_of,
     principal_of,
+    project_of,
     read_body,
     read_query,
     success,
@@ -39,6 +40,7 @@ from services.auth.answers import (
     LoggedIn,
     Nothing,
     OptStatus,
+    ProjectDetail,
     ProjectShown,
     ReleasesShown,
     SignedUp,
@@ -49,6 +51,7 @@ from services.auth.answers import (
 from services.auth.config import AuthSettings
 from services.auth.credentials import Credentials, without_scheme
 from services.auth.domain.api_key import API_KEY, ApiKey
+from services.auth.domain.project import PROJECT
 from services.auth.domain.user import USER, User
 from services.auth.inputs import (
     HistoryQuery,
@@ -69,7 +72,7 @@ from services.auth.queries import AuthQueries
 from services.auth.sessions import Sessions
 from services.auth.throttle import address_subject
 from services.auth.tokens import is_session_token
-from services.auth.views import event_view, issued_key_view, key_view, project_view, user_view
+from services.auth.views import event_view, issued_key_view, key_view, project_detail, project_view, user_view
 
 State = TypeVar("State", bound=Frozen)
 
@@ -190,9 +193,24 @@ class UserRoutes:
 
     def routes(self) -> Sequence[web.RouteDef]:
         one = "/api/v1/users/{userid}"
+        project = "/api/v1/projects/{projectid}"
         described = partial(describe, tag="Users", path={"userid": UserId})
+        of_project = partial(describe, tag="Users")
         return [
             described(web.get("/api/v1/projects", self.list_projects), "List projects", answer=list[ProjectShown]),
+            of_project(
+                web.get(project, self.get_project),
+                "Fetch a project",
+                query=OneQuery,
+                answer=ProjectDetail,
+                versioned=True,
+            ),
+            of_project(
+                web.get(f"{project}/history", self.project_history),
+                "The history of a project",
+                query=HistoryQuery,
+                answer=list[EventShown],
+            ),
             described(web.get("/api/v1/users", self.list), "List the members of your projects", answer=list[UserShown]),
             described(
                 web.post("/api/v1/users", self.add),
@@ -231,6 +249,24 @@ class UserRoutes:
         principal = principal_of(request)
         projects = await self.queries.projects(sorted(principal.projects, reverse=True))
         return success([project_view(project, principal.projects[int(project.id)]) for project in projects])
+
+    async def get_project(self, request: web.Request) -> web.StreamResponse:
+        moment = read_query(request, OneQuery).as_of
+        project_id = project_of(request)
+        role = principal_of(request).projects[project_id]
+        if moment is not None:
+            then = await self.queries.as_of(PROJECT, project_id, moment.astimezone(UTC))
+            return success(project_detail(then, role))
+        project = await self.queries.project(project_id)
+        if project is None:
+            # API_KEY opens the first project before anybody has signed up.
+            raise NotFound(f"project {project_id} is made with the first account")
+        return success(project_detail(project, role), etag=project.version)
+
+    async def project_history(self, request: web.Request) -> web.StreamResponse:
+        query = read_query(request, HistoryQuery)
+        events = await self.queries.history(PROJECT, project_of(request), query.before, query.limit)
+        return success([event_view(event) for event in events])
 
     async def list(self, request: web.Request) -> web.StreamResponse:
         projects = await self.queries.projects(principal_of(request).projects)

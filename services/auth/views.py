@@ -38,6 +38,10 @@ def project_view(project: Entity[Project], role: Role) -> JsonObject:
     }
 
 
+def project_detail(project: Entity[Project], role: Role) -> JsonObject:
+    return project_view(project, role) | {"members": [member.model_dump() for member in project.state.members]}
+
+
 def key_view(key: Entity[ApiKey], project_id: int, usage: Document | None) -> JsonObject:
     """``usage``: what has been written down of the key's use, which is some seconds behind."""
     state = key.state

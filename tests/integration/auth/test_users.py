@@ -1,5 +1,6 @@
 """The members of a project, and what its owner and they themselves may do."""
 
+import asyncio
 from typing import Any
 
 from tests.integration.auth.auth_service import BOOTSTRAP_KEY, Auth, Gateway
@@ -155,6 +156,22 @@ async def test_a_user_lists_the_projects(gateway: Gateway) -> None:
     ada = await owner_of(gateway)
     [project] = (await gateway.call("GET", "/api/v1/projects", credential=ada)).data
     assert (project["id"], project["name"], project["role"]) == (123, "ada's project", "owner")
+
+
+async def test_a_projects_history_and_as_of_show_who_was_a_member(gateway: Gateway) -> None:
+    early = await gateway.call("GET", "/api/v1/projects/123", credential=BOOTSTRAP_KEY)
+    assert early.status == 404
+    ada = await owner_of(gateway)
+    await asyncio.sleep(0.002)
+    assert (await gateway.call("POST", "/api/v1/users", BOB, credential=ada)).status == 200
+    project = (await gateway.call("GET", "/api/v1/projects/123", credential=ada)).data
+    assert [member["role"] for member in project["members"]] == ["owner", "member"]
+    events = (await gateway.call("GET", "/api/v1/projects/123/history", credential=ada)).data
+    assert [event["type"] for event in events] == ["member_added", "member_added", "project_created"]
+    path = f"/api/v1/projects/123?as_of={events[1]['time']}"
+    assert len((await gateway.call("GET", path, credential=ada)).data["members"]) == 1
+    for foreign in ("/api/v1/projects/124", "/api/v1/projects/124/history"):
+        assert (await gateway.call("GET", foreign, credential=ada)).status == 403
 
 
 async def test_an_added_user_is_answered_again_for_the_same_idempotency_key(gateway: Gateway) -> None:
