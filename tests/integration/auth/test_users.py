@@ -1,6 +1,5 @@
 """The members of a project, and what its owner and they themselves may do."""
 
-import asyncio
 from typing import Any
 
 from tests.integration.auth.auth_service import BOOTSTRAP_KEY, Auth, Gateway
@@ -158,11 +157,12 @@ async def test_a_user_lists_the_projects(gateway: Gateway) -> None:
     assert (project["id"], project["name"], project["role"]) == (123, "ada's project", "owner")
 
 
-async def test_a_projects_history_and_as_of_show_who_was_a_member(gateway: Gateway) -> None:
+async def test_a_projects_history_and_as_of_show_who_was_a_member(auth: Auth) -> None:
+    gateway = await auth.start()
     early = await gateway.call("GET", "/api/v1/projects/123", credential=BOOTSTRAP_KEY)
     assert early.status == 404
     ada = await owner_of(gateway)
-    await asyncio.sleep(0.002)
+    auth.clock.advance(60)
     assert (await gateway.call("POST", "/api/v1/users", BOB, credential=ada)).status == 200
     project = (await gateway.call("GET", "/api/v1/projects/123", credential=ada)).data
     assert [member["role"] for member in project["members"]] == ["owner", "member"]
