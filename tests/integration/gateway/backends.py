@@ -114,6 +114,7 @@ class Catalog:
                 web.get(f"{project}/sources/events", self.events),
                 web.post(f"{project}/sources/upload", self.upload),
                 web.get(f"{project}/sources/hang", self.hang),
+                web.get(f"{project}/source/hang", self.hang),
                 web.get(f"{project}/sources/broken", self.broken),
                 web.get(f"{project}/sources/tagged", self.tagged),
             ],

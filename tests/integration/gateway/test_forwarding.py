@@ -349,9 +349,9 @@ def _audience(token: str) -> str:
 async def test_a_read_that_waits_is_let_go_when_the_gateway_stops(
     suite: Suite, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A long poll would keep the gateway from stopping."""
+    """A long poll would keep the gateway from stopping; this one has longer than the others of this file."""
     monkeypatch.setattr("services.gateway.upstream.LET_GO_SECONDS", 0.05)
-    url = f"{SOURCES}/hang"
+    url = f"/api/v1/project/{PROJECT}/source/hang"
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(_answer_of(client, url))
         async with asyncio.timeout(10):
