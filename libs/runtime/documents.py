@@ -99,6 +99,12 @@ class Documents:
         """All events of an entity, oldest first."""
         return await self._store.read_stream(aggregate.stream(entity_id))
 
+    async def events_before(
+        self, aggregate: Aggregate[Any], entity_id: int | str, version: int, limit: int
+    ) -> list[Envelope]:
+        """An entity's events below a version, newest first."""
+        return await self._store.read_stream_before(aggregate.stream(entity_id), version, limit)
+
     async def as_of(self, aggregate: Aggregate[State], entity_id: int | str, moment: datetime) -> Entity[State] | None:
         """The entity as it stood at ``moment``, None when it was not there yet."""
         envelopes = await self._store.read_stream(aggregate.stream(entity_id), until=moment)

@@ -21,6 +21,7 @@ from libs.core.ids import uuid7
 from libs.runtime.list_changes import ListChanges
 from libs.runtime.mongo import (
     ASCENDING,
+    DESCENDING,
     DURABLE,
     MAJORITY,
     Client,
@@ -325,6 +326,13 @@ class EventStore:
             criteria["time"] = {"$lte": until}
         head = self.head_cached or await self.head()
         cursor = self.database["events"].find(criteria).sort("version", ASCENDING)
+        return [envelope_of(document, head.store_id) async for document in cursor]
+
+    async def read_stream_before(self, stream: str, version: int, limit: int) -> list[Envelope]:
+        """One stream's events below a version, newest first, at most ``limit``."""
+        criteria: Document = {"stream": stream, "version": {"$lt": version}}
+        head = self.head_cached or await self.head()
+        cursor = self.database["events"].find(criteria).sort("version", DESCENDING).limit(limit)
         return [envelope_of(document, head.store_id) async for document in cursor]
 
     async def _create_collection(self, name: str, **options: Any) -> None:

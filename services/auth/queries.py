@@ -11,7 +11,6 @@ from libs.core.errors import NotFound
 from libs.core.principal import Principal, Role
 from libs.runtime.command_handler import Entity
 from libs.runtime.documents import Documents, entity_of
-from libs.runtime.event_store import envelope_of
 from libs.runtime.mongo import ASCENDING, DESCENDING, Document, IndexModel
 from services.auth.domain.api_key import API_KEY, ApiKey
 from services.auth.domain.oauth_client import OAUTH_CLIENT, OauthClient
@@ -144,9 +143,7 @@ class AuthQueries:
         self, aggregate: Aggregate[Any], entity_id: int | str, before_version: int, limit: int
     ) -> list[Envelope]:
         """An entity's events below a version, newest first."""
-        criteria = {"stream": aggregate.stream(entity_id), "version": {"$lt": before_version}}
-        found = self._documents.plain("events").find(criteria).sort("version", DESCENDING).limit(limit)
-        return [envelope_of(document, "") async for document in found]
+        return await self._documents.events_before(aggregate, entity_id, before_version, limit)
 
     async def key_of(self, key_hash: str) -> tuple[Entity[ApiKey], int, str] | None:
         """What a presented key opens: the key, its project, and which of its secrets this is."""

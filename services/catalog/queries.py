@@ -13,7 +13,6 @@ from libs.core.errors import NotFound
 from libs.core.json import JsonObject
 from libs.runtime.command_handler import Entity
 from libs.runtime.documents import Documents
-from libs.runtime.event_store import envelope_of
 from libs.runtime.mongo import ASCENDING, DESCENDING, Document, IndexModel
 from services.catalog.connections import AGGREGATES
 from services.catalog.domain.connection import Connection, Definition, Role, name_key
@@ -80,9 +79,8 @@ class CatalogQueries:
         document = await self._documents.document(AGGREGATES[role].collection, entity_id)
         if document is None or document["project_id"] != project_id:
             raise NotFound(f"{role} {entity_id} does not exist")
-        criteria = {"stream": AGGREGATES[role].stream(entity_id), "version": {"$lt": before_version}}
-        cursor = self._documents.plain("events").find(criteria).sort("version", DESCENDING).limit(limit)
-        return [_event_view(envelope_of(event, "")) async for event in cursor]
+        events = await self._documents.events_before(AGGREGATES[role], entity_id, before_version, limit)
+        return [_event_view(event) for event in events]
 
     async def job(self, project_id: int, job_id: int) -> Document | None:
         """A job of the project, with its saved choice of streams."""

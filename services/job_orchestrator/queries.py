@@ -19,7 +19,7 @@ from libs.core.errors import NotFound
 from libs.core.json import JsonObject
 from libs.runtime.command_handler import Entity
 from libs.runtime.documents import Documents, entity_of
-from libs.runtime.event_store import SideWrite, envelope_of
+from libs.runtime.event_store import SideWrite
 from libs.runtime.mongo import ASCENDING, DESCENDING, Document, IndexModel
 from services.job_orchestrator.domain.job import JOB, JobState
 from services.job_orchestrator.domain.run import RUN, RunState, RunStatus
@@ -91,9 +91,8 @@ class JobQueries:
         self, aggregate: Aggregate[Any], entity_id: int | str, *, before_version: int, limit: int
     ) -> list[JsonObject]:
         """A job's or a run's events below a version, newest first."""
-        criteria = {"stream": aggregate.stream(entity_id), "version": {"$lt": before_version}}
-        cursor = self._documents.plain("events").find(criteria).sort("version", DESCENDING).limit(limit)
-        return [event_view(envelope_of(document, "")) async for document in cursor]
+        events = await self._documents.events_before(aggregate, entity_id, before_version, limit)
+        return [event_view(event) for event in events]
 
     async def _views(self, project_id: int, jobs: Sequence[Entity[JobState]], *, objects: bool) -> list[JsonObject]:
         sources = await self._endpoints("source", project_id, {job.state.definition.source_id for job in jobs})

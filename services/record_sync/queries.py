@@ -7,9 +7,7 @@ from typing import Any
 from libs.core.errors import NotFound
 from libs.runtime.command_handler import Entity
 from libs.runtime.documents import Documents
-from libs.runtime.event_store import envelope_of
 from libs.runtime.listings import Lists, Page, list_index
-from libs.runtime.mongo import DESCENDING
 from services.record_sync.domain.record import RECORD, Record, list_name
 from services.record_sync.views import event_view
 
@@ -59,6 +57,5 @@ class RecordQueries:
 
     async def history(self, record_id: int | str, *, before_version: int, limit: int) -> list[dict[str, Any]]:
         """A record's events below a version, newest first."""
-        criteria = {"stream": RECORD.stream(record_id), "version": {"$lt": before_version}}
-        cursor = self._documents.plain("events").find(criteria).sort("version", DESCENDING).limit(limit)
-        return [event_view(envelope_of(document, "")) async for document in cursor]
+        events = await self._documents.events_before(RECORD, record_id, before_version, limit)
+        return [event_view(event) for event in events]
