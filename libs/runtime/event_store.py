@@ -297,7 +297,7 @@ class EventStore:
         document = await self.database["head"].find_one({"_id": "head"})
         if document is None:
             raise RetryLater("the event store has no head yet")
-        self.head_cached = _head_of(document)
+        self.head_cached = head_of(document)
         return self.head_cached
 
     def live_collection(self, logical_name: str) -> str:
@@ -348,7 +348,7 @@ class EventStore:
         document = self.sync_database["head"].find_one({"_id": "head"})
         if document is None:
             raise RetryLater("the event store has no head yet")
-        self.head_cached = _head_of(document)
+        self.head_cached = head_of(document)
         return self.head_cached
 
     def commit_blocking(self, batch: Batch) -> int:
@@ -473,7 +473,7 @@ class EventStore:
     def _standing_of(self, batch: Batch, raised: Document, *reserved: Document) -> _Standing:
         if raised["value"] is None:
             raise RetryLater("the event store has no head yet")
-        head = _head_of(raised["value"])
+        head = head_of(raised["value"])
         if head.collections != batch.collections:
             self.head_cached = head
             raise DecisionOutdated("the projections were swapped")
@@ -500,7 +500,7 @@ class EventStore:
             )
             if before is None:
                 raise RetryLater("the event store has no head yet")
-            last_step(session, _head_of(before))
+            last_step(session, head_of(before))
 
         with self._sync_client.start_session() as session:
             session.with_transaction(step, write_concern=DURABLE)
@@ -525,7 +525,8 @@ class EventStore:
         return RetryLater("the store can't be reached; the change was not made", retry_after_seconds=1)
 
 
-def _head_of(document: Document) -> Head:
+def head_of(document: Mapping[str, Any]) -> Head:
+    """The head in its stored document."""
     return Head(document["position"], document["batches"], document["store_id"], dict(document["projections"]))
 
 

@@ -80,6 +80,7 @@ def log_request(
     The lines are given to the operating system together, at most 50 ms later.
     """
     service = _RequestLines.service
+    trace_id = None if traceparent is None else traceparent[3:35]
     if service is None:
         log.info(
             "http_request",
@@ -88,7 +89,7 @@ def log_request(
             path=path,
             status=status,
             duration_ms=duration_ms,
-            trace_id=None if traceparent is None else traceparent[3:35],
+            trace_id=trace_id,
         )
         return
     line = {
@@ -98,7 +99,7 @@ def log_request(
         "status": status,
         "duration_ms": duration_ms,
         "request_id": request_id,
-        "trace_id": None if traceparent is None else traceparent[3:35],
+        "trace_id": trace_id,
         "level": "info",
         "timestamp": datetime.now(UTC),
         "service": service,

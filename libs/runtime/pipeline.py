@@ -15,14 +15,14 @@ from bson.codec_options import CodecOptions
 from bson.int64 import Int64
 from pymongo import MongoClient
 from pymongo.client_session_shared import _UNKNOWN_COMMIT_ERROR_CODES
-from pymongo.errors import ConnectionFailure, NetworkTimeout, OperationFailure, ServerSelectionTimeoutError
+from pymongo.errors import ServerSelectionTimeoutError
 from pymongo.helpers_shared import _check_command_response
 from pymongo.message import _op_msg
 from pymongo.server_selectors import writable_server_selector
 
-from libs.runtime.mongo import Document
+from libs.runtime.mongo import DURABLE, ConnectionFailure, Document, NetworkTimeout, OperationFailure
 
-COMMIT_WRITE_CONCERN: Document = {"w": "majority", "j": True, "wtimeout": 10_000}
+COMMIT_WRITE_CONCERN: Document = {**DURABLE.document, "wtimeout": 10_000}
 TRANSIENT = "TransientTransactionError"
 UNKNOWN_COMMIT = "UnknownTransactionCommitResult"
 _MORE_TO_COME = 2

@@ -22,7 +22,7 @@ from libs.core.ids import uuid7
 from libs.runtime.command_handler import stored_document
 from libs.runtime.consumer import Place
 from libs.runtime.event_log.port import EventLog, Message, Subscription
-from libs.runtime.event_store import EventStore, Head, canonical_document, envelope_of
+from libs.runtime.event_store import EventStore, Head, canonical_document, envelope_of, head_of
 from libs.runtime.leases import Leases
 from libs.runtime.list_changes import ListChanges
 from libs.runtime.mongo import (
@@ -588,4 +588,4 @@ def _offset_document(place: Place) -> Document:
 def _head_in(document: Document | None) -> Head:
     if document is None:
         raise RebuildFailed("the service has no store yet")
-    return Head(document["position"], document["batches"], document["store_id"], dict(document["projections"]))
+    return head_of(document)

@@ -34,7 +34,6 @@ async def start(context: ServiceContext[GatewaySettings]) -> AsyncIterator[Seque
         upstream = Upstream(
             {service: settings.url_of(service) for service in FORWARDED_TO},
             settings.server_timeout,
-            lambda: context.health.stopping,
         )
         stack.callback(upstream.close)
         context.health.on_stop(upstream.let_go)

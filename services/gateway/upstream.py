@@ -67,13 +67,9 @@ class Upstream:
     Args:
         urls: where each service listens.
         timeout_seconds: until an answer begins, where the target says nothing else.
-        is_stopping: whether event streams have to end, because the gateway does.
     """
 
-    def __init__(
-        self, urls: Mapping[str, str], timeout_seconds: float, is_stopping: Callable[[], bool] = lambda: False
-    ) -> None:
-        self._is_stopping = is_stopping
+    def __init__(self, urls: Mapping[str, str], timeout_seconds: float) -> None:
         self._timeout_seconds = timeout_seconds
         self._connections = {service: Connections(url) for service, url in urls.items()}
         self._breakers = {service: Breaker(time.monotonic) for service in urls}
@@ -81,7 +77,7 @@ class Upstream:
         self._let_go_at: float | None = None
 
     def let_go(self) -> None:
-        """The gateway stops: requests that only read and have no answer in a second are to be asked again elsewhere.
+        """The gateway stops: event streams end, and what only reads and has no answer in a second is to be asked again.
 
         A long poll would keep it for a minute.
         """
@@ -119,7 +115,7 @@ class Upstream:
             raise
         breaker.connected()
         async with exchange:
-            return await _answer(request, exchange, self._is_stopping)
+            return await _answer(request, exchange, lambda: self._let_go_at is not None)
 
     async def _send(self, request: web.Request, target: Target, headers: CIMultiDict[str]) -> Exchange:
         timeout_seconds = target.timeout_seconds or self._timeout_seconds
