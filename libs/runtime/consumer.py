@@ -281,7 +281,8 @@ class Consumer:
         self._stopped_because = f"stopped: {error}; repair it with `{repair}`"
         CONSUMER_STOPPED.labels(self._topic).set(1)
         log.error("consumer_stopped", topic=self._topic, reason=str(error), repair=repair)
-        before = await self._places_when_reachable()
+        # What was followed, not what is stored by now: that may be the repair already, which would then be waited for.
+        before = dict(self._places)
         while await self._places_when_reachable() == before:  # noqa: ASYNC110 - the change comes from another process
             await asyncio.sleep(STOPPED_POLL_SECONDS)
         log.info("consumer_repaired", topic=self._topic)
