@@ -41,8 +41,9 @@ class TargetShared(ConnectorRefused):
 
     def __init__(self, target: str, job_id: int) -> None:
         super().__init__(
-            f"the destination's table {target} is written by job {job_id}: "
-            "choose another table, or clear that job's destination first"
+            f"the destination's table {target} is written by job {job_id}: choose another table, or clear that job's "
+            'destination first; where that job was deleted, take its tables over with "take_over": true in '
+            "advanced_settings"
         )
 
 
@@ -100,6 +101,7 @@ class RunContext:
 
     Args:
         verify: compare both ends before a stream is committed.
+        living_jobs: the project's jobs, where tables of those that are no more may be taken over; None: no table may.
         log: takes a level (debug, info, warning, error) and a line for the run's log.
     """
 
@@ -109,6 +111,18 @@ class RunContext:
     epoch: int
     verify: bool = False
     log: Callable[[str, str], None] = lambda level, message: None
+    living_jobs: frozenset[int] | None = None
+
+    def may_write(self, owner_job_id: int, owner_project_id: int | None) -> bool:
+        """Whether a table that a job wrote last is this job's to write.
+
+        Args:
+            owner_project_id: None where the marker is of before projects were written down.
+        """
+        if owner_project_id not in (None, self.project_id):
+            return False
+        taken_over = self.living_jobs is not None and owner_job_id not in self.living_jobs
+        return owner_job_id == self.job_id or taken_over
 
 
 class Progress(Protocol):

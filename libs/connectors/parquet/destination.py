@@ -266,7 +266,7 @@ class ParquetRun:
             if entry is None:
                 return
             # Entries of before projects were written down name the job alone.
-            if (entry["job_id"], entry.get("project_id", context.project_id)) != (context.job_id, context.project_id):
+            if not context.may_write(entry["job_id"], entry.get("project_id")):
                 raise TargetShared(str(entry["table"]), entry["job_id"])
 
         return admitted

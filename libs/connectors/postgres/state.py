@@ -132,7 +132,7 @@ class State:
         )
 
     async def is_ours(self, connection: "asyncpg.Connection[Any]", context: RunContext, target: Target) -> bool:
-        """Whether the job has written the target; raises ``TargetShared`` when another job of DataSync has, last."""
+        """Whether the target was written and is the job's; raises ``TargetShared`` when it is another job's."""
         row = await connection.fetchrow(
             f"""
             SELECT job_id, project_id FROM {self._streams} WHERE target_schema = $1 AND target_table = $2
@@ -143,8 +143,7 @@ class State:
         )
         if row is None:
             return False
-        same_project = row["project_id"] in (None, context.project_id)
-        if row["job_id"] != context.job_id or not same_project:
+        if not context.may_write(row["job_id"], row["project_id"]):
             raise TargetShared(str(target), row["job_id"])
         return True
 

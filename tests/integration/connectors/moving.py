@@ -166,9 +166,17 @@ def plan_of(
 
 
 def context_of(
-    run_id: str = "run-1", epoch: int = 1, *, job_id: int = 1, project_id: int = 1, verify: bool = True
+    run_id: str = "run-1",
+    epoch: int = 1,
+    *,
+    job_id: int = 1,
+    project_id: int = 1,
+    verify: bool = True,
+    living_jobs: frozenset[int] | None = None,
 ) -> RunContext:
-    return RunContext(job_id=job_id, project_id=project_id, run_id=run_id, epoch=epoch, verify=verify)
+    return RunContext(
+        job_id=job_id, project_id=project_id, run_id=run_id, epoch=epoch, verify=verify, living_jobs=living_jobs
+    )
 
 
 async def move(
