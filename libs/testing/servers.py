@@ -327,10 +327,16 @@ class Postgres(Server):
         """The binaries, or a copy of their installation where the server's account can't get at them."""
         if self._account is None or _everybody_can_run(binaries / "postgres"):
             return binaries
-        copy = self.directory / "postgresql"
+        top = self.directory / "postgresql"
+        package = binaries.parent.parent
+        copy = top / package.name / binaries.parent.name
         shutil.copytree(binaries.parent, copy, symlinks=True)
+        # A wheel's libraries are beside its package, where its binaries look for them.
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, top / libraries.name, symlinks=True)
         self.directory.chmod(0o755)
-        for path in (copy, *copy.rglob("*")):
+        for path in (top, *top.rglob("*")):
             if not path.is_symlink():
                 path.chmod(path.stat().st_mode | stat.S_IRGRP | stat.S_IROTH | _search_permission(path))
         return copy / binaries.name
