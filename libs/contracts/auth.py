@@ -59,7 +59,11 @@ class MemberRemoved(AuthEvent):
 
 
 class ApiKeyIssued(AuthEvent):
-    """``prefix`` is the part of the key that lists show; the key itself is never in an event."""
+    """``prefix`` is the part of the key that lists show; the key itself is never in an event.
+
+    ``member_id`` is the user on whose behalf the key acts: it ends with that user's membership of the project. Keys
+    made with the environment's key have none.
+    """
 
     TYPE: ClassVar[str] = "api_key_issued"
     name: str
@@ -69,6 +73,7 @@ class ApiKeyIssued(AuthEvent):
     developer_id: str | None = None
     expires_at: datetime | None = None
     plan: Plan = "standard"
+    member_id: int | None = None
 
 
 class ApiKeyRenamed(AuthEvent):
@@ -101,13 +106,14 @@ class ApiKeyRevoked(AuthEvent):
 
 
 class OauthClientIssued(AuthEvent):
-    """The stream's id is the client's; its secret is never in an event."""
+    """The stream's id is the client's; its secret is never in an event. ``member_id`` as in ``ApiKeyIssued``."""
 
     TYPE: ClassVar[str] = "oauth_client_issued"
     name: str
     scopes: tuple[str, ...]
     developer_id: str | None = None
     plan: Plan = "standard"
+    member_id: int | None = None
 
 
 class OauthClientRevoked(AuthEvent):

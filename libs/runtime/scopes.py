@@ -83,7 +83,7 @@ def authorize(principal: Principal, method: str, route: str) -> None:
         raise Forbidden(message, code="bound_to_developer")
     if ALL_SCOPES in principal.scopes or scope in principal.scopes:
         return
-    if not is_reading(method, route) and all(held.endswith(":read") for held in principal.scopes):
+    if not is_reading(method, route) and principal.scopes and all(held.endswith(":read") for held in principal.scopes):
         raise InsufficientScope("this credential may only read", scope, code="read_only_credential")
     needed = "every scope" if scope == ALL_SCOPES else f"the scope {scope}"
     raise InsufficientScope(f"this credential lacks {needed}", scope)

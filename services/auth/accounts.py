@@ -1,15 +1,18 @@
 """Accounts: signing up, logging in, and what the owners of a project do with its members."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from libs.core.decider import Act
 from libs.core.envelope import Metadata
-from libs.core.errors import Conflict, FieldError, Forbidden, NotFound, Unauthenticated
+from libs.core.errors import Conflict, FieldError, Forbidden, InvalidInput, NotFound, Unauthenticated
 from libs.core.principal import FIRST_PROJECT_ID, Principal, Role
 from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey, Work
 from libs.runtime.event_store import SideWrite
 from libs.runtime.sequences import Sequences
+from services.auth.domain.api_key import API_KEY, RevokeApiKey
+from services.auth.domain.oauth_client import OAUTH_CLIENT, RevokeOauthClient
 from services.auth.domain.project import PROJECT, AddMember, CreateProject, RemoveMember
 from services.auth.domain.user import USER, ChangeEmail, ChangePassword, SignUp, User
 from services.auth.passwords import Passwords
@@ -18,6 +21,7 @@ from services.auth.sessions import Sessions
 from services.auth.throttle import LoginThrottle
 
 NOBODY = 0
+REVOKED_AT_ONCE_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +85,48 @@ class Accounts:
             Unauthenticated: the account or its password is not known; both look and take the same.
             RateLimited: too many failures of this account or from this address.
         """
-        await self._throttle_addresses.admit(address)
         user = await self._queries.user_by_login(login)
-        account = f"name/{login.casefold()}" if user is None else f"user/{user.id}"
-        await self._throttle_accounts.admit(account)
-        stored_hash = await self._queries.password_hash(NOBODY if user is None else int(user.id))
-        if not await self._passwords.verify(stored_hash, password) or user is None:
+        if not await self._is_password_of(user, login, password, address) or user is None:
             raise Unauthenticated("the username or the password is wrong", code="wrong_credentials")
-        await self._throttle_accounts.forget(account)
-        await self._throttle_addresses.take_back(address)
+        await self._sessions.note_address(int(user.id), address)
         return user, await self._sessions.open(user)
+
+    async def confirm_password(self, user: Entity[User], password: str | None, address: str) -> None:
+        """Raise unless this is the user's present password.
+
+        Raises:
+            InvalidInput: it is missing or wrong.
+            RateLimited: too many failures of this account or from this address.
+        """
+        if password is None:
+            message = "is required to change your own password"
+            raise _wrong_password(message, "required")
+        if not await self._is_password_of(user, user.state.username, password, address):
+            raise _wrong_password("is not your present password", "wrong_password")
+
+    async def _is_password_of(self, user: Entity[User] | None, login: str, password: str, address: str) -> bool:
+        """Whether the password is right; counts the attempt, and takes it back when it is.
+
+        Where the user logged in before, only failures from there count. So strangers who guess at an account, or from
+        an address that is shared, can't lock its user out.
+        """
+        if user is not None and await self._sessions.knows_address(int(user.id), address):
+            pair = "known", int(user.id), address
+            await self._throttle_accounts.admit(*pair)
+            if right := await self._verify(user, password):
+                await self._throttle_accounts.forget(*pair)
+            return right
+        await self._throttle_addresses.admit(address)
+        account = ("name", login.casefold()) if user is None else ("user", int(user.id))
+        await self._throttle_accounts.admit(*account)
+        if right := await self._verify(user, password):
+            await self._throttle_accounts.forget(*account)
+            await self._throttle_addresses.take_back(address)
+        return right
+
+    async def _verify(self, user: Entity[User] | None, password: str) -> bool:
+        stored_hash = await self._queries.password_hash(NOBODY if user is None else int(user.id))
+        return await self._passwords.verify(stored_hash, password)
 
     async def add_user(
         self,
@@ -147,7 +183,29 @@ class Accounts:
         return await self._execute_user(None, email, Work(acts, metadata, side_writes))
 
     async def remove_member(self, project_id: int, user_id: int, metadata: Metadata) -> None:
-        await self._commands.handle(PROJECT, project_id, RemoveMember(user_id), metadata)
+        """End a membership, and with it every key and client that acts on the member's behalf.
+
+        Credentials are refused from the moment that the membership has ended; those beyond the first
+        ``REVOKED_AT_ONCE_MAX`` are marked as revoked in transactions of their own.
+        """
+        revocations = await self._revocations(project_id, user_id)
+        removal = Act(PROJECT, project_id, RemoveMember(user_id))
+        await self._commands.execute(Work([removal, *revocations], metadata))
+        while revocations := await self._revocations(project_id, user_id):
+            await self._commands.execute(Work(revocations, metadata))
+
+    async def _revocations(self, project_id: int, user_id: int) -> list[Act]:
+        keys, clients = await asyncio.gather(
+            *(
+                self._queries.good_credentials_of(aggregate, project_id, user_id, REVOKED_AT_ONCE_MAX)
+                for aggregate in (API_KEY, OAUTH_CLIENT)
+            )
+        )
+        acts = [
+            *(Act(API_KEY, key_id, RevokeApiKey()) for key_id in keys),
+            *(Act(OAUTH_CLIENT, client_id, RevokeOauthClient()) for client_id in clients),
+        ]
+        return acts[:REVOKED_AT_ONCE_MAX]
 
     async def _new_user(self, username: str, email: str, password: str, idempotency: IdempotencyKey | None) -> NewUser:
         if idempotency is None:
@@ -215,6 +273,10 @@ def require_owner(principal: Principal, project_id: int) -> None:
     principal.require_project(project_id)
     if principal.projects[project_id] != "owner":
         raise Forbidden(f"only an owner of project {project_id} may do this", code="not_an_owner")
+
+
+def _wrong_password(message: str, code: str) -> InvalidInput:
+    return InvalidInput(f"current_password: {message}", errors=[FieldError("current_password", message, code)])
 
 
 def _ambiguous(project_ids: Sequence[int]) -> Conflict:

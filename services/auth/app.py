@@ -44,9 +44,10 @@ async def start(context: ServiceContext[AuthSettings]) -> AsyncIterator[Sequence
         throttle_accounts=_throttle(context, "account", settings.login_free_attempts),
         throttle_addresses=_throttle(context, "address", settings.login_free_attempts_per_address),
     )
-    keys = Keys(context.commands, clock)
+    keys = Keys(context.commands, queries, clock)
     tokens = OauthTokens(
         documents,
+        queries,
         clock,
         throttle_clients=_throttle(context, "token_client", settings.login_free_attempts),
         throttle_addresses=_throttle(context, "token_address", settings.login_free_attempts_per_address),
@@ -61,7 +62,7 @@ async def start(context: ServiceContext[AuthSettings]) -> AsyncIterator[Sequence
             *PlatformRoutes(installed_version()).routes(),
             *UserRoutes(accounts, queries, sessions, passwords).routes(),
             *KeyRoutes(keys, queries).routes(),
-            *OauthRoutes(OauthClients(context.commands), tokens, queries).routes(),
+            *OauthRoutes(OauthClients(context.commands, queries), tokens, queries).routes(),
             *internal_routes(credentials),
         ]
     finally:
@@ -72,7 +73,8 @@ async def start(context: ServiceContext[AuthSettings]) -> AsyncIterator[Sequence
 def _throttle(context: ServiceContext[AuthSettings], kind: str, free_attempts: int) -> LoginThrottle:
     settings = context.settings
     policy = Policy(free_attempts, settings.login_delay_seconds_first, settings.login_delay_seconds_max)
-    return LoginThrottle(context.documents.plain(LOGIN_FAILURES), context.clock, kind, policy)
+    failures = context.documents.plain(LOGIN_FAILURES)
+    return LoginThrottle(failures, context.clock, kind, policy if settings.rate_limits else None)
 
 
 SERVICE = ServiceDefinition(

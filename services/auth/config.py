@@ -17,6 +17,7 @@ class AuthSettings(ServiceSettings):
         api_key: one read-write key for the first project, known from the start; at least 8 characters.
         session_ttl_seconds: a session that nobody used for this long has ended.
         session_cookie_secure: send the cookie over TLS only.
+        rate_limits: False turns the throttling of logins off, as it does the gateway's limits.
         login_free_attempts: failures of one account in a row before logins have to wait; of an OAuth client likewise.
         login_free_attempts_per_address: the same for one client address, whatever the accounts.
         login_delay_seconds_first: the first wait; every further failure doubles it.
@@ -28,6 +29,7 @@ class AuthSettings(ServiceSettings):
     api_key: SecretStr | None = Field(default=None, min_length=8, max_length=512)
     session_ttl_seconds: Seconds = Field(default=7.0 * DAY_SECONDS, ge=60)
     session_cookie_secure: bool = False
+    rate_limits: bool = True
     login_free_attempts: int = Field(default=10, ge=1)
     login_free_attempts_per_address: int = Field(default=50, ge=1)
     login_delay_seconds_first: Seconds = Field(default=1.0, gt=0)

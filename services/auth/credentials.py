@@ -95,6 +95,8 @@ class Credentials:
                 return REVOKED
             case "expired":
                 return EXPIRED
+        if not await self._queries.is_member(state.member_id, project_id):
+            return REVOKED
         self._usage.note_key(str(key.id))
         principal = Principal(
             kind="api_key",
@@ -115,6 +117,8 @@ class Credentials:
             return EXPIRED
         client = await self._queries.client(token.client_id)
         if client is None or client.state.revoked_at is not None:
+            return REVOKED
+        if not await self._queries.is_member(client.state.member_id, token.project_id):
             return REVOKED
         self._usage.note_key(token.client_id)
         principal = Principal(

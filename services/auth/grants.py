@@ -1,4 +1,4 @@
-"""What a caller may hand on: never more than it holds itself."""
+"""What a caller may hand on, never more than it holds itself, and whose credentials it may change."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,9 @@ from libs.contracts.auth import Plan
 from libs.core.errors import FieldError, Forbidden
 from libs.core.principal import FIRST_PROJECT_ID, Principal
 from libs.core.scopes import ALL_SCOPES
+from libs.runtime.command_handler import Entity
+from services.auth.domain.api_key import ApiKey
+from services.auth.domain.oauth_client import OauthClient
 
 
 def refuse_more_than_own(caller: Principal, scopes: Sequence[str], developer_id: str | None) -> None:
@@ -26,3 +29,22 @@ def require_right_to_plan(caller: Principal, plan: Plan) -> None:
     if plan != "standard" and caller.projects.get(FIRST_PROJECT_ID) != "owner":
         message = f"the plan {plan} is given by the operator: an owner of project {FIRST_PROJECT_ID}, or API_KEY"
         raise Forbidden(message, code="not_an_operator", errors=[FieldError("plan", message)])
+
+
+def require_control(
+    caller: Principal, project_id: int | None, credential: Entity[ApiKey] | Entity[OauthClient], member_id: int | None
+) -> None:
+    """Raise ``Forbidden`` unless the caller may rotate, rename or revoke a credential of the project.
+
+    An owner of the project may change every credential, a member those that act on the member's behalf, and a key
+    itself.
+
+    Args:
+        member_id: the user on whose behalf the caller acts, None when there is none.
+    """
+    owns_project = project_id is not None and caller.projects.get(project_id) == "owner"
+    is_itself = caller.kind in ("api_key", "oauth_client") and caller.subject == str(credential.id)
+    if owns_project or is_itself or (member_id is not None and member_id == credential.state.member_id):
+        return
+    message = "only an owner of the project, or the member who made this credential, may change it"
+    raise Forbidden(message, code="not_an_owner")

@@ -309,6 +309,8 @@ class UserRoutes:
         if body.username is not None and body.username != user.state.username:
             message = "can't be changed: histories show it"
             raise InvalidInput(f"username: {message}", errors=[FieldError("username", message, "immutable")])
+        if body.password is not None and _is_self(principal_of(request), int(user.id)):
+            await self.accounts.confirm_password(user, body.current_password, client_address(request))
         changed = await self.accounts.change(
             int(user.id),
             None if body.email == user.state.email else body.email,
@@ -425,9 +427,8 @@ class KeyRoutes:
         principal = principal_of(request)
         body = await read_body(request, NewKeyBody)
         project_id = project_meant(principal, body.project_id)
-        wanted = KeyWanted(
-            body.name, body.permission, tuple(body.scopes), body.developer_id, body.expires_in_days, body.plan
-        )
+        scopes = None if body.scopes is None else tuple(body.scopes)
+        wanted = KeyWanted(body.name, body.permission, scopes, body.developer_id, body.expires_in_days, body.plan)
         metadata = in_project(metadata_of(request), project_id)
         issued = await self.keys.issue(principal, project_id, wanted, metadata, idempotency_of(request))
         answer = json_answer(issued_key_view(issued, project_id), status=201, etag=issued.entity.version)
@@ -476,13 +477,13 @@ class KeyRoutes:
         key, project_id = await self._own(request)
         body = await read_body(request, KeyChangeBody)
         metadata = in_project(metadata_of(request), project_id)
-        renamed = await self.keys.rename(str(key.id), body.name, metadata, if_match_of(request))
+        renamed = await self.keys.rename(principal_of(request), key, body.name, metadata, if_match_of(request))
         return json_answer(key_view(renamed, project_id, None), etag=renamed.version)
 
     async def revoke(self, request: web.Request) -> web.StreamResponse:
         key, project_id = await self._own(request)
         metadata = in_project(metadata_of(request), project_id)
-        revoked = await self.keys.revoke(str(key.id), metadata, if_match_of(request))
+        revoked = await self.keys.revoke(principal_of(request), key, metadata, if_match_of(request))
         return json_answer(key_view(revoked, project_id, None), etag=revoked.version)
 
     async def _own(self, request: web.Request) -> tuple[Entity[ApiKey], int]:

@@ -80,21 +80,25 @@ class NewUserBody(SignupBody):
 
 
 class UserChangeBody(Body):
-    """What is left out stays; ``username`` is there for forms that send the whole user back."""
+    """What is left out stays; ``username`` is there for forms that send the whole user back.
+
+    Users who change their own password send the present one too, in ``current_password``.
+    """
 
     username: str | None = None
     email: Email | None = None
     password: Password | None = None
+    current_password: str | None = Field(default=None, max_length=PASSWORD_LENGTH_MAX, examples=["correct horse"])
 
 
 class NewKeyBody(BaseModel):
-    """``scopes`` empty: all that the permission allows; ``plan`` is the operator's to raise."""
+    """``scopes`` left out: all that the permission allows; empty: none. ``plan`` is the operator's to raise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, max_length=128, examples=["nightly export"])
     permission: Permission = "read-write"
-    scopes: list[str] = Field(default_factory=list, max_length=64)
+    scopes: list[str] | None = Field(default=None, max_length=64)
     expires_in_days: int = Field(default=90, ge=1, le=LIFETIME_DAYS_MAX)
     project_id: int | None = None
     developer_id: str | None = Field(default=None, min_length=1, max_length=128)
@@ -117,12 +121,12 @@ class RotationBody(BaseModel):
 
 
 class NewClientBody(BaseModel):
-    """``scopes`` empty: all; ``plan`` is the operator's to raise."""
+    """``scopes`` left out: all; empty: none. ``plan`` is the operator's to raise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, max_length=128, examples=["nightly import"])
-    scopes: list[str] = Field(default_factory=list, max_length=64, examples=[["sync:read"]])
+    scopes: list[str] | None = Field(default=None, max_length=64, examples=[["sync:read"]])
     project_id: int | None = None
     developer_id: str | None = Field(default=None, min_length=1, max_length=128)
     plan: Plan = "standard"

@@ -22,16 +22,18 @@ from services.auth.domain.api_key import (
     RotateApiKey,
 )
 from services.auth.domain.scopes import Permission, granted_scopes
-from services.auth.grants import refuse_more_than_own, require_right_to_plan
-from services.auth.queries import SECRETS, api_key_id
+from services.auth.grants import refuse_more_than_own, require_control, require_right_to_plan
+from services.auth.queries import SECRETS, AuthQueries, api_key_id
 from services.auth.tokens import new_api_key, shown_prefix, token_hash
 
 
 @dataclass(frozen=True, slots=True)
 class KeyWanted:
+    """``scopes`` None means all that the permission allows."""
+
     name: str
     permission: Permission
-    scopes: tuple[str, ...]
+    scopes: tuple[str, ...] | None
     developer_id: str | None
     expires_in_days: int
     plan: Plan = "standard"
@@ -48,8 +50,9 @@ class IssuedKey:
 class Keys:
     """The use cases of API keys."""
 
-    def __init__(self, commands: CommandHandler, clock: Clock) -> None:
+    def __init__(self, commands: CommandHandler, queries: AuthQueries, clock: Clock) -> None:
         self._commands = commands
+        self._queries = queries
         self._clock = clock
 
     async def issue(
@@ -67,16 +70,18 @@ class Keys:
             Forbidden: the key would hold more than its issuer does.
         """
         key_id, key = uuid7(), new_api_key()
+        scopes = granted_scopes(wanted.permission, wanted.scopes)
         command = IssueApiKey(
             name=wanted.name,
             prefix=shown_prefix(key),
             permission=wanted.permission,
-            scopes=granted_scopes(wanted.permission, wanted.scopes),
+            scopes=scopes,
             developer_id=wanted.developer_id,
             expires_at=self._clock.now() + timedelta(days=wanted.expires_in_days),
             plan=wanted.plan,
+            member_id=await self._queries.member_behind(issuer),
         )
-        refuse_more_than_own(issuer, command.scopes, command.developer_id)
+        refuse_more_than_own(issuer, scopes, command.developer_id)
         require_right_to_plan(issuer, command.plan)
         secret = _secret(key, key_id, FIRST_SECRET, project_id)
         return await self._shown_once(key, Work([Act(API_KEY, key_id, command)], metadata, [secret], idempotency))
@@ -95,9 +100,10 @@ class Keys:
         """Give a key another secret; the former one stays good for ``overlap``, but not beyond its own end.
 
         Raises:
-            Forbidden: the key holds more than its caller does.
+            Forbidden: the key holds more than its caller does, or is another member's.
             Conflict: it was revoked.
         """
+        await self._require_control(caller, key, metadata)
         refuse_more_than_own(caller, key.state.scopes, key.state.developer_id)
         secret_id, text = uuid7(), new_api_key()
         command = RotateApiKey(secret_id, shown_prefix(text), self._clock.now(), overlap, lifetime)
@@ -105,14 +111,23 @@ class Keys:
         act = Act(API_KEY, key.id, command, expected_version)
         return await self._shown_once(text, Work([act], metadata, [secret], idempotency))
 
-    async def rename(self, key_id: str, name: str, metadata: Metadata, expected_version: int | None) -> Entity[ApiKey]:
+    async def rename(
+        self, caller: Principal, key: Entity[ApiKey], name: str, metadata: Metadata, expected_version: int | None
+    ) -> Entity[ApiKey]:
+        await self._require_control(caller, key, metadata)
         return await self._commands.handle(
-            API_KEY, key_id, RenameApiKey(name), metadata, expected_version=expected_version
+            API_KEY, key.id, RenameApiKey(name), metadata, expected_version=expected_version
         )
 
-    async def revoke(self, key_id: str, metadata: Metadata, expected_version: int | None) -> Entity[ApiKey]:
+    async def revoke(
+        self, caller: Principal, key: Entity[ApiKey], metadata: Metadata, expected_version: int | None
+    ) -> Entity[ApiKey]:
         """Revoke a key; all its secrets are refused from the moment that this returns."""
-        return await self._commands.handle(API_KEY, key_id, RevokeApiKey(), metadata, expected_version=expected_version)
+        await self._require_control(caller, key, metadata)
+        return await self._commands.handle(API_KEY, key.id, RevokeApiKey(), metadata, expected_version=expected_version)
+
+    async def _require_control(self, caller: Principal, key: Entity[ApiKey], metadata: Metadata) -> None:
+        require_control(caller, metadata.project_id, key, await self._queries.member_behind(caller))
 
     async def _shown_once(self, secret: str, work: Work) -> IssuedKey:
         outcome = await self._commands.execute(work)

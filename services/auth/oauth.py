@@ -25,8 +25,8 @@ from libs.runtime.documents import Documents
 from libs.runtime.event_store import SideWrite
 from services.auth.domain.oauth_client import OAUTH_CLIENT, IssueOauthClient, OauthClient, RevokeOauthClient
 from services.auth.domain.scopes import granted_scopes
-from services.auth.grants import refuse_more_than_own, require_right_to_plan
-from services.auth.queries import OAUTH_TOKENS, SECRETS, client_secret_id
+from services.auth.grants import refuse_more_than_own, require_control, require_right_to_plan
+from services.auth.queries import OAUTH_TOKENS, SECRETS, AuthQueries, client_secret_id
 from services.auth.throttle import LoginThrottle
 from services.auth.tokens import new_access_token, new_client_secret, token_hash
 
@@ -37,8 +37,10 @@ _NO_HASH = token_hash("")
 
 @dataclass(frozen=True, slots=True)
 class ClientWanted:
+    """``scopes`` None means all."""
+
     name: str
-    scopes: tuple[str, ...]
+    scopes: tuple[str, ...] | None
     developer_id: str | None
     plan: Plan = "standard"
 
@@ -87,8 +89,9 @@ class KnownToken:
 class OauthClients:
     """The use cases of clients."""
 
-    def __init__(self, commands: CommandHandler) -> None:
+    def __init__(self, commands: CommandHandler, queries: AuthQueries) -> None:
         self._commands = commands
+        self._queries = queries
 
     async def issue(
         self, issuer: Principal, wanted: ClientWanted, metadata: Metadata, idempotency: IdempotencyKey | None
@@ -103,7 +106,8 @@ class OauthClients:
         scopes = granted_scopes("read-write", wanted.scopes)
         refuse_more_than_own(issuer, scopes, wanted.developer_id)
         require_right_to_plan(issuer, wanted.plan)
-        command = IssueOauthClient(wanted.name, scopes, wanted.developer_id, wanted.plan)
+        member_id = await self._queries.member_behind(issuer)
+        command = IssueOauthClient(wanted.name, scopes, wanted.developer_id, wanted.plan, member_id)
         identifier = client_secret_id(client_id)
         kept = {"_id": identifier, "kind": "oauth_client", "client_id": client_id, "hash": token_hash(secret)}
         acts = [Act(OAUTH_CLIENT, client_id, command)]
@@ -114,10 +118,13 @@ class OauthClients:
         assert entity is not None
         return IssuedClient(entity, None if outcome.replayed else secret)
 
-    async def revoke(self, client_id: str, metadata: Metadata, expected_version: int | None) -> Entity[OauthClient]:
+    async def revoke(
+        self, caller: Principal, client: Entity[OauthClient], metadata: Metadata, expected_version: int | None
+    ) -> Entity[OauthClient]:
         """Revoke a client; its tokens are refused from the moment that this returns."""
+        require_control(caller, metadata.project_id, client, await self._queries.member_behind(caller))
         return await self._commands.handle(
-            OAUTH_CLIENT, client_id, RevokeOauthClient(), metadata, expected_version=expected_version
+            OAUTH_CLIENT, client.id, RevokeOauthClient(), metadata, expected_version=expected_version
         )
 
 
@@ -129,9 +136,15 @@ class OauthTokens:
     """
 
     def __init__(
-        self, documents: Documents, clock: Clock, throttle_clients: LoginThrottle, throttle_addresses: LoginThrottle
+        self,
+        documents: Documents,
+        queries: AuthQueries,
+        clock: Clock,
+        throttle_clients: LoginThrottle,
+        throttle_addresses: LoginThrottle,
     ) -> None:
         self._documents = documents
+        self._queries = queries
         self._clock = clock
         self._throttle_clients = throttle_clients
         self._throttle_addresses = throttle_addresses
@@ -181,7 +194,10 @@ class OauthTokens:
         if document is None:
             return None
         state = OauthClient.model_validate(document["state"])
-        return None if state.revoked_at is not None else (state, document["project_id"])
+        project_id: int = document["project_id"]
+        if state.revoked_at is not None or not await self._queries.is_member(state.member_id, project_id):
+            return None
+        return state, project_id
 
 
 def token_request(authorization: str | None, form: Mapping[str, str]) -> TokenRequest:

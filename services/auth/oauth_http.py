@@ -106,7 +106,8 @@ class OauthRoutes:
         principal = principal_of(request)
         body = await read_body(request, NewClientBody)
         project_id = project_meant(principal, body.project_id)
-        wanted = ClientWanted(body.name, tuple(body.scopes), body.developer_id, body.plan)
+        scopes = None if body.scopes is None else tuple(body.scopes)
+        wanted = ClientWanted(body.name, scopes, body.developer_id, body.plan)
         metadata = in_project(metadata_of(request), project_id)
         issued = await self.clients.issue(principal, wanted, metadata, idempotency_of(request))
         answer = json_answer(issued_client_view(issued, project_id), status=201, etag=issued.entity.version)
@@ -136,7 +137,7 @@ class OauthRoutes:
     async def revoke(self, request: web.Request) -> web.StreamResponse:
         client, project_id = await self._own(request)
         metadata = in_project(metadata_of(request), project_id)
-        revoked = await self.clients.revoke(str(client.id), metadata, if_match_of(request))
+        revoked = await self.clients.revoke(principal_of(request), client, metadata, if_match_of(request))
         return json_answer(client_view(revoked, project_id, None), etag=revoked.version)
 
     async def _own(self, request: web.Request) -> tuple[Entity[OauthClient], int]:

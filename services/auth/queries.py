@@ -20,6 +20,7 @@ from services.auth.domain.user import USER, User, email_key, username_key
 SECRETS = "secrets"
 SESSIONS = "sessions"
 LOGIN_FAILURES = "login_failures"
+KNOWN_ADDRESSES = "known_addresses"
 KEY_USAGE = "key_usage"
 OAUTH_TOKENS = "oauth_tokens"
 
@@ -37,6 +38,7 @@ INDEXES = {
     OAUTH_TOKENS: [IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)],
     SESSIONS: [IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)],
     LOGIN_FAILURES: [IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)],
+    KNOWN_ADDRESSES: [IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)],
     KEY_USAGE: [IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)],
 }
 
@@ -152,6 +154,32 @@ class AuthQueries:
         if secret is None or key is None:
             return None
         return key, secret["project_id"], secret["secret_id"]
+
+    async def member_behind(self, caller: Principal) -> int | None:
+        """The user on whose behalf a caller acts, None for the environment's key."""
+        match caller.kind:
+            case "user":
+                return int(caller.subject)
+            case "api_key":
+                key = await self._documents.get(API_KEY, caller.subject)
+                return None if key is None else key.state.member_id
+            case "oauth_client":
+                client = await self.client(caller.subject)
+                return None if client is None else client.state.member_id
+            case "service":
+                return None
+
+    async def is_member(self, member_id: int | None, project_id: int) -> bool:
+        """Whether a credential's member still is one; a credential without a member depends on nobody."""
+        return member_id is None or project_id in await self.projects_of(member_id)
+
+    async def good_credentials_of(
+        self, aggregate: Aggregate[Any], project_id: int, member_id: int, limit: int
+    ) -> list[str]:
+        """Ids of a member's keys or clients of the project that were not revoked."""
+        criteria = {"project_id": project_id, "state.member_id": member_id, "state.revoked_at": None}
+        found = self._documents.collection(aggregate.collection).find(criteria, {"_id": True}).limit(limit)
+        return [document["_id"] async for document in found]
 
     async def client(self, client_id: str) -> Entity[OauthClient] | None:
         return await self._documents.get(OAUTH_CLIENT, client_id)

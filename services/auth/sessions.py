@@ -9,7 +9,7 @@ from libs.runtime.documents import Documents
 from libs.runtime.event_store import SideWrite
 from libs.runtime.mongo import Document
 from services.auth.domain.user import User
-from services.auth.queries import SESSIONS
+from services.auth.queries import KNOWN_ADDRESSES, SESSIONS
 from services.auth.tokens import new_session_token, token_hash
 
 RENEW_AFTER_PART = 0.01
@@ -49,6 +49,17 @@ class Sessions:
         document = self._document(token_hash(token), int(user.id), user.state.password_version)
         await self._documents.plain(SESSIONS).insert_one(document)
         return token
+
+    async def note_address(self, user_id: int, address: str) -> None:
+        """Remember where a user logged in, for as long as an unused session lasts."""
+        await self._documents.plain(KNOWN_ADDRESSES).update_one(
+            {"_id": {"user_id": user_id, "address": address}}, {"$set": {"expires_at": self._expiry()}}, upsert=True
+        )
+
+    async def knows_address(self, user_id: int, address: str) -> bool:
+        """Whether the user logged in from there lately."""
+        known = {"_id": {"user_id": user_id, "address": address}, "expires_at": {"$gt": self._clock.now()}}
+        return await self._documents.plain(KNOWN_ADDRESSES).find_one(known) is not None
 
     async def find(self, token: str) -> Session | None:
         """The session of a token, None when it is unknown or has ended."""

@@ -7,10 +7,12 @@ moment get no further than one after another would. A success takes its count ba
 import hashlib
 import ipaddress
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+import orjson
 from pymongo import ReturnDocument
 
 from libs.core.clock import Clock
@@ -36,18 +38,26 @@ class Policy:
 
 
 class LoginThrottle:
-    """Counts failures of one kind (per account, or per address) in a collection with a TTL on ``expires_at``."""
+    """Counts failures of one kind (per account, or per address) in a collection with a TTL on ``expires_at``.
 
-    def __init__(self, collection: Collection, clock: Clock, kind: str, policy: Policy) -> None:
+    A subject is one value or several, such as an account and an address.
+
+    Args:
+        policy: None admits every attempt.
+    """
+
+    def __init__(self, collection: Collection, clock: Clock, kind: str, policy: Policy | None) -> None:
         self._collection = collection
         self._clock = clock
         self._kind = kind
         self._policy = policy
 
-    async def admit(self, subject: str) -> None:
+    async def admit(self, *subject: str | int) -> None:
         """Count an attempt; raises ``RateLimited`` while the subject has to wait."""
+        if self._policy is None:
+            return
         now = self._clock.now()
-        counted = await self._count(self._key(subject), now)
+        counted = await self._count(self._key(subject), self._update(self._policy, now))
         if not counted["admitted"]:
             wait_seconds = max((counted["blocked_until"] - now).total_seconds(), 0.001)
             raise RateLimited(
@@ -56,22 +66,22 @@ class LoginThrottle:
                 retry_after_seconds=wait_seconds,
             )
 
-    async def forget(self, subject: str) -> None:
+    async def forget(self, *subject: str | int) -> None:
         """A success: the count starts anew."""
         await self._collection.delete_one({"_id": self._key(subject)})
 
-    async def take_back(self, subject: str) -> None:
+    async def take_back(self, *subject: str | int) -> None:
         """A success among others' failures: only this attempt is not counted."""
         await self._collection.update_one(
             {"_id": self._key(subject), "failures": {"$gt": 0}},
             {"$inc": {"failures": -1}, "$set": {"blocked_until": self._clock.now()}},
         )
 
-    async def _count(self, key: str, now: datetime) -> Document:
+    async def _count(self, key: str, update: list[dict[str, Any]]) -> Document:
         for _ in range(3):
             try:
                 counted = await self._collection.find_one_and_update(
-                    {"_id": key}, self._update(now), upsert=True, return_document=ReturnDocument.AFTER
+                    {"_id": key}, update, upsert=True, return_document=ReturnDocument.AFTER
                 )
             except DuplicateKeyError:
                 # Two first attempts at once: one inserted, the other now finds what it made.
@@ -80,8 +90,7 @@ class LoginThrottle:
             return counted
         raise RateLimited("too many logins at once; try again in a second", retry_after_seconds=1)
 
-    def _update(self, now: datetime) -> list[dict[str, Any]]:
-        policy = self._policy
+    def _update(self, policy: Policy, now: datetime) -> list[dict[str, Any]]:
         never = now - timedelta(days=1)
         expired = {"$lte": [{"$ifNull": ["$expires_at", never]}, now]}
         over = {"$min": [{"$subtract": ["$failures", policy.free_attempts]}, DOUBLINGS_MAX]}
@@ -109,9 +118,9 @@ class LoginThrottle:
             },
         ]
 
-    def _key(self, subject: str) -> str:
+    def _key(self, subject: Sequence[str | int]) -> str:
         """Hashed: people type passwords into the wrong field, and a name may be of any length."""
-        return f"{self._kind}/{hashlib.sha256(subject.encode()).hexdigest()}"
+        return f"{self._kind}/{hashlib.sha256(orjson.dumps(subject)).hexdigest()}"
 
 
 def address_subject(address: str) -> str:

@@ -34,6 +34,7 @@ class ApiKey(Frozen):
         earlier_secrets: those whose overlap may not have ended yet.
         expiry_announced_at: when the present end was announced, None while it was not.
         revoked_at: from when on it is refused, None while it is good.
+        member_id: the user with whose membership of the project it ends, None for one made with the environment's key.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ApiKey(Frozen):
     expiry_announced_at: datetime | None = None
     revoked_at: datetime | None = None
     revoked_by: str | None = None
+    member_id: int | None = None
 
     def end_of(self, secret_id: str) -> datetime | None:
         """Until when a secret is good, None without end; one that was never or is no longer kept has ended at once."""
@@ -76,15 +78,16 @@ class ApiKey(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class IssueApiKey:
-    """``scopes`` empty means all that the permission allows."""
+    """``scopes`` None means all that the permission allows."""
 
     name: str
     prefix: str
     permission: Permission
-    scopes: tuple[str, ...]
+    scopes: tuple[str, ...] | None
     developer_id: str | None
     expires_at: datetime | None
     plan: Plan = "standard"
+    member_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,7 @@ def _issue(state: ApiKey | None, command: IssueApiKey) -> Sequence[Event]:
             developer_id=command.developer_id,
             expires_at=command.expires_at,
             plan=command.plan,
+            member_id=command.member_id,
         )
     ]
 
@@ -197,6 +201,7 @@ def evolve(state: ApiKey | None, envelope: Envelope) -> ApiKey:
                 developer_id=issued.developer_id,
                 expires_at=issued.expires_at,
                 plan=issued.plan,
+                member_id=issued.member_id,
                 created_at=envelope.time,
                 created_by=envelope.metadata.actor,
             )

@@ -18,6 +18,7 @@ class OauthClient(Frozen):
     Args:
         scopes: the most that a token holds; it may ask for less.
         revoked_at: from when on it and its tokens are refused, None while they are good.
+        member_id: the user with whose membership of the project it ends, None for one made with the environment's key.
     """
 
     name: str
@@ -28,16 +29,18 @@ class OauthClient(Frozen):
     created_by: str
     revoked_at: datetime | None = None
     revoked_by: str | None = None
+    member_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class IssueOauthClient:
-    """``scopes`` empty means all."""
+    """``scopes`` None means all."""
 
     name: str
-    scopes: tuple[str, ...]
+    scopes: tuple[str, ...] | None
     developer_id: str | None
     plan: Plan = "standard"
+    member_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,11 @@ def decide(state: OauthClient | None, command: Command) -> Sequence[Event]:
             scopes = granted_scopes("read-write", command.scopes)
             return [
                 OauthClientIssued(
-                    name=command.name, scopes=scopes, developer_id=command.developer_id, plan=command.plan
+                    name=command.name,
+                    scopes=scopes,
+                    developer_id=command.developer_id,
+                    plan=command.plan,
+                    member_id=command.member_id,
                 )
             ]
         case RevokeOauthClient():
@@ -75,6 +82,7 @@ def evolve(state: OauthClient | None, envelope: Envelope) -> OauthClient:
                 scopes=issued.scopes,
                 developer_id=issued.developer_id,
                 plan=issued.plan,
+                member_id=issued.member_id,
                 created_at=envelope.time,
                 created_by=envelope.metadata.actor,
             )

@@ -72,6 +72,52 @@ async def test_a_key_grants_no_more_than_it_holds(gateway: Gateway) -> None:
         assert (elsewhere.status, elsewhere.body["code"]) == (403, "bound_to_developer")
 
 
+async def test_a_key_with_no_scopes_holds_none(gateway: Gateway) -> None:
+    """An empty list is what a form sends when every box is cleared."""
+    ada = await owner_of(gateway)
+    key = await issue(gateway, ada, scopes=[])
+    assert key["scopes"] == []
+    for method, path in (("GET", "/api/v2/keys"), ("POST", "/api/v2/keys"), ("GET", "/api/v1/projects")):
+        refused = await gateway.call(method, path, {"name": "x"}, credential=key["secret"])
+        assert (refused.status, refused.body["code"]) == (403, "insufficient_scope")
+    client = await gateway.call("POST", "/api/v2/oauth/clients", {"name": "c", "scopes": []}, credential=ada)
+    assert client.body["scopes"] == []
+
+
+async def test_a_member_changes_no_credential_of_others(gateway: Gateway) -> None:
+    """A rotation would hand the member the owner's key."""
+    ada = await owner_of(gateway)
+    bob_user = {"username": "bob", "email": "bob@example.com", "password": "password"}
+    await gateway.call("POST", "/api/v1/users", bob_user, credential=ada)
+    bob = await gateway.session_of("bob")
+    owners, own = await issue(gateway, ada), await issue(gateway, bob)
+    client = (await gateway.call("POST", "/api/v2/oauth/clients", {"name": "c"}, credential=ada)).body
+    attempts: list[tuple[str, str, Any]] = [
+        ("POST", f"/api/v2/keys/{owners['id']}/rotate", None),
+        ("PATCH", f"/api/v2/keys/{owners['id']}", {"name": "mine"}),
+        ("DELETE", f"/api/v2/keys/{owners['id']}", None),
+        ("DELETE", f"/api/v2/oauth/clients/{client['id']}", None),
+    ]
+    for caller in (bob, own["secret"]):
+        for method, path, body in attempts:
+            refused = await gateway.call(method, path, body, credential=caller)
+            assert (refused.status, refused.body["code"]) == (403, "not_an_owner"), (method, path)
+    assert (await gateway.resolve(owners["secret"])).principal is not None
+    for caller in (own["secret"], bob, ada):
+        rotated = await gateway.call("POST", f"/api/v2/keys/{own['id']}/rotate", None, credential=caller)
+        assert rotated.status == 200
+    assert (await gateway.call("DELETE", f"/api/v2/keys/{own['id']}", credential=ada)).status == 200
+    assert (await gateway.call("DELETE", f"/api/v2/keys/{owners['id']}", credential=BOOTSTRAP_KEY)).status == 200
+
+
+async def test_no_key_has_more_than_a_members_role(gateway: Gateway) -> None:
+    ada = await owner_of(gateway)
+    key = await issue(gateway, ada)
+    bob = {"username": "bob", "email": "bob@example.com", "password": "password"}
+    refused = await gateway.call("POST", "/api/v1/users", bob, credential=key["secret"])
+    assert (refused.status, refused.body["code"]) == (403, "not_an_owner")
+
+
 async def test_a_revoked_key_is_refused_on_every_instance_at_once(auth: Auth) -> None:
     gateway, other = await auth.start(), await auth.start()
     ada = await owner_of(gateway)

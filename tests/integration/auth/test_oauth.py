@@ -174,7 +174,7 @@ async def test_clients_are_listed_without_secrets_in_their_own_project(auth: Aut
 async def test_a_client_is_granted_no_more_than_its_issuer_holds(gateway: Gateway) -> None:
     ada = await owner_of(gateway)
     narrow = await issue(gateway, ada, scopes=["keys:write", "sync:read"])
-    for scopes in ([], ["*"], ["sync:write"]):
+    for scopes in (None, ["*"], ["sync:write"]):
         body = {"name": "wide", "scopes": scopes}
         refused = await gateway.call("POST", "/api/v2/oauth/clients", body, credential=narrow["secret"])
         assert refused.status == 403

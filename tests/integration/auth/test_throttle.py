@@ -38,6 +38,36 @@ async def test_the_right_password_waits_too_and_then_clears_the_count(auth: Auth
     assert [(await fail(gateway, address="203.0.113.9")).status for _ in range(3)] == [401] * 3
 
 
+async def test_the_right_password_is_let_through_where_its_user_logged_in_before(auth: Auth) -> None:
+    """Strangers who know a name can't lock its user out, neither by account nor by an address that is shared."""
+    gateway, home, stranger = await auth.start(**LIMITS), "203.0.113.7", "198.51.100.1"
+    await gateway.sign_up()
+    assert (await gateway.log_in(address=home)).status == 200
+    await gateway.sign_up("eve")
+    for address in (stranger, home):
+        for n in range(8):
+            await fail(gateway, "ada" if address == stranger else f"nobody-{n}", address)
+    assert (await gateway.log_in(address="198.51.100.2")).status == 429
+    assert (await gateway.log_in("eve", address=home)).status == 429
+    assert (await gateway.log_in(address=home)).status == 200
+    assert (await gateway.log_in(address=stranger)).status == 429
+
+
+async def test_a_known_address_is_no_place_to_guess_from(auth: Auth) -> None:
+    gateway = await auth.start(**LIMITS)
+    await gateway.sign_up()
+    await gateway.log_in()
+    assert [(await fail(gateway)).status for _ in range(6)] == [401] * 4 + [429] * 2
+
+
+async def test_the_switch_of_the_limits_turns_throttling_off(auth: Auth) -> None:
+    gateway = await auth.start(**LIMITS, rate_limits=False)
+    await gateway.sign_up()
+    assert [(await fail(gateway)).status for _ in range(12)] == [401] * 12
+    form = {"grant_type": "client_credentials", "client_id": "c", "client_secret": "wrong"}
+    assert [(await gateway.token(form)).status for _ in range(12)] == [401] * 12
+
+
 async def test_attempts_at_the_same_moment_get_no_further_than_one_after_another(auth: Auth) -> None:
     """On two instances: whatever comes in at once, only the free attempts and one more are looked at."""
     first, second = await auth.start(**LIMITS), await auth.start(**LIMITS)

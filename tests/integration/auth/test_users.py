@@ -94,7 +94,9 @@ async def test_a_changed_password_ends_every_other_session_at_once(auth: Auth) -
     gateway, other = await auth.start(), await auth.start()
     ada = await owner_of(gateway)
     elsewhere = await gateway.session_of()
-    changed = await gateway.call("PUT", "/api/v1/users/1", {"password": "a new password"}, credential=ada)
+    changed = await gateway.call(
+        "PUT", "/api/v1/users/1", {"password": "a new password", "current_password": "password"}, credential=ada
+    )
     assert changed.status == 200
     assert (await other.resolve(ada)).principal is not None
     assert (await other.resolve(elsewhere)).reason == "revoked"
@@ -125,7 +127,7 @@ async def test_an_email_address_is_changed_unless_it_is_taken(gateway: Gateway) 
 
 async def test_a_change_on_an_outdated_version_is_refused(gateway: Gateway) -> None:
     ada = await owner_of(gateway)
-    body = {"email": "countess@example.com", "password": "a new password"}
+    body = {"email": "countess@example.com", "password": "a new password", "current_password": "password"}
     stale = await gateway.call("PUT", "/api/v1/users/1", body, credential=ada, headers={"If-Match": '"7"'})
     assert stale.status == 412
     current = await gateway.call("PUT", "/api/v1/users/1", body, credential=ada, headers={"If-Match": '"1"'})
@@ -182,3 +184,48 @@ async def test_an_added_user_is_answered_again_for_the_same_idempotency_key(gate
     assert (first.status, first.data) == (second.status, second.data)
     other = {**BOB, "password": "another password"}
     assert (await gateway.call("POST", "/api/v1/users", other, credential=ada, headers=headers)).status == 422
+
+
+async def test_changing_ones_own_password_takes_the_present_one(gateway: Gateway) -> None:
+    """Who finds a session open, or steals one, does not take the account over."""
+    ada = await owner_of(gateway)
+    for given, code in ((None, "required"), ("guessed wrong", "wrong_password")):
+        body = {"password": "a new password", "current_password": given}
+        refused = await gateway.call("PUT", "/api/v1/users/1", body, credential=ada)
+        assert (refused.status, refused.body["errors"][0]["field"]) == (400, "current_password")
+        assert refused.body["errors"][0]["code"] == code
+    assert (await gateway.log_in("ada", "a new password")).status == 401
+    assert (await gateway.log_in("ada", "password")).status == 200
+
+
+async def test_present_passwords_can_not_be_guessed_by_changing_them(auth: Auth) -> None:
+    gateway = await auth.start(login_free_attempts=3)
+    ada = await owner_of(gateway)
+    body = {"password": "a new password", "current_password": "guessed wrong"}
+    guesses = [(await gateway.call("PUT", "/api/v1/users/1", body, credential=ada)).status for _ in range(6)]
+    assert guesses == [400] * 4 + [429] * 2
+
+
+async def test_credentials_end_with_the_membership_of_who_made_them(auth: Auth) -> None:
+    gateway, other = await auth.start(), await auth.start()
+    ada = await owner_of(gateway)
+    added = await gateway.call("POST", "/api/v1/users", BOB, credential=ada)
+    bob = (await gateway.log_in("bob", "bobs password")).data["token"]
+    kept = (await gateway.call("POST", "/api/v2/keys", {"name": "adas"}, credential=ada)).body["secret"]
+    direct = (await gateway.call("POST", "/api/v2/keys", {"name": "bobs"}, credential=bob)).body
+    derived = (await gateway.call("POST", "/api/v2/keys", {"name": "next"}, credential=direct["secret"])).body
+    client = (await gateway.call("POST", "/api/v2/oauth/clients", {"name": "c"}, credential=derived["secret"])).body
+    form = {
+        "grant_type": "client_credentials",
+        "client_id": client["client_id"],
+        "client_secret": client["client_secret"],
+    }
+    token = (await gateway.token(form)).body["access_token"]
+    presented = [direct["secret"], derived["secret"], token]
+    assert all([(await other.resolve(credential)).principal is not None for credential in presented])
+    await gateway.call("DELETE", f"/api/v1/users/{added.data['id']}", credential=ada)
+    assert [(await other.resolve(credential)).reason for credential in presented] == ["revoked"] * 3
+    assert (await gateway.token(form)).status == 401
+    assert (await other.resolve(kept)).principal is not None
+    listed = (await gateway.call("GET", "/api/v2/keys", credential=ada)).body["keys"]
+    assert {key["name"]: key["revoked_at"] is not None for key in listed} == {"adas": False, "bobs": True, "next": True}

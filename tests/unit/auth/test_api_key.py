@@ -33,7 +33,7 @@ def rotate(secret_id: str = "s1", at: datetime = MOMENT, overlap: timedelta = DA
     return RotateApiKey(secret_id, "ds_live_efgh", at, overlap)
 
 
-def issue(permission: Permission = "read-only", scopes: tuple[str, ...] = ()) -> IssueApiKey:
+def issue(permission: Permission = "read-only", scopes: tuple[str, ...] | None = None) -> IssueApiKey:
     return IssueApiKey(
         name="ci", prefix="ds_live_abcd", permission=permission, scopes=scopes, developer_id=None, expires_at=EXPIRY
     )
