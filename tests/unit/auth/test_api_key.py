@@ -47,7 +47,8 @@ def test_a_read_only_key_holds_every_read_scope_and_nothing_else() -> None:
 
 
 def test_a_read_write_key_holds_all_unless_told() -> None:
-    assert granted_scopes("read-write", ()) == ("*",)
+    assert granted_scopes("read-write", None) == ("*",)
+    assert granted_scopes("read-write", ()) == ()
     assert granted_scopes("read-write", ("sync:write", "sync:write")) == ("sync:write",)
 
 
