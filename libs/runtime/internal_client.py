@@ -72,10 +72,12 @@ class InternalClient:
         return _answer(call, status, body)
 
     async def _send_twice(self, call: InternalCall[Any, Any], body: bytes) -> tuple[int, bytes]:
-        """A refused connection has changed nothing, so it is tried once more."""
+        """A refused connection has changed nothing, nor has a repeatable call that broke: once more."""
         try:
             return await self._send(call, body)
-        except aiohttp.ClientConnectorError:
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+            if not (call.is_repeatable or isinstance(error, aiohttp.ClientConnectorError)):
+                raise
             await asyncio.sleep(RETRY_DELAY_SECONDS)
             return await self._send(call, body)
 

@@ -24,12 +24,13 @@ class Leases:
     Args:
         collection: one document a lease: ``_id``, ``holder``, ``expires_at``.
         lease_seconds: how long a lease outlives its last renewal.
+        holder: this instance's name; what its last process held is its own at once. Without one it gets a new name.
     """
 
-    def __init__(self, collection: Collection, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(self, collection: Collection, lease_seconds: float = LEASE_SECONDS, *, holder: str = "") -> None:
         self._collection = collection
         self._lease_seconds = lease_seconds
-        self.holder = uuid7()
+        self.holder = holder or uuid7()
 
     async def acquire(self, name: str) -> bool:
         """Take or renew the lease; False while another instance holds it."""

@@ -1,6 +1,7 @@
 """A MongoDB server of one's own: the binary, its arguments, and the replica set of one that transactions need."""
 
 import importlib.util
+import json
 import os
 import shutil
 import stat
@@ -15,6 +16,9 @@ from pymongo.errors import OperationFailure, PyMongoError
 REPLICA_SET = "datasync"
 _ALREADY_INITIALIZED = 23
 _NOT_YET_INITIALIZED = 94
+_TOLD_BYTES_MAX = 256 * 1024
+_TOLD_LINES_MAX = 8
+_TOLD_CHARACTERS_MAX = 500
 
 
 class MongodMissing(Exception):
@@ -88,6 +92,35 @@ def await_primary(port: int, *, timeout_seconds: float, is_alive: Callable[[], b
             failure = error
         time.sleep(0.05)
     raise MongodNotReady(f"mongod took no writes within {timeout_seconds:g} seconds: {failure}")
+
+
+def last_words(log_path: Path, offset_bytes: int = 0) -> list[str]:
+    """The errors that a server wrote into its log, the last few, as a person reads them.
+
+    Args:
+        offset_bytes: what stands before is of an earlier process.
+    """
+    with log_path.open("rb") as file:
+        file.seek(max(offset_bytes, log_path.stat().st_size - _TOLD_BYTES_MAX))
+        lines = file.read().decode(errors="replace").splitlines()
+    words = [words for line in lines if (words := _words_of(line)) is not None]
+    return list(dict.fromkeys(words))[-_TOLD_LINES_MAX:]
+
+
+def _words_of(line: str) -> str | None:
+    """A line of severity E or F; what is not JSON comes from the loader or the parser of the command line."""
+    if not line.startswith("{"):
+        return line.strip()[:_TOLD_CHARACTERS_MAX] or None
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    if entry.get("s") not in ("E", "F"):
+        return None
+    details = entry.get("attr", {})
+    detail = details.get("message") or details.get("error") or details
+    text = detail if isinstance(detail, str) else json.dumps(detail)
+    return f"{entry.get('msg', '')}: {text}"[:_TOLD_CHARACTERS_MAX] if detail else str(entry.get("msg", ""))
 
 
 def _configure(client: "pymongo.MongoClient[dict[str, Any]]", address: str) -> None:

@@ -129,6 +129,12 @@ class Transactions:
         self._number = 0
         self._has_begun = False
 
+    @property
+    def session_id(self) -> Binary:
+        """Names the session to the server."""
+        identifier: Binary = self._session["id"]
+        return identifier
+
     def begin(self) -> None:
         """Begin the next transaction; the server hears of it with its first statement."""
         self._number += 1

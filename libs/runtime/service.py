@@ -33,6 +33,7 @@ from libs.runtime.http import Health, create_app
 from libs.runtime.http_server import ServiceRunner
 from libs.runtime.internal_client import InternalClient
 from libs.runtime.leases import Leases
+from libs.runtime.listeners import BACKLOG, inherited
 from libs.runtime.logs import configure_logs
 from libs.runtime.mongo import Client, ConnectionFailure, IndexModel, PyMongoError, connect
 from libs.runtime.principals import PrincipalSigner, PrincipalVerifier
@@ -230,13 +231,14 @@ async def _open_store(
     client: Client,
     stack: AsyncExitStack,
 ) -> None:
-    store = EventStore(client, context.settings.database_prefix + definition.name)
+    settings = context.settings
+    store = EventStore(client, settings.database_prefix + definition.name, instance=settings.instance)
     await _opened_when_reachable(store, definition)
     context._store = store
     context._commands = CommandHandler(store, context.clock, definition.aggregates)
     context._documents = Documents(store)
     context._sequences = Sequences(store.database["ids"])
-    context._leases = Leases(store.database["leases"])
+    context._leases = Leases(store.database["leases"], holder=settings.instance)
     context._commands.start()
     stack.push_async_callback(context._commands.close)
     context.health.add("store", lambda: _store_answers(store))
@@ -271,8 +273,11 @@ async def _serve(app: web.Application, settings: ServiceSettings, stack: AsyncEx
     runner = ServiceRunner(app, shutdown_timeout_seconds=settings.shutdown_timeout_seconds)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, settings.host, settings.port, reuse_address=True, backlog=1024)
-    await site.start()
+    sites: list[web.BaseSite] = [
+        web.SockSite(runner, listening, backlog=BACKLOG) for listening in inherited(settings.inherited_sockets)
+    ]
+    for site in sites or [web.TCPSite(runner, settings.host, settings.port, reuse_address=True, backlog=BACKLOG)]:
+        await site.start()
     return int(runner.addresses[0][1])
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 CONFIG_VARIABLE = "DATASYNC_CONFIG"
 CONFIG_DEFAULT = "datasync.yaml"
@@ -85,6 +85,14 @@ Seconds = Annotated[float, BeforeValidator(seconds_of), Field(ge=0)]
 """A duration in seconds that people may also write with a unit."""
 
 
+Descriptor = Annotated[int, Field(ge=3)]
+
+
+def _listed(value: Any) -> Any:
+    """Numbers with commas between them, as environment variables have lists."""
+    return [item for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
 class BadSettings(Exception):
     """The file can't be read, or says something that no setting has a place for."""
 
@@ -103,6 +111,10 @@ class ServiceSettings(BaseSettings):
         signing_key: this service's Ed25519 private key, 32 bytes in base64.
         trusted_keys: Ed25519 public keys in base64, by the service that signs with them.
         shutdown_timeout_seconds: how long requests in flight may take to finish at shutdown.
+        inherited_sockets: file descriptors of listening sockets that the process was started with; it listens there
+            and neither at ``host`` nor ``port``. With a socket unit of systemd: ``3``.
+        instance: this process's name among those of its service. A process that takes the name of one that has died
+            has its leases at once, and ends the transaction that it left open; two at a time would disturb each other.
     """
 
     model_config = SettingsConfigDict(
@@ -130,6 +142,8 @@ class ServiceSettings(BaseSettings):
     webhooks_url: str = "http://127.0.0.1:8085"
     worker_url: str = "http://127.0.0.1:8086"
     shutdown_timeout_seconds: Seconds = 20.0
+    inherited_sockets: Annotated[tuple[Descriptor, ...], NoDecode, BeforeValidator(_listed)] = ()
+    instance: str = Field(default="", max_length=256)
 
     @model_validator(mode="before")
     @classmethod

@@ -29,6 +29,10 @@ _FOR_ONE_SERVICE = {"API_KEY", "ENCRYPTION_KEYS"}
 class CannotStart(Exception):
     """The suite can't start here and now; the message tells a person what to do."""
 
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
 
 class SuiteSettings(BaseSettings):
     """What an installation on one machine may choose, by environment variable or in ``datasync.yaml``.
@@ -96,6 +100,10 @@ class Service:
     def port_setting(self) -> str:
         """The setting that names its port."""
         return "port" if self.name == "gateway" else f"{self.name}_port"
+
+    def host(self, settings: SuiteSettings) -> str:
+        """Only the gateway is for other machines."""
+        return settings.host if self.name == "gateway" else "127.0.0.1"
 
     def url(self, settings: SuiteSettings) -> str:
         return f"http://127.0.0.1:{self.port(settings)}"
@@ -168,7 +176,7 @@ def service_environment(service: Service, settings: SuiteSettings, keys: Keys, m
     """Our own environment and the variables that make a service a part of this suite; secrets go where they belong."""
     environment = {name: value for name, value in os.environ.items() if name not in _FOR_ONE_SERVICE}
     environment |= {
-        "HOST": settings.host if service.name == "gateway" else "127.0.0.1",
+        "HOST": service.host(settings),
         "PORT": str(service.port(settings)),
         "MONGODB_URL": mongodb_url,
         "SIGNING_KEY": keys.signing_keys[service.name],
@@ -185,12 +193,17 @@ def service_environment(service: Service, settings: SuiteSettings, keys: Keys, m
 def _kept(path: Path, make: Callable[[], str]) -> str:
     """The text of a private file, made the first time."""
     if not path.exists():
-        partial = path.with_name(f"{path.name}.partial")
-        partial.unlink(missing_ok=True)
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_FILE), "w") as file:
-            file.write(make())
-        partial.rename(path)
+        write_private(path, make())
     return path.read_text().strip()
+
+
+def write_private(path: Path, text: str) -> None:
+    """Put a file that only its owner may read in place at once."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_FILE), "w") as file:
+        file.write(text)
+    partial.replace(path)
 
 
 def _new_signing_key() -> str:

@@ -9,8 +9,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,17 +18,19 @@ from typing import TextIO
 
 from libs.core.clock import isoformat_z
 from libs.runtime.child_process import die_with_parent, port_is_taken
-from libs.runtime.mongod import MongodMissing, MongodNotReady, await_primary, find_mongod, mongod_command, mongod_url
-from libs.runtime.suite import (
-    SERVICES,
-    CannotStart,
-    Keys,
-    Service,
-    SuiteSettings,
-    load_keys,
-    locked_data_dir,
-    service_environment,
+from libs.runtime.installation import Installation
+from libs.runtime.listeners import Listeners, PortTaken
+from libs.runtime.mongod import (
+    MongodMissing,
+    MongodNotReady,
+    await_primary,
+    find_mongod,
+    last_words,
+    mongod_command,
+    mongod_url,
 )
+from libs.runtime.settings import EXIT_BAD_SETTINGS
+from libs.runtime.suite import SERVICES, CannotStart, Service, SuiteSettings, locked_data_dir, service_environment
 
 READY_TIMEOUT_SECONDS = 90.0
 STOP_TIMEOUT_SECONDS = 60.0
@@ -36,8 +38,10 @@ STAGE_STOP_TIMEOUT_SECONDS = 26.0
 MONGOD_STOP_TIMEOUT_SECONDS = 20.0
 BACKOFF_SECONDS_MIN = 0.5
 BACKOFF_SECONDS_MAX = 30.0
-STEADY_AFTER_SECONDS = 60.0
+STEADY_AFTER_SECONDS = 10.0
+QUEUE_SECONDS_MAX = 1.0
 DEATHS_BEFORE_READY_MAX = 3
+LOGS_KEPT_MAX = 3
 LINE_SIZE_BYTES_MAX = 1024 * 1024
 
 
@@ -77,15 +81,20 @@ class Child:
     """One watched process.
 
     Args:
-        command, environment: how it is started; ``before`` is awaited each time it was.
+        command, environment: how it is started.
         log_path: where its output goes; None merges it into ours.
+        listeners: where connections queue while it comes back. They are refused while it is away for longer, so that
+            nobody waits for what may not come.
     """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
     log_path: Path | None = None
+    listeners: Listeners | None = None
     process: asyncio.subprocess.Process | None = field(default=None, init=False)
+    exit_code: int | None = field(default=None, init=False)
+    last_words: list[str] = field(default_factory=list, init=False)
     deaths: int = field(default=0, init=False)
     stopping: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
@@ -94,27 +103,35 @@ class Child:
         return self.process is not None and self.process.returncode is None
 
     async def run(self, output: Output) -> None:
-        """Start it, and start it again with exponential backoff when it ends, until it is told to stop."""
-        backoff_seconds = BACKOFF_SECONDS_MIN
+        """Start it, and start it again when it ends, until it is told to stop.
+
+        At once the first time, with exponential backoff while it does not stay.
+        """
+        backoff_seconds = 0.0
         while not self.stopping.is_set():
             started = time.monotonic()
-            await self._run_once(output)
+            how = await self._run_once(output)
             if self.stopping.is_set():
                 return
-            assert self.process is not None
             if time.monotonic() - started > STEADY_AFTER_SECONDS:
-                backoff_seconds = BACKOFF_SECONDS_MIN
+                backoff_seconds = 0.0
+            if self.exit_code == EXIT_BAD_SETTINGS:
+                backoff_seconds = BACKOFF_SECONDS_MAX
             self.deaths += 1
+            pause = f"in {backoff_seconds:g} s" if backoff_seconds else "at once"
             output.say(
                 "process_died",
-                f"{self.name} {_how_it_ended(self.process.returncode)}; starting it again in {backoff_seconds:g} s",
+                f"{self.name} {how}; starting it again {pause}",
                 process=self.name,
-                exit_code=self.process.returncode,
+                exit_code=self.exit_code,
                 backoff_seconds=backoff_seconds,
             )
+            self._tell_last_words(output)
+            if self.listeners is not None and backoff_seconds > QUEUE_SECONDS_MAX:
+                self.listeners.close()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), backoff_seconds)
-            backoff_seconds = min(backoff_seconds * 2, BACKOFF_SECONDS_MAX)
+            backoff_seconds = min(max(backoff_seconds * 2, BACKOFF_SECONDS_MIN), BACKOFF_SECONDS_MAX)
 
     async def stop(self, timeout_seconds: float) -> None:
         """Ask it to end (SIGTERM), and kill it when it does not within the time."""
@@ -140,13 +157,30 @@ class Child:
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
 
-    async def _run_once(self, output: Output) -> None:
+    def _tell_last_words(self, output: Output) -> None:
+        for words in self.last_words:
+            output.say("last_words", f"{self.name} said: {words}", process=self.name, words=words)
+
+    async def _run_once(self, output: Output) -> str:
+        """Start it and wait for its end; tells how it ended."""
+        if self.listeners is not None:
+            try:
+                self.listeners.open()
+            except (PortTaken, OSError) as error:
+                return f"can't listen: {error}"
         log = self.log_path.open("ab") if self.log_path else None
+        written_before = log.tell() if log is not None else 0
+        environment = dict(self.environment)
+        descriptors: tuple[int, ...] = ()
+        if self.listeners is not None:
+            descriptors = self.listeners.descriptors
+            environment["INHERITED_SOCKETS"] = ",".join(map(str, descriptors))
         try:
             # A session of its own: Ctrl-C on the terminal reaches us alone, and we stop things in their order.
             self.process = await asyncio.create_subprocess_exec(
                 *self.command,
-                env=dict(self.environment),
+                env=environment,
+                pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 stdout=log or subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -161,7 +195,10 @@ class Child:
             self._signal(signal.SIGTERM)
         if self.process.stdout is not None:
             await self._relay_lines(self.process.stdout, output)
-        await self.process.wait()
+        self.exit_code = await self.process.wait()
+        if self.log_path is not None:
+            self.last_words = last_words(self.log_path, written_before)
+        return _how_it_ended(self.exit_code)
 
     async def _relay_lines(self, stream: asyncio.StreamReader, output: Output) -> None:
         while True:
@@ -178,10 +215,14 @@ class Child:
 class Supervisor:
     """The running suite."""
 
-    def __init__(self, settings: SuiteSettings, directory: Path, keys: Keys, output: Output) -> None:
+    def __init__(
+        self, settings: SuiteSettings, installation: Installation, listeners: Mapping[str, Listeners], output: Output
+    ) -> None:
         self._settings = settings
-        self._directory = directory
-        self._keys = keys
+        self._installation = installation
+        self._directory = installation.directory
+        self._keys = installation.keys
+        self._listeners = listeners
         self._output = output
         self._mongod: Child | None = None
         self._services: dict[str, Child] = {}
@@ -198,7 +239,7 @@ class Supervisor:
                 await self._run(tasks)
             except CannotStart as error:
                 self._output.say("cannot_start", f"cannot start: {error}", reason=str(error))
-                exit_code = 1
+                exit_code = error.exit_code
             finally:
                 await self._stop_all()
         return exit_code
@@ -219,7 +260,7 @@ class Supervisor:
             folder.mkdir(exist_ok=True)
         port = self._settings.mongodb_port
         log_path = logs / "mongod.log"
-        log_path.unlink(missing_ok=True)
+        _rotate(log_path)
         try:
             command = mongod_command(find_mongod(), data, port)
         except MongodMissing as error:
@@ -234,13 +275,20 @@ class Supervisor:
                 is_alive=lambda: child.deaths == 0 and not child.stopping.is_set(),
             )
         except MongodNotReady as error:
-            raise CannotStart(f"{error}; see {log_path.resolve()}") from None
+            said = "".join(f"\n  mongod said: {words}" for words in child.last_words)
+            raise CannotStart(f"{error}; see {log_path.resolve()}{said}") from None
         return mongod_url(port)
 
     def _child_of(self, service: Service, mongodb_url: str) -> Child:
         environment = service_environment(service, self._settings, self._keys, mongodb_url)
-        environment |= {"PYTHONUNBUFFERED": "1", "LOG_FORMAT": "console" if self._output.readable else "json"}
-        return Child(service.name, (sys.executable, "-P", "-m", f"services.{service.name}"), environment)
+        environment |= {
+            "PYTHONUNBUFFERED": "1",
+            "LOG_FORMAT": "console" if self._output.readable else "json",
+            "INSTANCE": self._installation.instance,
+            "DATA_DIR": str(self._directory.resolve()),
+        }
+        command = (sys.executable, "-P", "-m", f"services.{service.name}")
+        return Child(service.name, command, environment, listeners=self._listeners[service.name])
 
     async def _become_ready(self) -> bool:
         """Wait until every service is; False when we were told to stop meanwhile."""
@@ -262,6 +310,8 @@ class Supervisor:
 
     def _give_up_on_the_dying(self) -> None:
         for child in self._services.values():
+            if child.deaths and child.exit_code == EXIT_BAD_SETTINGS:
+                raise CannotStart(f"{child.name} has bad settings, which are named above", EXIT_BAD_SETTINGS)
             if child.deaths >= DEATHS_BEFORE_READY_MAX:
                 raise CannotStart(f"{child.name} ended {child.deaths} times while it was starting; its reason is above")
 
@@ -313,21 +363,47 @@ def up(settings: SuiteSettings) -> int:
     """
     readable = sys.stdout.isatty() if settings.log_format == "auto" else settings.log_format == "console"
     output = Output(sys.stdout, readable=readable)
-    with locked_data_dir(settings) as directory:
-        check_ports(settings)
-        return asyncio.run(Supervisor(settings, directory, load_keys(directory, settings), output).run())
+    with locked_data_dir(settings) as directory, opened_listeners(settings) as listeners:
+        installation = Installation.of(directory, settings)
+        return asyncio.run(Supervisor(settings, installation, listeners, output).run())
 
 
-def check_ports(settings: SuiteSettings) -> None:
-    """Raises ``CannotStart`` naming every port that is taken and the setting that moves it."""
-    wanted = {service.port_setting: service.port(settings) for service in SERVICES}
-    if settings.external_mongodb_url is None:
-        wanted["mongodb_port"] = settings.mongodb_port
-    hosts = {"port": settings.host}
-    taken = {name: port for name, port in wanted.items() if port_is_taken(hosts.get(name, "127.0.0.1"), port)}
-    if taken:
-        ports = "; ".join(f"port {port} is taken (set {name.upper()} to use another)" for name, port in taken.items())
-        raise CannotStart(f"{ports}. Another DataSync may be running on this machine.")
+@contextmanager
+def opened_listeners(settings: SuiteSettings) -> Iterator[Mapping[str, Listeners]]:
+    """Every service's port, held from before the first process starts until the last has ended.
+
+    Raises:
+        CannotStart: names every port that is taken, mongod's too, and the setting that moves it.
+    """
+    listeners = {service.name: Listeners(service.host(settings), service.port(settings)) for service in SERVICES}
+    taken = []
+    try:
+        for service in SERVICES:
+            try:
+                listeners[service.name].open()
+            except PortTaken:
+                taken.append((service.port_setting, service.port(settings)))
+            except OSError as error:
+                raise CannotStart(f"HOST: can't listen on {service.host(settings)}: {error.strerror}") from None
+        if settings.external_mongodb_url is None and port_is_taken("127.0.0.1", settings.mongodb_port):
+            taken.append(("mongodb_port", settings.mongodb_port))
+        if taken:
+            ports = "; ".join(f"port {port} is taken (set {name.upper()} to use another)" for name, port in taken)
+            raise CannotStart(f"{ports}. Another DataSync may be running on this machine.")
+        yield listeners
+    finally:
+        for opened in listeners.values():
+            opened.close()
+
+
+def _rotate(path: Path) -> None:
+    """Keep what the last few processes wrote."""
+    for number in range(LOGS_KEPT_MAX - 1, 0, -1):
+        older = path.with_name(f"{path.name}.{number}")
+        if older.exists():
+            older.replace(path.with_name(f"{path.name}.{number + 1}"))
+    if path.exists():
+        path.replace(path.with_name(f"{path.name}.1"))
 
 
 def _answers_200(url: str) -> bool:

@@ -85,6 +85,10 @@ class Suite:
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def url_of(self, service: str) -> str:
+        """Where one service listens."""
+        return f"http://127.0.0.1:{self._environment['PORT' if service == 'gateway' else f'{service.upper()}_PORT']}"
+
     @property
     def mongodb_url(self) -> str:
         return f"mongodb://127.0.0.1:{self._environment['MONGODB_PORT']}/?replicaSet=datasync"

@@ -163,12 +163,11 @@ class Exchange:
         "_waiter",
         "_writing",
         "headers",
-        "is_reused",
         "size_bytes",
         "status",
     )
 
-    def __init__(self, owner: "Connections", connection: _Connection, *, is_reused: bool) -> None:
+    def __init__(self, owner: "Connections", connection: _Connection) -> None:
         self._owner = owner
         self._connection = connection
         self._loop = asyncio.get_running_loop()
@@ -189,7 +188,6 @@ class Exchange:
         self._is_foreign = False
         self._is_paused = False
         self._says_close = False
-        self.is_reused = is_reused
         self.status = 0
         self.headers: Headers = []
         self.size_bytes: int | None = None
@@ -448,7 +446,6 @@ class Exchange:
         request = self._request
         return (
             request is not None
-            and self.is_reused
             and not self._has_begun
             and request.method in SAFE_METHODS
             and (request.body is None or isinstance(request.body, bytes))
@@ -503,8 +500,8 @@ class Connections:
     async def exchange(self, request: Sent, timeout_seconds: float = HEAD_TIMEOUT_SECONDS) -> Exchange:
         """Send a request and await the head of its answer; the caller closes the exchange.
 
-        A request is sent again, once and on a new connection, where a kept connection ended without a byte of an answer
-        and the method is safe: the connection may have ended in the moment that it was used.
+        A request is sent again, once and on a new connection, where the connection ended without a byte of an answer
+        and the method is safe: the service may have ended in the moment that it was asked, and be coming back.
 
         Raises:
             NotConnected: the service refuses connections or does not take one in a second.
@@ -542,8 +539,8 @@ class Connections:
         try:
             kept = self._kept() if may_reuse else None
             if kept is not None:
-                return Exchange(self, kept, is_reused=True)
-            return Exchange(self, await self._connect(), is_reused=False)
+                return Exchange(self, kept)
+            return Exchange(self, await self._connect())
         except BaseException:
             self._places.release()
             raise

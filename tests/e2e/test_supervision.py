@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from libs.runtime.child_process import free_port
 from libs.runtime.suite import SERVICES
 from libs.testing.suite import Suite
 
@@ -102,3 +103,24 @@ def test_a_bad_setting_is_named_without_its_value(tmp_path: Path) -> None:
 def test_the_keys_are_for_their_owner_alone(embedded_suite: Suite) -> None:
     for path in (embedded_suite.directory / "api_key", *(embedded_suite.directory / "keys").iterdir()):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_the_words_of_a_mongod_that_can_not_start_are_told_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "mongo").mkdir()
+    (tmp_path / "mongo" / "WiredTiger.turtle").write_text("not a database")
+    (tmp_path / "mongo" / "storage.bson").write_bytes(b"\0")
+    ports = {f"{service.port_setting.upper()}": str(free_port()) for service in SERVICES}
+    refused = datasync_up(tmp_path, MONGODB_PORT=str(free_port()), LOG_FORMAT="console", **ports)
+    assert refused.returncode == 1
+    assert "mongod said: " in refused.stdout
+    assert "storage" in refused.stdout.split("mongod said: ", 1)[1].lower()
+    assert (tmp_path / "logs" / "mongod.log").read_text()
+
+
+def test_a_bad_setting_of_a_service_is_named_once_and_nothing_is_tried_again(tmp_path: Path) -> None:
+    ports = {f"{service.port_setting.upper()}": str(free_port()) for service in SERVICES}
+    refused = datasync_up(tmp_path, MONGODB_PORT=str(free_port()), LOG_FORMAT="console", MAX_RETRIES="often", **ports)
+    assert refused.returncode == 2
+    assert refused.stdout.count("MAX_RETRIES") == 1
+    assert "job_orchestrator has bad settings" in refused.stdout
+    assert "Traceback" not in refused.stdout

@@ -111,6 +111,14 @@ async def test_what_changes_nothing_is_sent_twice_at_most(server: Server, connec
     assert (server.connections, len(server.heads)) == (4, 5)
 
 
+async def test_a_read_is_sent_again_when_its_new_connection_ends_unanswered(
+    server: Server, connections: Connections
+) -> None:
+    server.behave = _end_once(server)
+    assert await _exchange(connections) == b"ok"
+    assert (server.connections, len(server.heads)) == (2, 2)
+
+
 async def test_nothing_is_sent_again_once_an_answer_has_begun(server: Server, connections: Connections) -> None:
     async def begin(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200")
@@ -143,13 +151,13 @@ async def test_a_kept_connection_that_ended_before_its_use_is_not_used(
     assert len(server.heads) == 2
 
 
-async def test_a_new_connection_that_ends_without_an_answer_is_not_tried_for_ever(
+async def test_a_read_whose_connections_end_without_an_answer_is_sent_twice_at_most(
     server: Server, connections: Connections
 ) -> None:
     server.behave = _end
     with pytest.raises(BrokenOff):
         await _exchange(connections)
-    assert server.connections == 1
+    assert server.connections == 2
 
 
 @pytest.mark.parametrize(

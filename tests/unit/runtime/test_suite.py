@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from libs.runtime.installation import Installation
 from libs.runtime.suite import SERVICES, CannotStart, SuiteSettings, load_keys, locked_data_dir, service_environment
 from libs.runtime.supervisor import Output
+from libs.runtime.version import installed_version
 
 URL = "mongodb://127.0.0.1:1/?replicaSet=datasync"
 
@@ -67,6 +69,18 @@ def test_a_data_directory_is_held_by_one(tmp_path: Path) -> None:
         pass
     with locked_data_dir(settings):
         pass
+
+
+def test_the_data_of_a_newer_version_are_refused_and_those_of_an_older_taken(tmp_path: Path) -> None:
+    first = Installation.of(tmp_path, SuiteSettings())
+    path = tmp_path / "installation.json"
+    assert path.stat().st_mode & 0o077 == 0
+    for version in ("0.0.0", installed_version()):
+        path.write_text(json.dumps({"id": first.id, "version": version}))
+        assert Installation.of(tmp_path, SuiteSettings()).id == first.id
+    path.write_text(json.dumps({"id": first.id, "version": "999.10.0"}))
+    with pytest.raises(CannotStart, match=r"999\.10\.0"):
+        Installation.of(tmp_path, SuiteSettings())
 
 
 def test_output_for_programs_is_json_line_by_line() -> None:
