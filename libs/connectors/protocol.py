@@ -185,6 +185,9 @@ class Snapshot(Protocol):
     async def table(self, plan: StreamPlan) -> Table:
         """Raises ``ConnectorRefused`` naming a table or column that is not there."""
 
+    async def is_usable(self) -> bool:
+        """Whether tables can still be read from it: a failed statement or a lost connection may have ended it."""
+
 
 class Source(Protocol):
     async def check(self) -> None:

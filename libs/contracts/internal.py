@@ -191,6 +191,8 @@ class ClaimedRun(Frozen):
         epoch: fences every earlier claim of this run's job.
         grant: what catalog wants before it hands out the configuration.
         cancel_requested: the run was cancelled before it was claimed.
+        attempt, attempts_max: which attempt this is, and how many there are at most.
+        living_job_ids: the project's jobs, where the job may take over tables of those that are no more.
     """
 
     run_id: str
@@ -203,6 +205,9 @@ class ClaimedRun(Frozen):
     streams_config_json: str
     advanced_settings_json: str
     cancel_requested: bool = False
+    attempt: int = 1
+    attempts_max: int = 1
+    living_job_ids: tuple[int, ...] | None = None
 
 
 class RunClaim(Frozen):
@@ -221,7 +226,7 @@ class LogLine(Frozen):
 
 
 class StreamProgress(Frozen):
-    """``rows_total`` is the planner's estimate, None when unknown."""
+    """``rows_total`` is the planner's estimate, None when unknown; ``error`` says why a stream failed."""
 
     namespace: str
     name: str
@@ -230,6 +235,7 @@ class StreamProgress(Frozen):
     rows_written: int = 0
     bytes_read: int = 0
     rows_total: int | None = None
+    error: str | None = None
 
 
 class Heartbeat(Frozen):
@@ -260,13 +266,18 @@ HEARTBEAT = InternalCall(
 
 
 class FinishRun(Frozen):
-    """The attempt's end; ``retryable`` failures are tried again up to the installation's limit."""
+    """The attempt's end; ``retryable`` failures are tried again up to the installation's limit.
+
+    Args:
+        given_back: the worker was told to stop, which is no failure: another one goes on with the same attempt.
+    """
 
     run_id: str
     epoch: int
     outcome: RunOutcome
     error: str | None = None
     retryable: bool = False
+    given_back: bool = False
     streams: tuple[StreamResult, ...] = ()
     progress: tuple[StreamProgress, ...] = ()
     log_sequence: int = 0

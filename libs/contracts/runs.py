@@ -48,20 +48,30 @@ class RunQueued(RunEvent):
 
 
 class RunStarted(RunEvent):
-    """A worker claimed the run under ``epoch``; a higher epoch fences every lower one."""
+    """A worker claimed the run under ``epoch``; a higher epoch fences every lower one.
+
+    Args:
+        same_attempt: it goes on with an attempt that its worker could not report on.
+    """
 
     TYPE: ClassVar[str] = "run_started"
     worker_id: str
     epoch: int
+    same_attempt: bool = False
 
 
 class RunRetryScheduled(RunEvent):
-    """The attempt under ``epoch`` failed; the run waits until ``not_before``."""
+    """The attempt under ``epoch`` failed; the run waits until ``not_before``.
+
+    Args:
+        same_attempt: the worker was stopped and gave the run back, which counts as no attempt.
+    """
 
     TYPE: ClassVar[str] = "run_retry_scheduled"
     epoch: int
     error: str
     not_before: datetime
+    same_attempt: bool = False
 
 
 class RunCancelRequested(RunEvent):

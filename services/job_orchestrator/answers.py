@@ -87,7 +87,10 @@ class JobNameIsFree(Answered):
 
 
 class TaskShown(Answered):
-    """A run; ``runtime`` in whole seconds, ``file_path`` is the key of its log."""
+    """A run; ``runtime`` in whole seconds, ``file_path`` is the key of its log.
+
+    ``error`` is why it failed, or why the last attempt did; ``verified`` is null where both ends were not compared.
+    """
 
     id: str = Field(examples=["01980f0a-7c1e-7d54-9f2b-1f2e5a7c9d10"])
     start_time: Moment
@@ -95,6 +98,9 @@ class TaskShown(Answered):
     status: TaskState
     job_type: JobType
     file_path: str = Field(examples=["jobs/1/runs/01980f0a-7c1e-7d54-9f2b-1f2e5a7c9d10"])
+    attempts: int = Field(ge=0)
+    error: str | None
+    verified: bool | None
 
 
 class StreamOfTask(Answered):
@@ -109,6 +115,7 @@ class StreamOfTask(Answered):
     seconds: float | None
     verified: bool | None
     verification: Any
+    error: str | None
 
 
 class TaskDetail(TaskShown):
@@ -116,8 +123,6 @@ class TaskDetail(TaskShown):
 
     trigger: Literal["manual", "schedule"]
     progress: int = Field(ge=0, le=100)
-    attempts: int = Field(ge=0)
-    error: str | None
     cancel_requested: bool
     streams: list[StreamOfTask]
 

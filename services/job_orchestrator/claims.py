@@ -28,13 +28,14 @@ from libs.runtime.principals import PrincipalSigner
 from services.job_orchestrator.config import JobOrchestratorSettings
 from services.job_orchestrator.domain.job import JOB, JobState
 from services.job_orchestrator.domain.run import RUN, FinishRun, RunState, ScheduleRetry, StartRun, retry_allowed
+from services.job_orchestrator.domain.streams import takes_over
 from services.job_orchestrator.run_control import RunControl
-from services.job_orchestrator.run_records import RunRecords
+from services.job_orchestrator.run_records import LogLevel, RunRecords
 
 LEASES = "run_leases"
 CANDIDATES_MAX = 10
 BACKOFF_SECONDS_MAX = 300.0
-GRANT_SECONDS = 60.0
+GRANT_SECONDS = 180.0
 EPOCHS_FROM = datetime(2026, 1, 1, tzinfo=UTC)
 SECONDS_SO_FAR: Document = {"$toLong": {"$divide": [{"$subtract": ["$$NOW", EPOCHS_FROM]}, 1000]}}
 """The least that a new epoch is above: an installation that was restored or made anew begins its epochs higher than
@@ -113,27 +114,50 @@ class Claims:
 
     async def _end(self, run: Entity[RunState], report: FinishReport) -> None:
         metadata = _metadata(run)
-        retry = report.outcome == "failed" and report.retryable
-        if retry and retry_allowed(run.state, retries_max=self._settings.max_retries):
-            command = ScheduleRetry(
-                epoch=report.epoch,
-                error=report.error or "the attempt failed",
-                not_before=self._clock.now() + self._backoff(run.state.attempts),
-            )
+        tried_again = report.outcome == "failed" and (report.retryable or report.given_back)
+        cancelled = run.state.cancel_requested
+        if tried_again and not cancelled and (report.given_back or self._retry_allowed(run.state)):
             try:
-                return await self._control.retry(str(run.id), command, metadata)
+                return await self._retry(run, report)
             except Conflict as refusal:
-                # A cancellation came between reading the run and deciding: no retry then.
                 if refusal.code != "run_changed":
                     raise
-        finish = FinishRun(epoch=report.epoch, outcome=report.outcome, error=report.error, streams=report.streams)
+                # A cancellation came between reading the run and deciding.
+                cancelled = True
+        outcome: RunOutcome = "cancelled" if tried_again and cancelled else report.outcome
+        finish = FinishRun(epoch=report.epoch, outcome=outcome, error=report.error, streams=report.streams)
         await self._control.finish(str(run.id), run.state, finish, metadata)
+        if tried_again and not cancelled:
+            await self._close_attempt(run, "error", f"Failed in {self._attempt(run.state)}, and no attempt is left")
         return None
 
-    def _backoff(self, attempts: int) -> timedelta:
+    async def _retry(self, run: Entity[RunState], report: FinishReport) -> None:
+        error = report.error or "the attempt failed"
+        pause_seconds = 0.0 if report.given_back else self._backoff_seconds(run.state.attempts)
+        command = ScheduleRetry(
+            epoch=report.epoch,
+            error=error,
+            not_before=self._clock.now() + timedelta(seconds=pause_seconds),
+            same_attempt=report.given_back,
+        )
+        await self._control.retry(str(run.id), command, _metadata(run))
+        if not report.given_back:
+            words = f"Failed in {self._attempt(run.state)}, again in {round(pause_seconds, 1):g} s: {error}"
+            await self._close_attempt(run, "warning", words)
+
+    async def _close_attempt(self, run: Entity[RunState], level: LogLevel, message: str) -> None:
+        await self._records.close_attempt(str(run.id), run.state.epoch, level, message)
+
+    def _attempt(self, run: RunState) -> str:
+        return f"attempt {run.attempts} of {self._settings.max_retries + 1}"
+
+    def _retry_allowed(self, run: RunState) -> bool:
+        return retry_allowed(run, retries_max=self._settings.max_retries)
+
+    def _backoff_seconds(self, attempts: int) -> float:
         """Exponential with full jitter in its upper half, so that runs that failed together don't return together."""
-        pause_seconds = min(BACKOFF_SECONDS_MAX, self._settings.retry_backoff_seconds * 2 ** (attempts - 1))
-        return timedelta(seconds=pause_seconds * random.uniform(0.5, 1.0))
+        pause_seconds: float = min(BACKOFF_SECONDS_MAX, self._settings.retry_backoff_seconds * 2 ** (attempts - 1))
+        return pause_seconds * random.uniform(0.5, 1.0)
 
     async def _waiting(self) -> list[Entity[RunState]]:
         due = {"state.status": "queued", "state.waiting_since": {"$lte": self._clock.now()}}
@@ -155,20 +179,32 @@ class Claims:
         return [entity_of(RUN, document) for document in found]
 
     async def _try_claim(self, run: Entity[RunState], worker_id: str) -> ClaimedRun | None:
-        if run.state.status == "running" and run.state.attempts > self._settings.max_retries:
+        lost = run.state.status == "running"
+        same_attempt = lost and not await self._could_report(run)
+        if lost and not same_attempt and run.state.attempts > self._settings.max_retries:
             await self._give_up(run)
             return None
         epoch = await self._take_lease(run)
         if epoch is None:
             return None
+        start = StartRun(worker_id=worker_id, epoch=epoch, same_attempt=same_attempt)
         try:
-            claimed = await self._commands.handle(
-                RUN, run.id, StartRun(worker_id=worker_id, epoch=epoch), _metadata(run)
-            )
+            claimed = await self._commands.handle(RUN, run.id, start, _metadata(run))
         except FixRequest:
             await self._release(run.state.job_id, str(run.id), epoch)
             return None
+        if lost:
+            words = f"The worker {run.state.worker_id} was lost: it stopped reporting, and its lease ran out"
+            await self._close_attempt(run, "warning", f"{words}; the worker {worker_id} goes on")
         return await self._claimed(claimed)
+
+    async def _could_report(self, run: Entity[RunState]) -> bool:
+        """Whether the worker could have reported: not where its lease was last renewed before this instance began.
+
+        All instances may have been away until then, and a worker that was stopped meanwhile could not tell anybody.
+        """
+        lease = await self._leases.find_one({"_id": run.state.job_id})
+        return lease is None or bool(lease["expires_at"] >= self._takeovers_from)
 
     async def _claimed(self, run: Entity[RunState]) -> ClaimedRun:
         job = await self._job(run)
@@ -183,11 +219,21 @@ class Claims:
             streams_config_json=run.state.streams_config_json or job.state.definition.streams_config_json,
             advanced_settings_json=job.state.definition.advanced_settings_json,
             cancel_requested=run.state.cancel_requested,
+            attempt=run.state.attempts,
+            attempts_max=self._settings.max_retries + 1,
+            living_job_ids=await self._living_jobs(job),
         )
+
+    async def _living_jobs(self, job: Entity[JobState]) -> tuple[int, ...] | None:
+        if not takes_over(job.state.definition.advanced_settings_json):
+            return None
+        living = {"project_id": job.state.project_id, "state.deleted": False}
+        cursor = self._documents.collection(JOB.collection).find(living, {"_id": 1})
+        return tuple([int(document["_id"]) async for document in cursor])
 
     async def _give_up(self, run: Entity[RunState]) -> None:
         """End a run that lost its worker more often than it may be tried."""
-        error = f"the worker {run.state.worker_id} stopped reporting, and the run had {run.state.attempts} attempts"
+        error = f"the worker {run.state.worker_id} stopped reporting in {self._attempt(run.state)}"
         outcome: RunOutcome = "cancelled" if run.state.cancel_requested else "failed"
         finish = FinishRun(epoch=run.state.epoch, outcome=outcome, error=error)
         try:
@@ -195,6 +241,9 @@ class Claims:
         except Conflict as refusal:
             if refusal.code != "fenced":
                 raise
+            return
+        words = f"The worker {run.state.worker_id} was lost: it stopped reporting, and its lease ran out"
+        await self._close_attempt(run, "error", f"{words} in {self._attempt(run.state)}; no attempt is left")
 
     async def _job(self, run: Entity[RunState]) -> Entity[JobState]:
         job = await self._documents.get(JOB, run.state.job_id)

@@ -49,7 +49,13 @@ from services.job_orchestrator.claims import Claims
 from services.job_orchestrator.domain.job import JOB, JobState, SetActivation
 from services.job_orchestrator.domain.run import RUN, RunState
 from services.job_orchestrator.domain.schedule import FREQUENCY_LENGTH_MAX, parse_frequency
-from services.job_orchestrator.domain.streams import catalog_text, difference, object_text, selects_streams
+from services.job_orchestrator.domain.streams import (
+    advanced_settings_text,
+    catalog_text,
+    difference,
+    honoured_catalog_text,
+    selects_streams,
+)
 from services.job_orchestrator.job_writing import EndpointGiven, JobGiven, JobWriting, name_taken
 from services.job_orchestrator.queries import RUNS_LISTED_MAX, JobQueries, Side, line_view, run_id_of
 from services.job_orchestrator.run_control import RunControl
@@ -116,8 +122,8 @@ class JobBody(Body):
             source=self.source.given(),
             destination=self.destination.given(),
             frequency=parse_frequency(self.frequency or ""),
-            streams_config_json=catalog_text(self.streams_config),
-            advanced_settings_json=_advanced_settings(self.advanced_settings),
+            streams_config_json=honoured_catalog_text(self.streams_config),
+            advanced_settings_json=advanced_settings_text(self.advanced_settings),
             activate=activate if self.activate is None else self.activate,
         )
 
@@ -566,17 +572,6 @@ def _filter_of(request: web.Request) -> JobsQuery | None:
         message = f"{field} must be an id"
         raise InvalidInput(message, errors=[FieldError(field, message)])
     return JobsQuery(source_id=int(number)) if field == "source_id" else JobsQuery(dest_id=int(number))
-
-
-def _advanced_settings(value: Any) -> str:
-    if value is None or value == "":
-        return "null"
-    text = object_text(value, "advanced_settings")
-    threads = parse_json(text.encode()).get("max_discover_threads")
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1000):
-        field, message = "advanced_settings.max_discover_threads", "must be a whole number from 1 to 1000, or null"
-        raise InvalidInput(f"{field} {message}", errors=[FieldError(field, message)])
-    return text
 
 
 def _settings_view(project_id: int, webhook_alert_url: str) -> JsonObject:

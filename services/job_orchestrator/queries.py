@@ -153,6 +153,9 @@ class JobQueries:
             "status": _FAMILY_STATES[state.status],
             "job_type": state.kind,
             "file_path": file_path(run),
+            "attempts": state.attempts,
+            "error": state.error,
+            "verified": _verified(state.streams),
         }
 
     async def task_detail(self, run: Entity[RunState]) -> JsonObject:
@@ -175,8 +178,6 @@ class JobQueries:
         return self.task_view(run, moment) | {
             "trigger": run.state.trigger,
             "progress": done,
-            "attempts": run.state.attempts,
-            "error": run.state.error,
             "cancel_requested": run.state.cancel_requested,
             "streams": _stream_views(progress, run.state.streams),
         }
@@ -295,7 +296,13 @@ def _progress_view(item: StreamProgress) -> JsonObject:
 def _result_view(result: StreamResult) -> JsonObject:
     fields = result.model_dump(exclude={"verification_json"})
     verification = orjson.Fragment(result.verification_json) if result.verification_json else None
-    return fields | {"state": "completed", "verification": verification}
+    return fields | {"state": "completed", "verification": verification, "error": None}
+
+
+def _verified(results: Sequence[StreamResult]) -> bool | None:
+    """Whether every stream's ends were compared and equal; None where none were compared."""
+    verdicts = {result.verified for result in results}
+    return None if verdicts <= {None} else verdicts == {True}
 
 
 def _line_text(line: Mapping[str, Any]) -> bytes:

@@ -1,12 +1,16 @@
 """What workers report while a run goes on, outside event sourcing: its progress and its log lines."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from libs.contracts.internal import LogLine, StreamProgress
 from libs.core.clock import Clock
 from libs.runtime.documents import Documents
-from libs.runtime.mongo import ASCENDING, DESCENDING, BulkWriteError, Document, IndexModel
+from libs.runtime.mongo import ASCENDING, DESCENDING, BulkWriteError, Document, DuplicateKeyError, IndexModel
+
+LogLevel = Literal["info", "warning", "error"]
 
 PROGRESS = "run_progress"
 LOGS = "run_logs"
@@ -18,6 +22,7 @@ MESSAGE_LENGTH_MAX = 16_384
 PAGE_LINES_MAX = 10_000
 
 _SEQUENCE_BITS = 24
+_CLOSING = 2**_SEQUENCE_BITS - 1
 """A line's ordinal is its epoch and its number within it; together they stay below 2^53, which browsers need."""
 
 
@@ -82,6 +87,13 @@ class RunRecords:
         except BulkWriteError as error:
             if any(item["code"] != 11000 for item in error.details["writeErrors"]):
                 raise
+
+    async def close_attempt(self, run_id: str, epoch: int, level: LogLevel, message: str) -> None:
+        """Add the line that stands after all that an attempt's worker reports; the first one is kept."""
+        now = self._clock.now()
+        line = _line(run_id, epoch, _CLOSING, LogLine(time=now, level=level, message=message))
+        with contextlib.suppress(DuplicateKeyError):
+            await self._logs.insert_one(line | {"created_at": now})
 
     async def page(self, run_id: str, cursor: int, limit: int, *, newer: bool = False) -> LogPage:
         """Up to ``limit`` lines on one side of a cursor; -1 is the log's end, whatever the direction."""

@@ -3,12 +3,21 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 import structlog
 
 from libs.connectors import registry
-from libs.connectors.protocol import ConnectorUnavailable, DestinationRun, RunContext, StreamPlan, Table, Written
+from libs.connectors.protocol import (
+    ConnectorUnavailable,
+    DestinationRun,
+    Fenced,
+    RunContext,
+    Snapshot,
+    Table,
+    Written,
+)
 from libs.contracts.internal import (
     FINISH_RUN,
     HEARTBEAT,
@@ -24,10 +33,10 @@ from libs.contracts.jobs import RunOutcome
 from libs.contracts.runs import StreamResult
 from libs.core.clock import Clock
 from libs.core.envelope import Frozen
-from libs.core.errors import DataSyncError, RetryLater
+from libs.core.errors import DataSyncError, FixRequest, RetryLater
 from libs.core.json import dump_json
 from services.worker.report import RunReport, StreamReport
-from services.worker.selection import entries_of, parse_advanced_settings, parse_streams_config, plans_of
+from services.worker.selection import Wanted, entries_of, parse_advanced_settings, parse_streams_config, wanted_streams
 
 RequestT = TypeVar("RequestT", bound=Frozen)
 ResponseT = TypeVar("ResponseT", bound=Frozen)
@@ -36,7 +45,11 @@ SUCCEEDED = "Sync completed, wait 5 seconds cleanup in progress..."
 FINISH_ATTEMPT_SECONDS_MAX = 120.0
 FINISH_PAUSE_SECONDS = 1.0
 STOPPING_SECONDS_MAX = 5.0
-ERROR_CHARACTERS_MAX = 2_000
+RESOLVE_SECONDS_MAX = 120.0
+RESOLVE_PAUSE_SECONDS = 0.5
+RESOLVE_PAUSE_SECONDS_MAX = 10.0
+ERROR_CHARACTERS_MAX = 3_900
+MESSAGE_CHARACTERS_MAX = 1_000
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +58,14 @@ class InternalCalls(Protocol):
     """How other services are called."""
 
     async def call(self, call: InternalCall[RequestT, ResponseT], request: RequestT) -> ResponseT: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a stream or the attempt failed; ``retryable``: another attempt may do better."""
+
+    message: str
+    retryable: bool
 
 
 class RunExecution:
@@ -71,7 +92,9 @@ class RunExecution:
         self._heartbeat_seconds = min(heartbeat_seconds, run.lease_seconds / 3)
         self._parquet_roots = parquet_roots
         self._stall_timeout_seconds = stall_timeout_seconds
-        self._stalled: ConnectorUnavailable | None = None
+        self._grant = run.grant
+        self._time_limit: asyncio.Timeout | None = None
+        self._failures: list[Failure] = []
         self._report = RunReport(clock)
         self._verdict: Literal["continue", "cancel", "fenced"] = "cancel" if run.cancel_requested else "continue"
         self._done = False
@@ -84,12 +107,12 @@ class RunExecution:
         reporting = asyncio.create_task(self._keep_reporting(working))
         try:
             await asyncio.wait({working})
+            await _stopped(reporting)
+            outcome = await self._end(working)
         except asyncio.CancelledError:
             await _stopped(working, reporting)
             await self._give_back()
             raise
-        await _stopped(reporting)
-        outcome = await self._end(working)
         self._log.info("run_ended", outcome=outcome)
         return outcome
 
@@ -97,18 +120,22 @@ class RunExecution:
         if self._verdict != "continue":
             return
         run = self._run
-        self._report.log("info", f"Run {run.run_id} of job {run.job_id} started (attempt under epoch {run.epoch})")
-        endpoints = await self._calls.call(RESOLVE_ENDPOINTS, ResolveEndpoints(grant=run.grant))
+        attempt = f"attempt {run.attempt} of {run.attempts_max}"
+        self._report.log("info", f"Run {run.run_id} of job {run.job_id} started: {attempt}, epoch {run.epoch}")
+        settings = parse_advanced_settings(run.advanced_settings_json)
+        endpoints = await self._endpoints()
+        wanted = await self._wanted(endpoints)
+        self._report.streams = [StreamReport(item.plan) for item in wanted]
+        takes_over = settings.take_over and run.living_job_ids is not None
         context = RunContext(
             job_id=run.job_id,
             project_id=run.project_id,
             run_id=run.run_id,
             epoch=run.epoch,
-            verify=parse_advanced_settings(run.advanced_settings_json).verify,
+            verify=settings.verify,
             log=self._report.log,
+            living_jobs=frozenset(run.living_job_ids or ()) if takes_over else None,
         )
-        plans = await self._plans(endpoints)
-        self._report.streams = [StreamReport(plan) for plan in plans]
         destination = registry.open_destination(
             endpoints.destination.type, endpoints.destination.config, parquet_roots=self._parquet_roots
         )
@@ -116,55 +143,121 @@ class RunExecution:
             if run.kind == "clear":
                 await self._clear(opened)
             else:
+                for stream, item in zip(self._report.streams, wanted, strict=True):
+                    if item.refusal is not None:
+                        self._fail(stream, item.refusal)
                 await self._sync(endpoints, opened)
         self._done = True
 
-    async def _plans(self, endpoints: EndpointsResolved) -> list[StreamPlan]:
+    async def _endpoints(self) -> EndpointsResolved:
+        """Ask catalog until it answers: that it is starting as well is no failure of the run."""
+        deadline = time.monotonic() + RESOLVE_SECONDS_MAX
+        pause_seconds = RESOLVE_PAUSE_SECONDS
+        while True:
+            try:
+                return await self._calls.call(RESOLVE_ENDPOINTS, ResolveEndpoints(grant=self._grant))
+            except RetryLater as error:
+                if time.monotonic() > deadline:
+                    raise
+                self._report.log("warning", f"{error.message}; asking again in {pause_seconds:g} s")
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(RESOLVE_PAUSE_SECONDS_MAX, 2 * pause_seconds)
+
+    async def _wanted(self, endpoints: EndpointsResolved) -> list[Wanted]:
         config = parse_streams_config(self._run.streams_config_json)
-        entries = config.streams or []
+        entries = config.streams
         if not entries:
             source = registry.open_source(endpoints.source.type, endpoints.source.config)
             entries = entries_of(await source.discover())
-        return plans_of(config, entries)
+        return wanted_streams(config, entries)
 
     async def _sync(self, endpoints: EndpointsResolved, opened: DestinationRun) -> None:
         waiting = []
         for stream in self._report.streams:
+            if stream.state == "failed":
+                continue
             committed = await opened.committed(stream.plan)
             if committed is None:
                 waiting.append(stream)
             else:
                 self._report.log("info", f"{stream.plan.stream}: {committed.rows} rows are in place already")
                 self._completed(stream, committed, 0.0)
-        if not waiting:
-            return
         source = registry.open_source(endpoints.source.type, endpoints.source.config)
-        async with source.snapshot() as snapshot:
-            tables = []
-            for stream in waiting:
-                table = await snapshot.table(stream.plan)
-                await opened.prepare(table)
-                stream.rows_total = table.rows_estimated
-                tables.append(table)
-            for stream, table in zip(waiting, tables, strict=True):
+        while waiting:
+            async with source.snapshot() as snapshot:
+                waiting = await self._move_from(snapshot, waiting, opened)
+
+    async def _move_from(
+        self, snapshot: Snapshot, waiting: Sequence[StreamReport], opened: DestinationRun
+    ) -> list[StreamReport]:
+        """Move every stream that can be; returns those that are left when one took the snapshot with it."""
+        ready: list[tuple[StreamReport, Table]] = []
+        for place, stream in enumerate(waiting):
+            try:
+                ready.append((stream, await self._prepare(stream, snapshot, opened)))
+            except Exception as error:  # noqa: BLE001 - every kind of failure is the stream's
+                await self._fail_alone(stream, error, opened)
+                if not await snapshot.is_usable():
+                    return [*(one for one, _ in ready), *waiting[place + 1 :]]
+        for place, (stream, table) in enumerate(ready):
+            try:
                 await self._move(stream, table, opened)
+            except Exception as error:  # noqa: BLE001
+                await self._fail_alone(stream, error, opened)
+                if not await snapshot.is_usable():
+                    return [one for one, _ in ready[place + 1 :]]
+        return []
+
+    async def _prepare(self, stream: StreamReport, snapshot: Snapshot, opened: DestinationRun) -> Table:
+        table = await snapshot.table(stream.plan)
+        await opened.prepare(table)
+        stream.rows_total = table.rows_estimated
+        return table
 
     async def _move(self, stream: StreamReport, table: Table, opened: DestinationRun) -> None:
         about = "" if table.rows_estimated is None else f", about {table.rows_estimated} rows"
         self._report.log("info", f"{stream.plan.stream}: reading{about}")
         stream.begin()
         started_at = time.monotonic()
+        self._time_limit = asyncio.timeout(None)
         try:
-            written = await opened.write(table, stream)
-        except BaseException:
-            stream.state = "failed"
+            async with self._time_limit:
+                written = await opened.write(table, stream)
+        except TimeoutError:
+            if self._time_limit.expired():
+                raise self._stall(stream) from None
             raise
         finally:
+            self._time_limit = None
             stream.loaded()
         seconds = time.monotonic() - started_at
         verified = ", both ends compared and equal" if written.verified else ""
         self._report.log("info", f"{stream.plan.stream}: {written.rows} rows in {seconds:.2f} s{verified}")
         self._completed(stream, written, seconds)
+
+    async def _fail_alone(self, stream: StreamReport, error: Exception, opened: DestinationRun) -> None:
+        """Note that a stream failed, so that the others go on; raises what ends the whole attempt.
+
+        Where the connection broke, the destination is asked: it may be away for all of them, or have the commit.
+        """
+        cause = _cause(error)
+        if isinstance(cause, Fenced):
+            raise cause
+        if isinstance(cause, RetryLater):
+            committed = await opened.committed(stream.plan)
+            if committed is not None:
+                self._report.log("warning", f"{_named(stream, cause.message)}; it was committed all the same")
+                return self._completed(stream, committed, 0.0)
+        self._fail(stream, cause)
+        return None
+
+    def _fail(self, stream: StreamReport, cause: BaseException) -> None:
+        failure = self._failure_of(cause)
+        message = _named(stream, failure.message)
+        stream.state = "failed"
+        stream.error = failure.message
+        self._failures.append(Failure(message, failure.retryable))
+        self._report.log("error", message)
 
     def _completed(self, stream: StreamReport, written: Written, seconds: float) -> None:
         stream.state = "completed"
@@ -185,12 +278,18 @@ class RunExecution:
     async def _clear(self, opened: DestinationRun) -> None:
         for stream in self._report.streams:
             stream.state = "running"
-            await opened.clear(stream.plan)
+            try:
+                await opened.clear(stream.plan)
+            except FixRequest as error:
+                if isinstance(error, Fenced):
+                    raise
+                self._fail(stream, error)
+                continue
             stream.state = "completed"
             self._report.log("info", f"{stream.plan.stream}: {stream.plan.target} was cleared from the destination")
 
     async def _keep_reporting(self, working: "asyncio.Task[None]") -> None:
-        """Report until cancelled; a verdict other than continue ends the work at once."""
+        """Report until cancelled; a verdict other than continue ends the work at once, a stall the stream's."""
         while True:
             try:
                 await self._heartbeat()
@@ -199,24 +298,26 @@ class RunExecution:
             except Exception:  # noqa: BLE001
                 # A report that can't be made must not look like a worker that is gone.
                 self._log.exception("heartbeat_failed_unexpectedly")
-            self._stalled = self._stalled or self._stall()
-            if self._verdict != "continue" or self._stalled is not None:
+            if self._verdict != "continue":
                 working.cancel()
                 return
+            self._end_stalled_stream()
             await asyncio.sleep(self._heartbeat_seconds)
 
-    def _stall(self) -> ConnectorUnavailable | None:
-        """What to end the attempt with when a stream has not moved for too long."""
-        for stream in self._report.streams:
-            if stream.still_seconds() < self._stall_timeout_seconds:
-                continue
-            last = f"the {stream.moved_last} moved last" if stream.moved_last else "the source has sent nothing yet"
-            return ConnectorUnavailable(
-                f"{stream.plan.stream}: nothing has moved for {self._stall_timeout_seconds:g} s; {last} "
-                f"({stream.bytes_read} bytes read)",
-                code="stalled",
-            )
-        return None
+    def _end_stalled_stream(self) -> None:
+        limit = self._time_limit
+        stalled = any(stream.still_seconds() >= self._stall_timeout_seconds for stream in self._report.streams)
+        if stalled and limit is not None and limit.when() is None:
+            limit.reschedule(asyncio.get_running_loop().time())
+
+    def _stall(self, stream: StreamReport) -> ConnectorUnavailable:
+        """What a stream fails with that has not moved for too long."""
+        last = f"the {stream.moved_last} moved last" if stream.moved_last else "the source has sent nothing yet"
+        return ConnectorUnavailable(
+            f"{stream.plan.stream}: nothing has moved for {self._stall_timeout_seconds:g} s; {last} "
+            f"({stream.bytes_read} bytes read)",
+            code="stalled",
+        )
 
     async def _heartbeat(self) -> None:
         first, lines = self._report.portion()
@@ -231,46 +332,54 @@ class RunExecution:
             ),
         )
         self._report.acknowledge(first, len(lines))
+        self._grant = answer.grant or self._grant
         if self._verdict == "continue":
             self._verdict = answer.verdict
 
     async def _end(self, working: "asyncio.Task[None]") -> RunOutcome | Literal["fenced"]:
-        error = None if working.cancelled() else _cause(working.exception())
+        error = None if working.cancelled() else working.exception()
         if self._verdict == "fenced":
             self._log.warning("run_fenced")
             return "fenced"
         if self._verdict == "cancel" and not self._done:
             self._report.log("warning", "The run was cancelled")
             return await self._finish("cancelled")
-        if self._stalled is not None and not self._done:
-            return await self._failed(self._stalled)
-        if error is None:
+        if error is None and not self._failures:
             if self._run.kind == "sync":
                 self._report.log("info", SUCCEEDED)
             return await self._finish("completed")
         return await self._failed(error)
 
-    async def _failed(self, error: BaseException) -> RunOutcome | Literal["fenced"]:
-        if isinstance(error, DataSyncError):
+    async def _failed(self, error: BaseException | None) -> RunOutcome | Literal["fenced"]:
+        """Report every stream's failure and what ended the attempt, if anything did."""
+        failures = list(self._failures)
+        if error is not None:
+            ending = self._failure_of(_cause(error))
+            self._report.log("error", ending.message)
+            failures.append(ending)
+        message = _joined([failure.message for failure in failures], len(self._report.streams))
+        return await self._finish("failed", message, retryable=any(failure.retryable for failure in failures))
+
+    def _failure_of(self, cause: BaseException) -> "Failure":
+        if isinstance(cause, DataSyncError):
             # Fenced by the destination alone: the run is still ours, and its end has to be told.
-            message, retryable = error.message, isinstance(error, RetryLater)
-        else:
-            message, retryable = f"internal error: {type(error).__name__}", True
-            self._log.error("run_failed_unexpectedly", exc_info=error)
-        self._report.log("error", message)
-        return await self._finish("failed", message[:ERROR_CHARACTERS_MAX], retryable=retryable)
+            return Failure(cause.message, isinstance(cause, RetryLater))
+        self._log.error("run_failed_unexpectedly", exc_info=cause)
+        return Failure(f"internal error: {type(cause).__name__}", True)
 
     async def _give_back(self) -> None:
         """The worker stops: the run waits for another, and streams that were committed stay committed."""
+        if self._verdict == "fenced":
+            return
         self._report.log("warning", "The worker was stopped; the run will be continued")
         try:
             async with asyncio.timeout(STOPPING_SECONDS_MAX):
-                await self._finish("failed", "the worker was stopped", retryable=True)
+                await self._finish("failed", "the worker was stopped", retryable=True, given_back=True)
         except TimeoutError:
             self._log.warning("run_not_given_back")
 
     async def _finish(
-        self, outcome: RunOutcome, error: str | None = None, *, retryable: bool = False
+        self, outcome: RunOutcome, error: str | None = None, *, retryable: bool = False, given_back: bool = False
     ) -> RunOutcome | Literal["fenced"]:
         """Report the end until it is recorded; when that can't be done the lease runs out and another worker asks."""
         deadline = time.monotonic() + FINISH_ATTEMPT_SECONDS_MAX
@@ -288,6 +397,7 @@ class RunExecution:
                         outcome=outcome,
                         error=error,
                         retryable=retryable,
+                        given_back=given_back,
                         streams=tuple(self._report.results),
                         progress=self._report.progress(),
                         log_sequence=first,
@@ -315,14 +425,34 @@ class RunExecution:
 
 
 async def _stopped(*tasks: "asyncio.Task[None]") -> None:
+    """Cancel and wait a while; what then still holds on commits nothing under an older epoch."""
     for task in tasks:
         task.cancel()
-    await asyncio.wait(tasks)
+    await asyncio.wait(tasks, timeout=STOPPING_SECONDS_MAX)
 
 
-def _cause(error: BaseException | None) -> BaseException | None:
+def _cause(error: BaseException) -> BaseException:
     """The first error of a group of parallel tasks."""
-    causes: Sequence[BaseException] = (error,) if error is not None else ()
-    while causes and isinstance(causes[0], BaseExceptionGroup):
-        causes = causes[0].exceptions
-    return causes[0] if causes else None
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _named(stream: StreamReport, message: str) -> str:
+    """The message, which says which stream it is about."""
+    name = str(stream.plan.stream)
+    return message if name in message else f"{name}: {message}"
+
+
+def _joined(messages: Sequence[str], streams: int) -> str:
+    """All failures in one text; where that gets too long, as many as fit and how many more there are."""
+    if len(messages) == 1:
+        return messages[0][:ERROR_CHARACTERS_MAX]
+    text = f"{len(messages)} failures in {streams} streams: "
+    for place, message in enumerate(messages):
+        left = f" (and {len(messages) - place} more, see the log)"
+        cut = message[:MESSAGE_CHARACTERS_MAX]
+        if len(text) + len(cut) + len(left) > ERROR_CHARACTERS_MAX:
+            return text.removesuffix("; ") + left
+        text += f"{cut}; "
+    return text.removesuffix("; ")

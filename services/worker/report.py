@@ -25,6 +25,7 @@ class StreamReport:
     Args:
         moved_last: the side that moved bytes or rows last, None before the first.
         moved_at: when that was, by the monotonic clock; None while no rows are to move.
+        error: why it failed.
     """
 
     plan: StreamPlan
@@ -35,6 +36,7 @@ class StreamReport:
     rows_total: int | None = None
     moved_last: Literal["source", "destination"] | None = None
     moved_at: float | None = None
+    error: str | None = None
 
     def add(self, *, rows_read: int = 0, rows_written: int = 0, bytes_read: int = 0, bytes_written: int = 0) -> None:
         self.moved_last = "destination" if rows_written or bytes_written else "source"
@@ -64,6 +66,7 @@ class StreamReport:
             rows_written=self.rows_written,
             bytes_read=self.bytes_read,
             rows_total=self.rows_total,
+            error=self.error,
         )
 
 

@@ -140,6 +140,13 @@ class PostgresSnapshot:
             leaves=tuple(leaves),
         )
 
+    async def is_usable(self) -> bool:
+        try:
+            await self.holder.fetchval("SELECT 1", timeout=CONNECT_TIMEOUT_SECONDS)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            return False
+        return True
+
     @contextlib.asynccontextmanager
     async def reader(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
         """A connection that sees the snapshot, one of ``max_threads``; broken ones are not used again."""

@@ -31,7 +31,7 @@ class RunState(Frozen):
     Args:
         streams_config_json: the streams to clear; None means the job's own catalog.
         epoch: of the last claim, 0 before the first.
-        attempts: how often it was claimed.
+        attempts: how often it was begun; what goes on after a worker was stopped is the same attempt.
         waiting_since: from when a queued run may be claimed.
         started_at: the first claim.
         error: why the last attempt failed.
@@ -73,12 +73,14 @@ class StartRun(Frozen):
 
     worker_id: str
     epoch: int
+    same_attempt: bool = False
 
 
 class ScheduleRetry(Frozen):
     epoch: int
     error: str
     not_before: datetime
+    same_attempt: bool = False
 
 
 class FinishRun(Frozen):
@@ -108,17 +110,17 @@ def decide(state: RunState | None, command: RunCommand) -> Sequence[RunEvent]:
     if state is None:
         raise NotFound("there is no such run")
     match command:
-        case StartRun(worker_id=worker_id, epoch=epoch):
+        case StartRun(epoch=epoch):
             if not state.is_active:
                 raise Conflict(f"the run is {state.status}", code="run_changed")
             if epoch <= state.epoch:
                 raise Conflict(f"epoch {epoch} is not above {state.epoch}", code="fenced")
-            return [RunStarted(worker_id=worker_id, epoch=epoch)]
-        case ScheduleRetry(epoch=epoch, error=error, not_before=not_before):
-            _check_epoch(state, epoch)
+            return [RunStarted(**command.model_dump())]
+        case ScheduleRetry(error=error):
+            _check_epoch(state, command.epoch)
             if state.cancel_requested:
                 raise Conflict("the run is being cancelled", code="run_changed")
-            return [RunRetryScheduled(epoch=epoch, error=error[:ERROR_LENGTH_MAX], not_before=not_before)]
+            return [RunRetryScheduled(**{**command.model_dump(), "error": error[:ERROR_LENGTH_MAX]})]
         case FinishRun():
             _check_epoch(state, command.epoch)
             error_text = command.error[:ERROR_LENGTH_MAX] if command.error else None
@@ -148,16 +150,22 @@ def evolve(state: RunState | None, envelope: Envelope) -> RunState:
         )
     assert state is not None, "a run's stream begins with run_queued"
     match event:
-        case RunStarted(worker_id=worker_id, epoch=epoch):
+        case RunStarted(worker_id=worker_id, epoch=epoch, same_attempt=same_attempt):
             changes: dict[str, object] = {
                 "status": "running",
                 "worker_id": worker_id,
                 "epoch": epoch,
-                "attempts": state.attempts + 1,
+                "attempts": state.attempts + (not same_attempt),
                 "started_at": state.started_at or now,
             }
-        case RunRetryScheduled(error=error, not_before=not_before):
-            changes = {"status": "queued", "worker_id": None, "error": error, "waiting_since": not_before}
+        case RunRetryScheduled(error=error, not_before=not_before, same_attempt=same_attempt):
+            changes = {
+                "status": "queued",
+                "worker_id": None,
+                "error": error,
+                "waiting_since": not_before,
+                "attempts": state.attempts - same_attempt,
+            }
         case RunCancelRequested():
             changes = {"cancel_requested": True}
         case RunFinished(outcome=outcome, error=error, streams=streams):

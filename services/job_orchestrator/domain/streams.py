@@ -1,17 +1,24 @@
 """A job's catalog of streams (``streams_config``): its shape, and which chosen streams a change makes start afresh."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
+from libs.contracts.streams import AdvancedSettings, StreamKey, StreamsConfig, refusals
 from libs.core.errors import FieldError, InvalidInput, TooLarge
 from libs.core.json import JsonObject, check_json, dump_json, parse_json
+from libs.core.validation import FINDINGS_MAX, field_errors
 
 SIZE_BYTES_MAX = 800 * 1024
+FIELD_LENGTH_MAX = 200
 SYNC_MODES = ("full_refresh", "incremental", "cdc", "strict_cdc")
 
 _STREAM_SETTINGS = ("sync_mode", "cursor_field", "destination_database", "destination_table")
 _SELECTION_SETTINGS = ("normalization", "partition_regex", "append_mode", "filter", "filter_config")
 
-StreamKey = tuple[str, str]
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def object_text(value: Any, field: str) -> str:
@@ -38,6 +45,29 @@ def catalog_text(value: Any, field: str = "streams_config") -> str:
     text = object_text(value, field)
     check_catalog(parse_json(text.encode(), subject=field), field)
     return text
+
+
+def honoured_catalog_text(value: Any, field: str = "streams_config") -> str:
+    """The JSON text of a catalog that runs can follow; raises ``InvalidInput`` naming all that they can't honour."""
+    text = catalog_text(value, field)
+    config = _parsed(StreamsConfig, parse_json(text.encode()), field)
+    _refuse([FieldError(f"{field}.{item.field}", item.message, "not_supported") for item in refusals(config)])
+    return text
+
+
+def advanced_settings_text(value: Any, field: str = "advanced_settings") -> str:
+    """The JSON text of a job's further settings, ``null`` for none; raises ``InvalidInput`` naming what is wrong."""
+    if value is None or value == "":
+        return "null"
+    text = object_text(value, field)
+    _parsed(AdvancedSettings, parse_json(text.encode()), field)
+    return text
+
+
+def takes_over(advanced_settings_json: str) -> bool:
+    """Whether a job may have the tables of jobs that are no more."""
+    settings = parse_json(advanced_settings_json.encode())
+    return isinstance(settings, dict) and settings.get("take_over") is True
 
 
 def check_catalog(catalog: JsonObject, field: str) -> None:
@@ -112,5 +142,20 @@ def _settings(source: JsonObject, names: tuple[str, ...]) -> list[Any]:
     return [source.get(name) or None for name in names]
 
 
+def _parsed(model: type[ModelT], value: Any, field: str) -> ModelT:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        _refuse(field_errors(error, field))
+        raise
+
+
+def _refuse(errors: Sequence[FieldError]) -> None:
+    if errors:
+        kept = [replace(item, field=item.field[:FIELD_LENGTH_MAX]) for item in errors[:FINDINGS_MAX]]
+        raise InvalidInput("; ".join(f"{item.field}: {item.message}" for item in kept), errors=kept)
+
+
 def _invalid(field: str, message: str) -> InvalidInput:
-    return InvalidInput(f"{field[:200]} {message}", errors=[FieldError(field[:200], message)])
+    named = field[:FIELD_LENGTH_MAX]
+    return InvalidInput(f"{named} {message}", errors=[FieldError(named, message)])

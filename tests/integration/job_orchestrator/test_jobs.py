@@ -15,6 +15,8 @@ from tests.integration.job_orchestrator.orchestrator import (
     job_body,
 )
 
+APPENDING = STREAMS | {"selected_streams": {"public": [{"stream_name": "flights", "append_mode": True}]}}
+
 
 async def test_a_new_job_echoes_what_was_sent_and_is_read_as_the_page_needs_it(orchestrator: Orchestrator) -> None:
     body = job_body(frequency="every 15 minutes", filter="", advanced_settings={"max_discover_threads": 5})
@@ -271,6 +273,11 @@ DEEP = b'{"name":' + b"[" * 10_000 + b"]" * 10_000 + b"}"
             "advanced_settings.max_discover_threads",
         ),
         (json.dumps(job_body(advanced_settings=[1])).encode(), "advanced_settings"),
+        (json.dumps(job_body(advanced_settings={"verify": "yes"})).encode(), "advanced_settings.verify"),
+        (
+            json.dumps(job_body(streams_config=json.dumps(APPENDING))).encode(),
+            "streams_config.selected_streams.public[0].append_mode",
+        ),
     ],
 )
 async def test_a_malformed_job_is_refused_by_field(orchestrator: Orchestrator, body: bytes, field: str) -> None:
@@ -280,6 +287,15 @@ async def test_a_malformed_job_is_refused_by_field(orchestrator: Orchestrator, b
     assert refused.body["message"]
     if field:
         assert field in [error["field"] for error in refused.body["errors"]]
+
+
+async def test_a_change_that_no_run_can_honour_is_refused_by_path(orchestrator: Orchestrator) -> None:
+    job_id = await orchestrator.create_job()
+    refused = await orchestrator.put(f"/jobs/{job_id}", job_body(streams_config=APPENDING))
+    assert refused.status == 400
+    assert [error["field"] for error in refused.body["errors"]] == [
+        "streams_config.selected_streams.public[0].append_mode"
+    ]
 
 
 async def test_other_malformed_calls_are_refused(orchestrator: Orchestrator) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 import tarfile
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -89,11 +90,14 @@ async def test_a_run_goes_from_the_call_to_its_counts(orchestrator: Orchestrator
         "seconds": None,
         "verified": None,
         "verification": None,
+        "error": None,
     }
 
     assert await orchestrator.finish(run, streams=(RESULT,), log_sequence=1, log_lines=lines("end")) == "recorded"
     task = (await orchestrator.get(f"/jobs/{job_id}/tasks/{run.run_id}")).data
-    assert (task["status"], task["progress"]) == ("completed", 100)
+    assert (task["status"], task["progress"], task["verified"]) == ("completed", 100, True)
+    [listed] = await orchestrator.tasks(job_id)
+    assert (listed["attempts"], listed["error"], listed["verified"]) == (1, None, True)
     assert task["streams"][0]["rows_written"] == 200
     assert task["streams"][0]["verification"] == {"rows": 200}
     job = (await orchestrator.get(f"/jobs/{job_id}")).data
@@ -168,7 +172,9 @@ async def test_a_silent_workers_run_is_taken_over_and_the_worker_is_fenced(
     assert (await orchestrator.heartbeat(taken[0])).verdict == "continue"
     assert await orchestrator.finish(taken[0]) == "recorded"
     logs = (await orchestrator.get(f"/jobs/{job_id}/task/{lost.run_id}/logs")).data["task_logs"]
-    assert logs == []
+    assert [line["message"] for line in logs] == [
+        "The worker w1 was lost: it stopped reporting, and its lease ran out; the worker w2 goes on"
+    ]
 
 
 async def test_a_worker_that_reports_keeps_its_run_past_the_lease(
@@ -237,7 +243,13 @@ async def test_a_retryable_failure_is_tried_again_and_then_fails(
             assert claimed == ["recorded"]
             [waiting] = await orchestrator.tasks(job_id)
             assert waiting["status"] == ("scheduled" if attempt < 3 else "failed")
+            assert (waiting["attempts"], waiting["error"], waiting["verified"]) == (attempt, "the network broke", None)
         [task] = await orchestrator.tasks(job_id)
+        logs = (await orchestrator.get(f"/jobs/{job_id}/task/{task['id']}/logs")).data["task_logs"]
+        first, second, last = [line["message"] for line in logs]
+        assert re.fullmatch(r"Failed in attempt 1 of 3, again in [\d.]+ s: the network broke", first)
+        assert re.fullmatch(r"Failed in attempt 2 of 3, again in [\d.]+ s: the network broke", second)
+        assert last == "Failed in attempt 3 of 3, and no attempt is left"
         detail = (await orchestrator.get(f"/jobs/{job_id}/tasks/{task['id']}")).data
         assert (detail["attempts"], detail["error"]) == (3, "the network broke")
         assert (await orchestrator.get(f"/jobs/{job_id}")).data["last_run_state"] == "failed"
@@ -279,6 +291,66 @@ async def test_a_run_that_keeps_losing_its_worker_fails(
         detail = (await orchestrator.get(f"/jobs/{job_id}/tasks/{(await orchestrator.tasks(job_id))[0]['id']}")).data
         assert "stopped reporting" in detail["error"]
         assert detail["attempts"] == 2
+        logs = (await orchestrator.get(f"/jobs/{job_id}/task/{detail['id']}/logs")).data["task_logs"]
+        taken, given_up = [line["message"] for line in logs]
+        assert taken.startswith("The worker w1 was lost")
+        assert given_up.startswith("The worker w2 was lost")
+        assert given_up.endswith("in attempt 2 of 2; no attempt is left")
+
+
+async def test_workers_that_are_stopped_one_after_the_other_spend_no_attempt(orchestrator: Orchestrator) -> None:
+    job_id = await synced(orchestrator)
+    for number in range(6):
+        run = await orchestrator.claimed(f"w{number}")
+        assert (run.attempt, run.attempts_max) == (1, 4)
+        given_back = await orchestrator.finish(run, "failed", error="stopped", retryable=True, given_back=True)
+        assert given_back == "recorded"
+        assert (await orchestrator.tasks(job_id))[0]["status"] == "scheduled"
+    assert await orchestrator.finish(await orchestrator.claimed()) == "recorded"
+    [task] = await orchestrator.tasks(job_id)
+    assert (task["status"], task["attempts"], task["error"]) == ("completed", 1, None)
+
+
+async def test_a_cancelled_run_that_was_given_back_ends_cancelled(orchestrator: Orchestrator) -> None:
+    job_id = await synced(orchestrator)
+    run = await orchestrator.claimed()
+    await orchestrator.post(f"/jobs/{job_id}/cancel")
+    await orchestrator.finish(run, "failed", error="stopped", retryable=True, given_back=True)
+    assert (await orchestrator.tasks(job_id))[0]["status"] == "canceled"
+    assert await orchestrator.claim() is None
+
+
+async def test_a_worker_that_was_stopped_while_no_orchestrator_listened_spends_no_attempt(
+    mongod: str, database_prefix: str, catalog: tuple[CatalogStandIn, str]
+) -> None:
+    async def restarted(claims: int) -> None:
+        async with running_orchestrator(
+            mongod, database_prefix, catalog[1], max_retries=0, run_lease_seconds=0.5
+        ) as orchestrator:
+            if claims == 0:
+                await synced(orchestrator)
+            found = []
+
+            async def handed_out() -> bool:
+                found.extend([run for run in [await orchestrator.claim(f"w{claims}")] if run is not None])
+                return bool(found)
+
+            await until(handed_out)
+            assert found[0].attempt == 1
+
+    for claims in range(3):
+        await restarted(claims)
+
+
+async def test_a_job_that_takes_over_hears_which_jobs_there_are(orchestrator: Orchestrator) -> None:
+    deleted, other = await orchestrator.create_job("a"), await orchestrator.create_job("b")
+    taking = await orchestrator.create_job("c", advanced_settings={"take_over": True})
+    await orchestrator.request("DELETE", f"/jobs/{deleted}")
+    for job_id in (other, taking):
+        await orchestrator.post(f"/jobs/{job_id}/sync")
+    first, second = await orchestrator.claimed(), await orchestrator.claimed()
+    assert (first.job_id, first.living_job_ids) == (other, None)
+    assert (second.job_id, set(second.living_job_ids or ())) == (taking, {other, taking})
 
 
 async def test_a_waiting_run_is_cancelled_at_once(orchestrator: Orchestrator) -> None:
@@ -322,7 +394,7 @@ async def test_a_cancelled_run_is_not_retried(orchestrator: Orchestrator) -> Non
     run = await orchestrator.claimed()
     await orchestrator.post(f"/jobs/{job_id}/cancel")
     assert await orchestrator.finish(run, "failed", error="stopped", retryable=True) == "recorded"
-    assert (await orchestrator.tasks(job_id))[0]["status"] == "failed"
+    assert (await orchestrator.tasks(job_id))[0]["status"] == "canceled"
 
 
 async def test_deleting_a_job_cancels_its_run(orchestrator: Orchestrator) -> None:

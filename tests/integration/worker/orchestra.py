@@ -36,6 +36,7 @@ class Orchestra:
     Args:
         verdict: what heartbeats are answered.
         deaf_finishes: how many reports of the end are lost before one arrives.
+        away: how often catalog can't be reached.
         fences_the_end: the report of the end is refused, whatever heartbeats are answered.
     """
 
@@ -44,9 +45,11 @@ class Orchestra:
     destination: dict[str, Any]
     verdict: str = "continue"
     deaf_finishes: int = 0
+    away: int = 0
     fences_the_end: bool = False
     waiting: list[ClaimedRun] = field(default_factory=list)
     heartbeats: list[Heartbeat] = field(default_factory=list)
+    grants: list[str] = field(default_factory=list)
     finished: list[FinishRun] = field(default_factory=list)
     logs: dict[tuple[str, int], dict[int, LogLine]] = field(default_factory=dict)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -60,6 +63,10 @@ class Orchestra:
         if call is CLAIM_RUN:
             return RunClaim(run=self.waiting.pop(0) if self.waiting else None)
         if call is RESOLVE_ENDPOINTS:
+            self.grants.append(request.grant)
+            if self.away:
+                self.away -= 1
+                raise RetryLater("catalog can't be reached")
             return EndpointsResolved(
                 source=EndpointResolved(id=1, type="postgres", version="v1.0.0", config=self.source),
                 destination=EndpointResolved(
@@ -69,7 +76,7 @@ class Orchestra:
         if call is HEARTBEAT:
             self.heartbeats.append(request)
             self._keep(request)
-            return HeartbeatAnswer.model_validate({"verdict": self.verdict})
+            return HeartbeatAnswer.model_validate({"verdict": self.verdict, "grant": "grant renewed"})
         assert call is FINISH_RUN
         if self.deaf_finishes:
             self.deaf_finishes -= 1

@@ -63,10 +63,18 @@ async def test_only_selected_streams_and_columns_move(source: Server, lake: Lake
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"selected_streams": {"public": [{"stream_name": "nope"}]}}, "nope is not in the catalog"),
+        (
+            {"selected_streams": {"public": [{"stream_name": "nope"}]}},
+            "public.nope: streams_config.selected_streams.public[0].stream_name: is not one of",
+        ),
         ({"streams": [{"stream": {"name": "gone", "namespace": "public"}}]}, "no table public.gone"),
-        ({"streams": [{"stream": {"name": "a", "namespace": "public", "sync_mode": "cdc"}}]}, "sync mode cdc"),
-        ({"selected_streams": {"public": [{"stream_name": "a", "filter": "id > 1"}]}}, "a filter"),
+        (
+            {"streams": [{"stream": {"name": "a", "namespace": "public", "sync_mode": "cdc"}}]},
+            "stream.sync_mode: cdc is not supported",
+        ),
+        ({"selected_streams": {"public": [{"stream_name": "a", "filter": "id > 1"}]}}, "public[0].filter: a filter"),
+        ({"selected_streams": {"public": [{"stream_name": "a", "append_mode": True}]}}, "public[0].append_mode: "),
+        ({"selected_streams": {"public": [{"stream_name": "a", "disabled": True}]}}, "no stream is selected"),
         ({"selected_streams": []}, "streams_config.selected_streams"),
     ],
 )
@@ -81,6 +89,123 @@ async def test_what_can_not_be_done_fails_once_and_for_all_by_name(
     assert end.retryable is False
     assert orchestra.log[max(orchestra.log)].level == "error"
     assert await destination.tables() == []
+
+
+BAD = """
+CREATE VIEW ab AS SELECT 1 / (n - 1) AS id FROM generate_series(1, 3) n;
+CREATE TABLE ba (id int); INSERT INTO ba VALUES (1);
+"""
+
+
+@pytest.mark.parametrize("kind", ["postgres", "parquet"])
+async def test_bad_streams_do_not_keep_the_others_from_being_moved_and_the_run_fails_naming_each(
+    source: Server, destination: Server, lake: Lake, kind: str
+) -> None:
+    await source.execute(THREE + BAD)
+    to: dict[str, Any] = destination.config if kind == "postgres" else {"local_path": str(lake.path)}
+    orchestra = Orchestra(source.config, kind, to)
+    selected = [{"stream_name": name} for name in ("a", "ab", "b", "ba", "c", "gone")]
+    selected[3]["filter"] = "id > 1"
+    names = ("a", "ab", "b", "ba", "c", "gone")
+    streams = [{"stream": {"name": name, "namespace": "public"}} for name in names]
+    config = json.dumps({"selected_streams": {"public": selected}, "streams": streams})
+    assert await orchestra.execution(orchestra.run(streams_config_json=config)).execute() == "failed"
+    (end,) = orchestra.finished
+    assert [item.name for item in end.streams] == ["a", "b", "c"]
+    assert {item.name: item.state for item in end.progress} == dict(
+        zip(names, ("completed", "failed", "completed", "failed", "completed", "failed"), strict=True)
+    )
+    assert (end.error or "").startswith("3 failures in 6 streams: ")
+    for words in ("public.ab", "division by zero", "public.ba: ", "a filter is not supported", "public.gone"):
+        assert words in (end.error or "")
+    assert end.retryable is False
+    assert {item.name for item in end.progress if item.error} == {"ab", "ba", "gone"}
+    errors = [line.message for line in orchestra.log.values() if line.level == "error"]
+    assert len(errors) == 3
+
+
+async def test_a_failed_stream_that_may_do_better_has_the_run_tried_again_for_what_is_missing(
+    source: Server, destination: Server
+) -> None:
+    await source.execute(THREE + BAD)
+    await source.execute(SLOW.replace("slow", "aa_slow"))
+    orchestra = to_postgres(source, destination)
+    async with asyncio.timeout(10):
+        assert await orchestra.execution(stall_timeout_seconds=0.5).execute() == "failed"
+    (end,) = orchestra.finished
+    assert [item.name for item in end.streams] == ["a", "b", "ba", "c"]
+    assert "public.aa_slow: nothing has moved for 0.5 s" in (end.error or "")
+    assert end.retryable is True
+    await source.execute("DROP VIEW aa_slow; CREATE TABLE aa_slow AS SELECT 1 AS id; DROP VIEW ab")
+    await source.execute("CREATE TABLE ab AS SELECT 1 AS id")
+    again = to_postgres(source, destination)
+    assert await again.execution(again.run(epoch=2, attempt=2, attempts_max=4)).execute() == "completed"
+    assert "started: attempt 2 of 4, epoch 2" in again.messages[0]
+    in_place = {message.split(":")[0] for message in again.messages if "in place already" in message}
+    assert in_place == {"public.a", "public.b", "public.ba", "public.c"}
+
+
+async def test_a_stream_that_takes_the_snapshot_with_it_does_not_take_the_others(
+    source: Server, destination: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("libs.connectors.postgres.source.LOCK_TIMEOUT_SECONDS", 0.1)
+    await source.execute(THREE)
+    async with source.connection.transaction():
+        await source.execute("LOCK TABLE b IN ACCESS EXCLUSIVE MODE")
+        orchestra = to_postgres(source, destination)
+        config = {"streams": [{"stream": {"name": name, "namespace": "public"}} for name in ("a", "b", "c")]}
+        assert await orchestra.execution(orchestra.run(streams_config_json=json.dumps(config))).execute() == "failed"
+    (end,) = orchestra.finished
+    assert [item.name for item in end.streams] == ["a", "c"]
+    assert "public.b" in (end.error or "")
+
+
+async def test_a_role_that_sees_no_table_fails_the_run(source: Server, destination: Server) -> None:
+    await source.execute("CREATE SCHEMA hidden; CREATE TABLE hidden.t AS SELECT 1 AS id")
+    orchestra = to_postgres(source, destination)
+    orchestra.source = source.config | {"schemas": ["public"]}
+    assert await orchestra.execution().execute() == "failed"
+    (end,) = orchestra.finished
+    assert "the source shows no stream" in (end.error or "")
+    assert "USAGE" in (end.error or "")
+    assert end.retryable is False
+
+
+async def test_a_run_waits_for_a_catalog_that_is_starting(
+    source: Server, destination: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.worker.execution.RESOLVE_PAUSE_SECONDS", 0.1)
+    await source.execute(THREE)
+    orchestra = to_postgres(source, destination)
+    orchestra.away = 3
+    assert await orchestra.execution(heartbeat_seconds=0.02).execute() == "completed"
+    assert len([message for message in orchestra.messages if "catalog can't be reached; asking again" in message]) == 3
+    assert (orchestra.grants[0], orchestra.grants[-1]) == ("grant", "grant renewed")
+
+
+async def test_a_catalog_that_stays_away_fails_the_attempt(
+    source: Server, destination: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.worker.execution.RESOLVE_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("services.worker.execution.RESOLVE_SECONDS_MAX", 0.05)
+    orchestra = to_postgres(source, destination)
+    orchestra.away = 1_000
+    assert await orchestra.execution().execute() == "failed"
+    assert orchestra.finished[0].retryable is True
+
+
+async def test_a_deleted_jobs_table_is_taken_over_by_the_job_that_asks_for_it(
+    source: Server, destination: Server
+) -> None:
+    await source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    former, asking = to_postgres(source, destination), to_postgres(source, destination)
+    assert await former.execution().execute() == "completed"
+    new: dict[str, Any] = {"job_id": 8, "epoch": 2, "living_job_ids": (8,)}
+    plain = asking.run("run-2", advanced_settings_json="{}", **new)
+    assert await asking.execution(plain).execute() == "failed"
+    assert "is written by job 7" in (asking.finished[0].error or "")
+    taking = asking.run("run-3", advanced_settings_json='{"take_over": true}', **new)
+    assert await asking.execution(taking).execute() == "completed"
 
 
 async def test_a_run_outside_the_parquet_roots_is_refused_before_it_touches_anything(
@@ -182,7 +307,7 @@ async def test_a_resumed_run_skips_the_streams_that_were_committed(source: Serve
     await _reading(orchestra, "public.z_slow: reading")
     executing.cancel()
     await asyncio.wait({executing})
-    assert (orchestra.finished[0].outcome, orchestra.finished[0].retryable) == ("failed", True)
+    assert (orchestra.finished[0].outcome, orchestra.finished[0].given_back) == ("failed", True)
     first = await destination.value("SELECT 'a'::regclass::oid")
     await source.execute("DROP VIEW z_slow; CREATE TABLE z_slow AS SELECT 1 AS id, 'x' AS nap; DELETE FROM a")
     again = to_postgres(source, destination)
@@ -246,7 +371,7 @@ async def test_waiting_runs_are_claimed_and_the_rest_given_back_at_shutdown(
         await _reading(orchestra, "public.slow: reading")
     claiming.cancel()
     await asyncio.wait({claiming}, timeout=10)
-    assert (orchestra.finished[3].outcome, orchestra.finished[3].retryable) == ("failed", True)
+    assert (orchestra.finished[3].outcome, orchestra.finished[3].given_back) == ("failed", True)
 
 
 async def _reading(orchestra: Orchestra, line: str = "public.slow: reading") -> None:

@@ -95,6 +95,22 @@ def test_a_run_that_never_was_is_not_found(command: Any) -> None:
     given(RUN).when(command).then_refused(NotFound)
 
 
+def test_a_run_that_was_given_back_goes_on_with_its_attempt() -> None:
+    given_back = ScheduleRetry(epoch=3, error="stopped", not_before=LATER, same_attempt=True)
+    waiting = given(RUN, QUEUED, STARTED).when(given_back)
+    waiting.then(RunRetryScheduled(epoch=3, error="stopped", not_before=LATER, same_attempt=True))
+    again = waiting.after.when(StartRun(worker_id="w2", epoch=4)).then(RunStarted(worker_id="w2", epoch=4))
+    assert again.state is not None
+    assert again.state.attempts == 1
+
+
+def test_a_run_whose_worker_could_not_report_goes_on_with_its_attempt() -> None:
+    start = StartRun(worker_id="w2", epoch=4, same_attempt=True)
+    again = given(RUN, QUEUED, STARTED).when(start).then(RunStarted(worker_id="w2", epoch=4, same_attempt=True))
+    assert again.state is not None
+    assert again.state.attempts == 1
+
+
 def test_retries_are_counted_after_the_first_attempt() -> None:
     once = given(RUN, QUEUED, STARTED).state
     twice = given(RUN, QUEUED, STARTED, RunRetryScheduled(epoch=3, error="x", not_before=LATER), STARTED).state

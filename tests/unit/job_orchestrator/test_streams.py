@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 
 from libs.core.errors import InvalidInput, TooLarge
-from services.job_orchestrator.domain.streams import catalog_text, difference, object_text
+from services.job_orchestrator.domain.streams import (
+    advanced_settings_text,
+    catalog_text,
+    difference,
+    honoured_catalog_text,
+    object_text,
+    takes_over,
+)
 
 
 def catalog(**streams: dict[str, Any]) -> dict[str, Any]:
@@ -46,6 +53,128 @@ def test_another_shape_is_refused_by_path(value: Any, field: str) -> None:
     with pytest.raises(InvalidInput) as refusal:
         catalog_text(value)
     assert not field or refusal.value.errors[0].field == field
+
+
+USERS = {
+    "name": "users",
+    "namespace": "public",
+    "sync_mode": "full_refresh",
+    "cursor_field": "id",
+    "destination_database": "demo:public",
+    "destination_table": "users",
+    "type_schema": {"properties": {"id": {"destination_column_name": "id"}, "mail": {}}},
+    "default_stream_properties": {"normalization": True, "append_mode": True},
+}
+DEFAULTS = {
+    "stream_name": "users",
+    "partition_regex": "",
+    "normalization": True,
+    "append_mode": False,
+    "disabled": False,
+    "filter": "",
+    "filter_config": {"logical_operator": "and", "conditions": []},
+    "selected_columns": {"columns": ["id", "mail"], "sync_new_columns": True},
+    "value_policies": {"mail": "null"},
+    "a field of tomorrow": {"x": 1},
+}
+IN_PUBLIC = "streams_config.selected_streams.public[0]"
+
+
+def choosing(selected: dict[str, Any], *more: dict[str, Any], **stream: Any) -> dict[str, Any]:
+    """The streams ``users`` and ``more``, of which ``users`` is chosen with its defaults and changes to them."""
+    return {
+        "selected_streams": {"public": [DEFAULTS | selected]},
+        "streams": [{"stream": USERS | stream}, *({"stream": item} for item in more)],
+    }
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        choosing({}),
+        choosing({"append_mode": None, "normalization": None, "filter": None, "selected_columns": None}),
+        choosing({"disabled": True, "filter": "id > 1"}) | {"streams": [], "selected_streams": {}},
+        choosing({}, {"name": "other", "namespace": "public", "sync_mode": "cdc"}),
+        {"selected_streams": {"public": [{"stream_name": "orders"}]}, "streams": []},
+        {},
+    ],
+)
+def test_what_front_ends_send_by_default_passes(config: dict[str, Any]) -> None:
+    assert honoured_catalog_text(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (choosing({"append_mode": True}), f"{IN_PUBLIC}.append_mode"),
+        (choosing({"normalization": False}), f"{IN_PUBLIC}.normalization"),
+        (choosing({"partition_regex": "/{id}"}), f"{IN_PUBLIC}.partition_regex"),
+        (choosing({"filter": "id > 1"}), f"{IN_PUBLIC}.filter"),
+        (choosing({"filter_config": {"conditions": [{"column": "id"}]}}), f"{IN_PUBLIC}.filter_config"),
+        (choosing({"filter_config": "id > 1"}), f"{IN_PUBLIC}.filter_config"),
+        (choosing({"chunk_column": "id"}), f"{IN_PUBLIC}.chunk_column"),
+        (choosing({"split_column": "id"}), f"{IN_PUBLIC}.split_column"),
+        (choosing({"selected_columns": {"columns": ["id", "x"]}}), f"{IN_PUBLIC}.selected_columns.columns[1]"),
+        (choosing({"selected_columns": {"columns": "id"}}), f"{IN_PUBLIC}.selected_columns.columns"),
+        (choosing({"value_policies": {"mail": "drop"}}), f"{IN_PUBLIC}.value_policies.mail"),
+        (choosing({"value_policies": {"x": "null"}}), f"{IN_PUBLIC}.value_policies.x"),
+        (choosing({"selected_columns": {"columns": ["id"]}}), f"{IN_PUBLIC}.value_policies.mail"),
+        (choosing({"stream_name": "nope"}), f"{IN_PUBLIC}.stream_name"),
+        (choosing({"disabled": True}), "streams_config.selected_streams"),
+        (choosing({}, USERS), "streams_config.streams[1].stream.name"),
+        (choosing({}, sync_mode="cdc"), "streams_config.streams[0].stream.sync_mode"),
+        (
+            choosing({}, type_schema={"properties": {"id": {"destination_column_name": "x"}, "mail": {}}}),
+            "streams_config.streams[0].stream.type_schema.properties.id.destination_column_name",
+        ),
+        (choosing({}, type_schema={"properties": ["id"]}), "streams_config.streams[0].stream.type_schema.properties"),
+        (
+            {"streams": [{"stream": USERS}, {"stream": USERS | {"name": "people"}}]},
+            "streams_config.streams[1].stream.destination_table",
+        ),
+        (
+            {"selected_streams": {"public": [{"stream_name": "a"}, {"stream_name": "a"}]}},
+            "streams_config.selected_streams.public[1].stream_name",
+        ),
+        (
+            {"selected_streams": {"public": [{"stream_name": "a", "append_mode": True}]}},
+            "streams_config.selected_streams.public[0].append_mode",
+        ),
+    ],
+)
+def test_what_a_run_can_not_honour_is_refused_by_path(config: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        honoured_catalog_text(config)
+    assert field in [error.field for error in refusal.value.errors]
+    assert field in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"verify": "yes"}, "advanced_settings.verify"),
+        ({"verify": 1}, "advanced_settings.verify"),
+        ({"take_over": "true"}, "advanced_settings.take_over"),
+        ({"max_discover_threads": 0}, "advanced_settings.max_discover_threads"),
+        ({"max_discover_threads": True}, "advanced_settings.max_discover_threads"),
+        ({"max_discover_threads": "5"}, "advanced_settings.max_discover_threads"),
+    ],
+)
+def test_advanced_settings_of_another_type_are_refused_by_path(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        advanced_settings_text(settings)
+    assert [error.field for error in refusal.value.errors] == [field]
+
+
+def test_advanced_settings_are_kept_as_they_came() -> None:
+    assert advanced_settings_text(None) == advanced_settings_text("") == "null"
+    text = '{"max_discover_threads": null,  "verify": null, "x": 1}'
+    assert advanced_settings_text(text) == text
+
+
+def test_tables_are_taken_over_only_when_asked_for() -> None:
+    assert takes_over('{"take_over": true}')
+    assert not any(takes_over(text) for text in ("null", "{}", '{"take_over": false}', '{"take_over": "true"}'))
 
 
 def test_a_catalog_that_no_event_can_hold_is_too_large() -> None:

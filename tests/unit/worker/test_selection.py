@@ -6,25 +6,33 @@ from typing import Any
 import pytest
 
 from libs.connectors.protocol import ConnectorRefused, StreamPlan, Target
-from services.worker.selection import parse_advanced_settings, parse_streams_config, plans_of
+from services.worker.selection import Wanted, parse_advanced_settings, parse_streams_config, wanted_streams
 
 USERS = {"stream": {"name": "users", "namespace": "public", "type_schema": {"properties": {"id": {}, "mail": {}}}}}
 ORDERS = {"stream": {"name": "orders", "namespace": "sales"}}
 
 
-def plans(selected: Any, *entries: dict[str, Any]) -> list[StreamPlan]:
+def wanted(selected: Any, *entries: dict[str, Any]) -> list[Wanted]:
     config = parse_streams_config(json.dumps({"selected_streams": selected, "streams": entries or (USERS, ORDERS)}))
-    return plans_of(config, config.streams or [])
+    return wanted_streams(config, config.streams)
+
+
+def plans(selected: Any, *entries: dict[str, Any]) -> list[StreamPlan]:
+    streams = wanted(selected, *entries)
+    assert [item.refusal for item in streams] == [None] * len(streams)
+    return [item.plan for item in streams]
 
 
 def test_without_a_selection_every_stream_moves() -> None:
-    empty: tuple[Any, ...] = ({}, None, {"public": []})
+    empty: tuple[Any, ...] = ({}, None, {"public": []}, {"public": None})
     for nothing in empty:
         assert [str(plan.stream) for plan in plans(nothing)] == ["public.users", "sales.orders"]
 
 
 def test_only_the_selected_move_in_the_catalogs_order() -> None:
-    selected = {"sales": [{"stream_name": "orders"}], "public": [{"stream_name": "users", "disabled": True}]}
+    selected = {"sales": [{"stream_name": "orders"}], "public": [{"stream_name": "users"}]}
+    assert [str(plan.stream) for plan in plans(selected)] == ["public.users", "sales.orders"]
+    selected["public"][0]["disabled"] = True  # type: ignore[assignment]
     assert [str(plan.stream) for plan in plans(selected)] == ["sales.orders"]
 
 
@@ -44,29 +52,40 @@ def test_columns_are_chosen_or_left_out() -> None:
     assert (new_too.columns, new_too.left_out) == (None, frozenset({"mail"}))
 
 
+def test_a_stream_that_asks_for_too_much_is_refused_by_name_and_the_others_are_not() -> None:
+    selected = {
+        "public": [{"stream_name": "users", "filter": "id > 1"}, {"stream_name": "gone"}],
+        "sales": [{"stream_name": "orders"}],
+    }
+    users, orders, gone = wanted(selected)
+    assert users.refusal is not None
+    assert users.refusal.message == (
+        "public.users: streams_config.selected_streams.public[0].filter: a filter is not supported"
+    )
+    assert orders.refusal is None
+    assert gone.refusal is not None
+    assert "public.gone: streams_config.selected_streams.public[1].stream_name: is not one of" in gone.refusal.message
+
+
+def test_of_two_streams_that_share_a_table_neither_moves() -> None:
+    other = {"name": "users", "namespace": "old", "destination_database": "public"}
+    first, second = wanted({}, USERS, {"stream": other})
+    for refused, words in ((first, "old.users goes to public.users"), (second, "public.users goes to public.users")):
+        assert refused.refusal is not None
+        assert words in refused.refusal.message
+
+
 @pytest.mark.parametrize(
-    ("entry", "selected", "words"),
+    ("selected", "entries", "words"),
     [
-        (USERS["stream"] | {"sync_mode": "incremental"}, {}, "the sync mode incremental"),
-        (USERS["stream"], {"filter": "id > 1"}, "a filter"),
-        (USERS["stream"], {"filter_config": {"conditions": [{"column": "id"}]}}, "a filter"),
-        (USERS["stream"], {"partition_regex": "/{id}"}, "partitioning"),
-        (
-            USERS["stream"] | {"type_schema": {"properties": {"id": {"destination_column_name": "x"}}}},
-            {},
-            "another name for a column",
-        ),
+        ({}, [], "the source shows no stream"),
+        ({"public": [{"stream_name": "users", "disabled": True}]}, [USERS], "no stream is selected"),
     ],
 )
-def test_what_is_not_supported_is_refused_by_name(entry: dict[str, Any], selected: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConnectorRefused, match=f"public.users asks for {words}"):
-        plans({"public": [{"stream_name": "users"} | selected]}, {"stream": entry})
-
-
-def test_two_streams_may_not_share_a_table() -> None:
-    other = {"name": "users", "namespace": "old", "destination_database": "public"}
-    with pytest.raises(ConnectorRefused, match=r"public\.users and old\.users both go to public\.users"):
-        plans({}, USERS, {"stream": other})
+def test_no_stream_at_all_is_refused(selected: Any, entries: list[Any], words: str) -> None:
+    config = parse_streams_config(json.dumps({"selected_streams": selected, "streams": entries}))
+    with pytest.raises(ConnectorRefused, match=words):
+        wanted_streams(config, config.streams)
 
 
 @pytest.mark.parametrize(("text", "verify"), [("", False), ("null", False), ("{}", False), ('{"verify": true}', True)])
