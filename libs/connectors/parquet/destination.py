@@ -1,7 +1,7 @@
 """Parquet files in a directory: a full refresh is staged beside the data and published whole.
 
-``<path>/<namespace>/<table>`` is a symbolic link to the current version's folder, so that readers of
-``<path>/<namespace>/<table>/*.parquet`` see one version, old or new. The log beside it is the truth; the link follows.
+``<path>/<namespace>/<table>`` is a folder that is exchanged with the next version's in one step. The log in
+``<path>/_datasync`` is the truth; what is shown follows.
 """
 
 import asyncio
@@ -10,12 +10,11 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,18 +22,23 @@ import pyarrow.parquet as pq
 
 from libs.connectors.parquet.config import ParquetConfig
 from libs.connectors.parquet.fingerprint import Fingerprint, fingerprint_of_files
-from libs.connectors.parquet.log import FOLDER, Log, LogState, admit, sync_folder
+from libs.connectors.parquet.folders import hidden_name, write_version
+from libs.connectors.parquet.log import Log, LogState, admit, sync_folder
+from libs.connectors.parquet.names import table_path
+from libs.connectors.parquet.staging import STAGING, Staging
 from libs.connectors.protocol import (
     ConnectorRefused,
     ConnectorUnavailable,
     Progress,
     RunContext,
+    StreamName,
     StreamPlan,
     Table,
-    Target,
     TargetShared,
     Written,
 )
+
+Result = TypeVar("Result")
 
 ROW_GROUP_BYTES = 16 * 1024 * 1024
 ROW_GROUP_ROWS_MAX = 131_072
@@ -63,11 +67,11 @@ class ParquetDestination:
     async def open(self, context: RunContext) -> AsyncIterator["ParquetRun"]:
         await asyncio.to_thread(self._refuse_outside)
         run = ParquetRun(self._root, context)
-        await asyncio.to_thread(run.take_epoch)
         try:
+            await _in_thread(run.take_epoch)
             yield run
         finally:
-            await asyncio.to_thread(run.drop_staging)
+            await _in_thread(run.drop_staging)
 
     def _refuse_outside(self) -> None:
         """Links are followed, so that none leads out."""
@@ -95,66 +99,50 @@ class ParquetRun:
         self._root = root
         self._context = context
         self._log = Log(root)
-        self._staging = root / FOLDER / "staging" / f"job-{context.job_id}-epoch-{context.epoch}"
+        self._staging = Staging(root, context, self._log)
+        self._tables = self._staging.tables
 
     def take_epoch(self) -> None:
-        """Enter the epoch into the log, remove what older epochs of the job left, mend the links."""
+        """Enter the epoch into the log, then finish or remove what killed writers left."""
         with _named_errors(self._root):
-            _make_folder(self._root / FOLDER / "staging")
-            _make_folder(self._root / FOLDER / "versions")
-            state = self._append({"kind": "epoch"})
-            prefix = f"job-{self._context.job_id}-epoch-"
-            for left in (self._root / FOLDER / "staging").iterdir():
-                if left.name.startswith(prefix) and _epoch_of(left.name, prefix) <= self._context.epoch:
-                    shutil.rmtree(left, ignore_errors=True)
-            named = {entry["folder"] for entry in state.current.values()} | set(state.previous.values())
-            for folder in (self._root / FOLDER / "versions").iterdir():
-                ours = folder.name.startswith(prefix) and _epoch_of(folder.name, prefix) < self._context.epoch
-                if ours and f"{FOLDER}/versions/{folder.name}" not in named:
-                    shutil.rmtree(folder, ignore_errors=True)
-            for table in state.current:
-                self._link(table)
+            _make_folder(self._root / STAGING)
+            self._append({"kind": "epoch"})
+            self._staging.take()
+            self._staging.sweep()
 
     def drop_staging(self) -> None:
-        shutil.rmtree(self._staging, ignore_errors=True)
+        self._staging.release()
 
     async def committed(self, plan: StreamPlan) -> Written | None:
-        state = await asyncio.to_thread(self._log.refresh)
-        entry = state.committed.get((self._context.job_id, str(plan.stream)))
-        if entry is None or entry["run_id"] != self._context.run_id:
-            return None
-        return Written(entry["rows"], entry.get("verified"), entry.get("verification"))
+        with _named_errors(self._root):
+            return await _in_thread(lambda: self._committed(plan))
 
     async def prepare(self, table: Table) -> None:
-        key = _key(table.plan.target)
-        self._admit(key)(await asyncio.to_thread(self._log.refresh))
-        path = self._root / key
-        if not path.is_symlink() and path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConnectorRefused(
-                f"{path} exists and was not written by DataSync: move it away or choose another table"
-            )
-        if path.is_symlink() and not os.readlink(path).startswith(f"../{FOLDER}/versions/"):
-            raise ConnectorRefused(f"{path} is a link that was not made by DataSync: remove it or choose another table")
-        folded = [field.name for field in table.arrow_schema]
-        if len(set(folded)) != len(folded):
+        with _named_errors(self._root):
+            await _in_thread(lambda: self._refuse(table.plan))
+        names = table.arrow_schema.names
+        if len(set(names)) != len(names):
             raise ConnectorRefused(f"{table.plan.stream} has two columns of one name")
 
     async def write(self, table: Table, progress: Progress) -> Written:
-        staging = self._staging / uuid.uuid4().hex
+        version = uuid.uuid4().hex
+        staged = self._staging.folder / version
         with _named_errors(self._root):
-            await asyncio.to_thread(_make_folder, staging)
+            await _in_thread(lambda: _make_folder(staged))
             try:
-                files = await self._stage(table, staging, progress)
+                files = await self._stage(table, staged, progress)
                 progress.loaded()
-                verified, verification = await self._verify(table, staging, files)
-                await asyncio.to_thread(self._publish, table.plan, staging, files, verified, verification)
-            finally:
-                await asyncio.to_thread(shutil.rmtree, staging, True)
-        return Written(sum(file.rows for file in files), verified, verification)
+                verified, verification = await self._verify(table, staged, files)
+                written = Written(sum(file.rows for file in files), verified, verification)
+            except BaseException:
+                await _in_thread(lambda: shutil.rmtree(staged, ignore_errors=True))
+                raise
+            await _in_thread(lambda: self._publish(table.plan, version, files, written))
+        return written
 
     async def clear(self, plan: StreamPlan) -> None:
         with _named_errors(self._root):
-            await asyncio.to_thread(self._clear, plan)
+            await _in_thread(lambda: self._clear(plan))
 
     async def _stage(self, table: Table, staging: Path, progress: Progress) -> list["StagedFile"]:
         waiting = list(enumerate(table.parts()))
@@ -186,7 +174,7 @@ class ParquetRun:
         if not self._context.verify:
             return None, None
         counted = await table.count()
-        read_back = await asyncio.to_thread(fingerprint_of_files, [staging / file.name for file in files])
+        read_back = await asyncio.to_thread(fingerprint_of_files, [file.path for file in files])
         as_read = Fingerprint.joined([file.fingerprint for file in files if file.fingerprint is not None])
         verification = {
             "source": {"rows": counted, "buckets": as_read.buckets()},
@@ -199,51 +187,78 @@ class ParquetRun:
             )
         return verified, verification
 
-    def _publish(
-        self,
-        plan: StreamPlan,
-        staging: Path,
-        files: Sequence["StagedFile"],
-        verified: bool | None,
-        verification: dict[str, Any] | None,
-    ) -> None:
-        key = _key(plan.target)
-        self._admit(key)(self._log.refresh())
-        folder = f"{FOLDER}/versions/{self._staging.name}-{uuid.uuid4().hex}"
-        sync_folder(staging)
-        staging.rename(self._root / folder)
-        sync_folder(self._root / FOLDER / "versions")
+    def _committed(self, plan: StreamPlan) -> Written | None:
+        path = self._path(plan)
+        entry = self._log.state.current.get(path)
+        if entry is None or (entry["job_id"], entry["run_id"]) != (self._context.job_id, self._context.run_id):
+            return None
+        if not _is_of(entry, plan.stream):
+            return None
+        try:
+            self._tables.settle(path)
+        except FileNotFoundError:
+            # Somebody has removed the files since.
+            return None
+        return Written(entry["rows"], entry.get("verified"), entry.get("verification"))
+
+    def _refuse(self, plan: StreamPlan) -> None:
+        path = self._path(plan)
+        self._admit(path)(self._log.state)
+        self._tables.refuse_foreign(path)
+
+    def _publish(self, plan: StreamPlan, version: str, files: Sequence["StagedFile"], written: Written) -> None:
+        """The log decides; what is shown follows, by this run or by the next sweep."""
+        path = self._path(plan)
+        self._admit(path)(self._log.state)
+        staged = self._staging.folder / version
+        write_version(staged, path, version)
+        sync_folder(staged.parent)
         entry = {
             "kind": "publish",
+            # The text is for readers of before the parts were written down.
             "stream": str(plan.stream),
-            "table": key,
-            "folder": folder,
-            "rows": sum(file.rows for file in files),
+            "stream_parts": [plan.stream.namespace, plan.stream.name],
+            "table": path,
+            "folder": str(staged.relative_to(self._root)),
+            "version": version,
+            "rows": written.rows,
             "files": [{"name": file.name, "rows": file.rows, "size_bytes": file.size_bytes} for file in files],
-            "verified": verified,
-            "verification": verification,
+            "verified": written.verified,
+            "verification": written.verification,
         }
         try:
             self._append(entry)
         except BaseException:
-            if self._is_named(folder):
-                raise
-            shutil.rmtree(self._root / folder, ignore_errors=True)
+            # The entry may have been added all the same.
+            current = self._log.refresh().current.get(path)
+            if current is None or current.get("version") != version:
+                shutil.rmtree(staged, ignore_errors=True)
             raise
-        self._link(key)
-        self._collect_garbage()
+        self._tables.settle(path)
 
     def _clear(self, plan: StreamPlan) -> None:
-        key = _key(plan.target)
-        state = self._log.refresh()
-        self._admit(key)(state)
-        if key not in state.current:
+        path = self._path(plan)
+        self._admit(path)(self._log.state)
+        cleared = self._log.state.current.get(path)
+        if cleared is None:
             return
-        self._append({"kind": "clear", "stream": str(plan.stream), "table": key})
-        path = self._root / key
-        if path.is_symlink():
-            path.unlink()
-        self._collect_garbage()
+        # Made before the entry, so that a sweep finds what is left to do.
+        clearing = self._staging.folder / uuid.uuid4().hex
+        _make_folder(clearing)
+        write_version(clearing, path, "", cleared)
+        sync_folder(clearing.parent)
+        self._append(
+            {
+                "kind": "clear",
+                "stream": str(plan.stream),
+                "stream_parts": [plan.stream.namespace, plan.stream.name],
+                "table": path,
+            }
+        )
+        self._tables.settle(path, cleared)
+
+    def _path(self, plan: StreamPlan) -> str:
+        return table_path(plan.target, self._log.refresh().current)
 
     def _append(self, entry: dict[str, Any]) -> LogState:
         context = self._context
@@ -255,56 +270,27 @@ class ParquetRun:
         }
         return self._log.append(entry | who, self._admit(entry.get("table")))
 
-    def _admit(self, key: str | None) -> Callable[[LogState], None]:
+    def _admit(self, path: str | None) -> Callable[[LogState], None]:
         """Raises ``Fenced`` under a younger epoch, ``TargetShared`` when the table is another job's."""
         context = self._context
         fence = admit(context.job_id, context.epoch)
 
         def admitted(state: LogState) -> None:
             fence(state)
-            entry = state.current.get(key) if key is not None else None
-            if entry is None:
-                return
+            entry = state.current.get(path) if path is not None else None
             # Entries of before projects were written down name the job alone.
-            if not context.may_write(entry["job_id"], entry.get("project_id")):
+            if entry is not None and not context.may_write(entry["job_id"], entry.get("project_id")):
                 raise TargetShared(str(entry["table"]), entry["job_id"])
 
         return admitted
 
-    def _is_named(self, folder: str) -> bool:
-        """Whether the log names the folder, when adding the entry failed and may have succeeded all the same."""
-        state = self._log.refresh()
-        return any(entry["folder"] == folder for entry in state.current.values())
-
-    def _link(self, key: str) -> None:
-        """Point the table's link at the current version, and look again: a slower writer may have come between."""
-        path = self._root / key
-        while True:
-            entry = self._log.refresh().current.get(key)
-            if entry is None:
-                return
-            wanted = f"../{entry['folder']}"
-            if path.is_symlink() and os.readlink(path) == wanted:
-                return
-            _make_folder(path.parent)
-            if path.is_dir() and not path.is_symlink():
-                path.rmdir()
-            draft = path.parent / f".{path.name}-{uuid.uuid4().hex}"
-            draft.symlink_to(wanted)
-            draft.replace(path)
-            sync_folder(path.parent)
-
-    def _collect_garbage(self) -> None:
-        """Remove what the log has retired; the version before the current one stays, readers may have it open."""
-        retired = self._log.refresh().retired
-        for folder in (self._root / FOLDER / "versions").iterdir():
-            if f"{FOLDER}/versions/{folder.name}" in retired:
-                shutil.rmtree(folder, ignore_errors=True)
-
 
 @dataclass(frozen=True, slots=True)
 class StagedFile:
+    """A file as readers will know it by name, and where it is until then."""
+
     name: str
+    path: Path
     rows: int
     size_bytes: int
     fingerprint: Fingerprint | None
@@ -323,6 +309,7 @@ class FileWriter:
         self._gathered_bytes = 0
         self._gathered_rows = 0
         self._writer: pq.ParquetWriter | None = None
+        self._name = ""
         self._path = Path()
         self._rows = 0
         self._sequence = 0
@@ -365,16 +352,12 @@ class FileWriter:
 
     async def _in_thread(self, work: Any) -> None:
         """A cancelled caller waits for the thread, which holds the file."""
-        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
-        try:
-            await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait({future})
-            raise
+        await finished(asyncio.get_running_loop().run_in_executor(self._pool, work))
 
     def _write(self, batches: Sequence[pa.RecordBatch]) -> None:
         if self._writer is None:
-            self._path = self._folder / f"part-{self._number}-{self._sequence:05d}.parquet"
+            self._name = f"part-{self._number}-{self._sequence:05d}-{self._folder.name}.parquet"
+            self._path = self._folder / hidden_name(self._name)
             self._writer = pq.ParquetWriter(
                 self._path,
                 self._schema,
@@ -401,7 +384,7 @@ class FileWriter:
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
         size = self._path.stat().st_size
-        self.files.append(StagedFile(self._path.name, self._rows, size, self._fingerprint))
+        self.files.append(StagedFile(self._name, self._path, self._rows, size, self._fingerprint))
         self._rows = 0
         self._sequence += 1
 
@@ -419,22 +402,23 @@ def repetitive_columns(batches: Sequence[pa.RecordBatch]) -> list[str]:
     ]
 
 
-def _key(target: Target) -> str:
-    """``namespace/table`` as folder names: what a file system can't hold is percent-encoded."""
-    return f"{_folder_name(target.namespace)}/{_folder_name(target.table)}"
+def _is_of(entry: Mapping[str, Any], stream: StreamName) -> bool:
+    """Entries of before the parts were written down have the text alone, which two streams of a job may share."""
+    parts = entry.get("stream_parts")
+    return bool(entry["stream"] == str(stream) if parts is None else parts == [stream.namespace, stream.name])
 
 
-def _folder_name(name: str) -> str:
-    encoded = quote(name, safe=" !#$&'()+,;=@[]{}~", encoding="utf-8") if not name.isalnum() else name
-    if encoded.startswith((".", FOLDER)):
-        encoded = f"%{ord(encoded[0]):02X}{encoded[1:]}"
-    if len(encoded.encode()) > 200:
-        raise ConnectorRefused(f"the name {name!r} is too long for a folder")
-    return encoded
+async def _in_thread(work: Callable[[], Result]) -> Result:
+    """A cancelled caller waits for the thread, which may be in the middle of a publication."""
+    return await finished(asyncio.get_running_loop().run_in_executor(None, work))
 
 
-def _epoch_of(folder: str, prefix: str) -> int:
-    return int(folder.removeprefix(prefix).split("-", 1)[0])
+async def finished(future: "asyncio.Future[Result]") -> Result:
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait({future})
+        raise
 
 
 def _make_folder(path: Path) -> None:

@@ -1,22 +1,36 @@
-"""The destination's log: numbered files that only ever are added, which decide who may write and what is current.
+"""The destination's log: numbered files, which decide who may write and what is current.
 
-``_datasync/00000007.json`` is entry 7. Whoever adds an entry has read every earlier one, and a number can be taken
+``_datasync/00000107.json`` is entry 107. Whoever adds an entry has read every earlier one, and a number can be taken
 once (a hard link fails when its name exists), so the entries have one order that all writers agree on: after a younger
 epoch of a job has its entry, an older one finds it before it can add its own.
+
+``_datasync/checkpoint-00000100.json`` is what entries 1 to 100 add up to; they are removed once it is there. A writer
+that was paused since before might take one of their numbers again, so it looks for a checkpoint after taking one.
+Names of checkpoints therefore stay for ever, the older ones as empty files.
 """
 
+import contextlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from libs.connectors.protocol import Fenced
+import structlog
 
-FOLDER = "_datasync"
+from libs.connectors.parquet.names import FOLDER
+from libs.connectors.protocol import ConnectorUnavailable, Fenced
+
+CHECKPOINT_ENTRIES = 100
+CATCH_UP_SECONDS_MAX = 60.0
+_CHECKPOINT_FORMAT = 1
+_CHECKPOINT = "checkpoint-"
 _DIGITS = 8
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass
@@ -26,18 +40,12 @@ class LogState:
     Args:
         number: the last entry's.
         epochs: the highest epoch of each job.
-        current: the entry that published each table, by ``namespace/table``; cleared tables have none.
-        committed: the last publication of each job's streams, by job and ``namespace.name``.
-        previous: the folder that a table had before its current one.
-        retired: folders that were current once and are neither current nor previous now.
+        current: the entry that published each table, by the table's path; cleared tables have none.
     """
 
     number: int = 0
     epochs: dict[int, int] = field(default_factory=dict)
     current: dict[str, dict[str, Any]] = field(default_factory=dict)
-    previous: dict[str, str] = field(default_factory=dict)
-    retired: set[str] = field(default_factory=set)
-    committed: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
 
     def apply(self, number: int, entry: dict[str, Any]) -> None:
         self.number = number
@@ -45,53 +53,145 @@ class LogState:
         self.epochs[job] = max(entry["epoch"], self.epochs.get(job, 0))
         match entry["kind"]:
             case "publish":
-                table = entry["table"]
-                if table in self.previous:
-                    self.retired.add(self.previous.pop(table))
-                if table in self.current:
-                    self.previous[table] = self.current[table]["folder"]
-                self.current[table] = entry
-                self.committed[job, entry["stream"]] = entry
+                self.current[entry["table"]] = entry
             case "clear":
-                cleared = self.current.pop(entry["table"], None)
-                if cleared is not None:
-                    self.retired.add(cleared["folder"])
-                if entry["table"] in self.previous:
-                    self.retired.add(self.previous.pop(entry["table"]))
-                self.committed.pop((job, entry["stream"]), None)
+                self.current.pop(entry["table"], None)
+
+    def checkpoint(self) -> bytes:
+        """The same bytes, whoever of several writers makes them."""
+        content = {
+            "format": _CHECKPOINT_FORMAT,
+            "number": self.number,
+            "epochs": sorted(self.epochs.items()),
+            "current": [self.current[table] for table in sorted(self.current)],
+        }
+        return json.dumps(content).encode()
+
+    @classmethod
+    def of_checkpoint(cls, content: bytes) -> "LogState":
+        found = json.loads(content)
+        if found["format"] != _CHECKPOINT_FORMAT:
+            raise ConnectorUnavailable("the destination's log was written by a newer version of DataSync")
+        current = {entry["table"]: entry for entry in found["current"]}
+        return cls(found["number"], dict(found["epochs"]), current)
 
 
 class Log:
-    """The log of one destination directory. Blocking; call it from a thread."""
+    """The log of one destination directory. Blocking, for one thread at a time."""
 
     def __init__(self, root: Path) -> None:
         self.folder = root / FOLDER
         self.state = LogState()
+        self._checkpoint_due: tuple[int, bytes] | None = None
 
     def refresh(self) -> LogState:
-        """Read the entries added since the last look."""
-        names = sorted(name for name in os.listdir(self.folder) if _number(name) > self.state.number)
-        for name in names:
-            number = _number(name)
-            assert number == self.state.number + 1, f"the log's entry {self.state.number + 1} is missing"
-            self.state.apply(number, json.loads((self.folder / name).read_bytes()))
+        """Read the entries added since the last look.
+
+        A listing may be older than what it lists, more so over a network, so that entries which went into a
+        checkpoint are looked for again.
+        """
+        deadline = time.monotonic() + CATCH_UP_SECONDS_MAX
+        while not self._catch_up():
+            if time.monotonic() > deadline:
+                raise ConnectorUnavailable(f"entry {self.state.number + 1} of the log in {self.folder} is missing")
+            time.sleep(0.02)
         return self.state
 
     def append(self, entry: dict[str, Any], admitted: Callable[[LogState], None]) -> LogState:
-        """Add an entry, once ``admitted`` has agreed to the state right before it; durable when it returns."""
+        """Add an entry, once ``admitted`` has agreed to the state right before it; durable when it returns.
+
+        An entry that a checkpoint has taken in before its writer looked is added twice, so it has to say what is so.
+        """
         draft = self.folder / f"draft-{uuid.uuid4().hex}"
         write_durably(draft, json.dumps(entry).encode())
         try:
-            while True:
-                admitted(self.refresh())
-                try:
-                    os.link(draft, self.folder / f"{self.state.number + 1:0{_DIGITS}d}.json")
-                except FileExistsError:
-                    continue
-                sync_folder(self.folder)
-                return self.refresh()
+            while not self._appended(draft, admitted):
+                pass
         finally:
             draft.unlink(missing_ok=True)
+        self.refresh()
+        self._compact()
+        return self.state
+
+    def _appended(self, draft: Path, admitted: Callable[[LogState], None]) -> bool:
+        admitted(self.refresh())
+        number = self.state.number + 1
+        path = self.folder / f"{number:0{_DIGITS}d}.json"
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            # Over NFS the answer to a link that was made may be lost, and the repeated call finds the name taken.
+            if not _same_file(draft, path):
+                return False
+        sync_folder(self.folder)
+        if self._last_checkpoint(os.listdir(self.folder)) < number:
+            return True
+        path.unlink(missing_ok=True)
+        return False
+
+    def _catch_up(self) -> bool:
+        """False when the listing was overtaken."""
+        names = os.listdir(self.folder)
+        checkpoint = self._last_checkpoint(names)
+        if checkpoint > self.state.number and not self._load(checkpoint):
+            return False
+        numbers = sorted(number for number in map(_entry_number, names) if number > self.state.number)
+        due = max(numbers, default=0) // CHECKPOINT_ENTRIES * CHECKPOINT_ENTRIES
+        for number in numbers:
+            if number != self.state.number + 1:
+                return False
+            try:
+                content = (self.folder / f"{number:0{_DIGITS}d}.json").read_bytes()
+            except FileNotFoundError:
+                return False
+            self.state.apply(number, json.loads(content))
+            if number == due and due > checkpoint:
+                self._checkpoint_due = (due, self.state.checkpoint())
+        return True
+
+    def _load(self, checkpoint: int) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            content = (self.folder / _checkpoint_name(checkpoint)).read_bytes()
+            if content:
+                self.state = LogState.of_checkpoint(content)
+                return True
+        return False
+
+    def _compact(self) -> None:
+        """The entry is added already: what fails here is left to the next writer."""
+        if self._checkpoint_due is None:
+            return
+        number, content = self._checkpoint_due
+        self._checkpoint_due = None
+        try:
+            self._make(number, content)
+            for name in os.listdir(self.folder):
+                if 0 < _entry_number(name) <= number:
+                    (self.folder / name).unlink(missing_ok=True)
+                elif 0 < _checkpoint_number(name) < number and (self.folder / name).stat().st_size:
+                    self._empty(name)
+        except OSError as error:
+            log.warning("parquet_log_not_compacted", folder=str(self.folder), error=str(error))
+
+    def _make(self, number: int, content: bytes) -> None:
+        draft = self.folder / f"draft-{uuid.uuid4().hex}"
+        try:
+            write_durably(draft, content)
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, self.folder / _checkpoint_name(number))
+        finally:
+            draft.unlink(missing_ok=True)
+        sync_folder(self.folder)
+
+    def _empty(self, name: str) -> None:
+        """By another file, so that who reads the old one reads it whole."""
+        draft = self.folder / f"draft-{uuid.uuid4().hex}"
+        draft.touch()
+        draft.replace(self.folder / name)
+
+    @staticmethod
+    def _last_checkpoint(names: list[str]) -> int:
+        return max(map(_checkpoint_number, names), default=0)
 
 
 def admit(job_id: int, epoch: int) -> Callable[[LogState], None]:
@@ -120,6 +220,21 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _number(name: str) -> int:
+def _same_file(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second)
+    except FileNotFoundError:
+        return False
+
+
+def _checkpoint_name(number: int) -> str:
+    return f"{_CHECKPOINT}{number:0{_DIGITS}d}.json"
+
+
+def _checkpoint_number(name: str) -> int:
+    return _entry_number(name.removeprefix(_CHECKPOINT)) if name.startswith(_CHECKPOINT) else 0
+
+
+def _entry_number(name: str) -> int:
     stem, _, suffix = name.partition(".")
-    return int(stem) if suffix == "json" and len(stem) >= _DIGITS and stem.isdigit() else 0
+    return int(stem) if suffix == "json" and len(stem) >= _DIGITS and stem.isdecimal() and stem.isascii() else 0

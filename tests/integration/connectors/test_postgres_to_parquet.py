@@ -3,7 +3,6 @@
 import asyncio
 import datetime as dt
 import json
-import os
 import uuid
 from collections import Counter
 from decimal import Decimal
@@ -14,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from libs.connectors import registry
-from libs.connectors.parquet.log import Log
 from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Fenced, StreamName, StreamPlan, Target
 from tests.integration.connectors.moving import (
     BEYOND_PARQUET,
@@ -158,16 +156,15 @@ async def test_a_large_table_arrives_whole_from_several_connections(
     assert compression == {"ZSTD"}
 
 
-async def test_readers_see_one_version_while_it_is_replaced(source: Server, lake: Lake) -> None:
-    """The old files stay readable for whoever has listed them, and go with the version after."""
+async def test_a_reader_that_has_listed_one_version_never_opens_another(source: Server, lake: Lake) -> None:
     await source.execute("CREATE TABLE t AS SELECT 1 AS id")
     await move(source, lake, plan_of("t"), context_of("run-1", 1))
-    listed = [file.resolve() for file in lake.files("public/t")]
-    await source.execute("UPDATE t SET id = 2")
-    await move(source, lake, plan_of("t"), context_of("run-2", 2))
+    listed = lake.files("public/t")
+    with pq.ParquetFile(listed[0]) as opened:
+        await source.execute("UPDATE t SET id = 2")
+        await move(source, lake, plan_of("t"), context_of("run-2", 2))
+        assert opened.read()["id"].to_pylist() == [1]
     assert [row["id"] for row in lake.rows("public/t")] == [2]
-    assert all(file.exists() for file in listed)
-    await move(source, lake, plan_of("t"), context_of("run-3", 3))
     assert not any(file.exists() for file in listed)
 
 
@@ -188,22 +185,6 @@ async def test_an_older_epoch_can_not_publish(source: Server, lake: Lake) -> Non
     assert _left_over(lake) == []
 
 
-async def test_a_link_that_was_left_behind_is_mended_by_the_next_run(source: Server, lake: Lake) -> None:
-    """A worker may die after its entry is on the log and before the link points there."""
-    await source.execute("CREATE TABLE t AS SELECT 1 AS id")
-    await move(source, lake, plan_of("t"), context_of("run-1", 1))
-    stale = os.readlink(lake.path / "public/t")
-    await source.execute("UPDATE t SET id = 2")
-    await move(source, lake, plan_of("t"), context_of("run-2", 2))
-    (lake.path / "public/t").unlink()
-    (lake.path / "public/t").symlink_to(stale)
-    async with lake.destination().open(context_of("run-2", 3)) as resumed:
-        committed = await resumed.committed(plan_of("t"))
-        assert committed is not None
-        assert committed.rows == 1
-    assert [row["id"] for row in lake.rows("public/t")] == [2]
-
-
 async def test_what_a_killed_worker_staged_is_removed_by_the_next(source: Server, lake: Lake) -> None:
     await source.execute("CREATE TABLE t AS SELECT 1 AS id")
     staged = lake.path / "_datasync/staging/job-1-epoch-1/public.t-x"
@@ -214,23 +195,6 @@ async def test_what_a_killed_worker_staged_is_removed_by_the_next(source: Server
     await move(source, lake, plan_of("t"), context_of("run-1", 2))
     assert not staged.exists()
     assert not unnamed.exists()
-
-
-def test_entries_added_at_the_same_time_get_different_numbers(tmp_path: Path) -> None:
-    (tmp_path / "_datasync").mkdir()
-    first, second = Log(tmp_path), Log(tmp_path)
-    raced: list[bool] = []
-
-    def overtaken(_: object) -> None:
-        if not raced:
-            raced.append(True)
-            second.append({"kind": "epoch", "job_id": 2, "epoch": 7}, lambda state: None)
-
-    state = first.append({"kind": "epoch", "job_id": 1, "epoch": 3}, overtaken)
-    assert (state.number, state.epochs) == (2, {1: 3, 2: 7})
-    names = sorted(path.name for path in (tmp_path / "_datasync").iterdir())
-    assert names == ["00000001.json", "00000002.json"]
-    assert json.loads((tmp_path / "_datasync/00000002.json").read_text())["job_id"] == 1
 
 
 async def test_foreign_files_are_not_touched(source: Server, lake: Lake) -> None:
@@ -310,7 +274,6 @@ async def test_clearing_removes_the_files(source: Server, lake: Lake) -> None:
         await run.clear(plan_of("t"))
         await run.clear(plan_of("never"))
     assert lake.files("public/t") == []
-    assert list((lake.path / "_datasync/versions").iterdir()) == []
     await move(source, lake, plan_of("t"), context_of("run-3", 3))
     assert [row["id"] for row in lake.rows("public/t")] == [1]
 

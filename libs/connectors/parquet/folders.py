@@ -1,0 +1,179 @@
+"""Folders of Parquet files that are exchanged so that no scan, wherever it begins, finds a row twice or not at all.
+
+The rows of a version lie in ``_part-….rows`` until it is published, and each such file is called ``part-….parquet``
+in the end. A scan that begins above the tables also comes by the folder that waits for the exchange, so for the
+exchange both folders are *veiled*: ``part-….parquet`` is a symbolic link ``../<table>/_part-….rows``, which leads to
+the rows from the table's own place and nowhere from any other. Each step leaves names that lead to the same rows, so
+that a worker may be killed between any two.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from libs.connectors.parquet.log import sync_folder, write_durably
+from libs.connectors.protocol import ConnectorUnavailable
+
+VERSION_FILE = "_datasync_version.json"
+LOCK_SECONDS_MAX = 60.0
+_LOCK_PAUSE_SECONDS = 0.01
+_SHOWN = ".parquet"
+_HIDDEN = ".rows"
+_PART = "part-"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def hidden_name(name: str) -> str:
+    """``_part-….rows`` for ``part-….parquet``: neither a pattern of names nor a scan of all files takes it."""
+    return f"_{name.removesuffix(_SHOWN)}{_HIDDEN}"
+
+
+def write_version(folder: Path, table: str, version: str, cleared: Mapping[str, Any] | None = None) -> None:
+    """Name the folder's table, before the log does.
+
+    Args:
+        cleared: the log's entry of the version that the folder's writer removes.
+    """
+    content = {"table": table, "version": version, "cleared": cleared}
+    write_durably(folder / VERSION_FILE, json.dumps(content).encode())
+    sync_folder(folder)
+
+
+def read_version(folder: Path) -> dict[str, Any] | None:
+    """``{"table", "version", "cleared"}`` of a folder that DataSync made, None for any other."""
+    try:
+        found = json.loads((folder / VERSION_FILE).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def foreign_name(folder: Path) -> str | None:
+    """A file that DataSync did not put into a table's folder and a reader would take for a part of the table."""
+    for name in sorted(os.listdir(folder)):
+        if not name.startswith(("_", ".")) and not _is_shown(name):
+            return name
+    return None
+
+
+def veil(folder: Path, home: str) -> None:
+    """Make the names for readers links that lead to the rows where the folder is called ``home``."""
+    for name in os.listdir(folder):
+        if _is_shown(name) and not (folder / name).is_symlink():
+            with contextlib.suppress(FileExistsError):
+                os.link(folder / name, folder / hidden_name(name))
+            _put_link(folder / name, home)
+        elif _is_hidden(name) and not os.path.lexists(folder / _shown_name(name)):
+            _put_link(folder / _shown_name(name), home)
+    sync_folder(folder)
+
+
+def unveil(folder: Path) -> None:
+    """Make the names for readers the files themselves. Who follows a link meanwhile still finds its end."""
+    hidden = [name for name in os.listdir(folder) if _is_hidden(name)]
+    draft = folder / "_file"
+    for name in hidden:
+        shown = folder / _shown_name(name)
+        if shown.is_symlink() or not shown.exists():
+            draft.unlink(missing_ok=True)
+            os.link(folder / name, draft)
+            draft.replace(shown)
+    for name in hidden:
+        (folder / name).unlink()
+    sync_folder(folder)
+
+
+def hide(folder: Path) -> None:
+    """Take the names for readers away."""
+    for name in filter(_is_shown, os.listdir(folder)):
+        (folder / name).replace(folder / hidden_name(name))
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Exchange two names in one step, renameat2(2)."""
+    arguments = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    if _renameat2 is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(second))
+    if _renameat2(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(second))
+
+
+def can_exchange(folder: Path) -> bool:
+    """Whether the file system exchanges names, by trying it."""
+    one, other = (folder / f".try-{uuid.uuid4().hex}" for _ in range(2))
+    one.mkdir()
+    other.mkdir()
+    try:
+        exchange(one, other)
+    except OSError as error:
+        if error.errno in _NO_EXCHANGE:
+            return False
+        raise
+    finally:
+        one.rmdir()
+        other.rmdir()
+    return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Alone among all processes of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS_MAX
+        while not try_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise ConnectorUnavailable(f"{folder} is locked by another process since {LOCK_SECONDS_MAX:g} s")
+            time.sleep(_LOCK_PAUSE_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _put_link(path: Path, home: str) -> None:
+    draft = path.parent / "_link"
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(f"../{home}/{hidden_name(path.name)}")
+    draft.replace(path)
+
+
+def _is_shown(name: str) -> bool:
+    return name.startswith(_PART) and name.endswith(_SHOWN)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(f"_{_PART}") and name.endswith(_HIDDEN)
+
+
+def _shown_name(hidden: str) -> str:
+    return f"{hidden.removeprefix('_').removesuffix(_HIDDEN)}{_SHOWN}"
+
+
+def _load_renameat2() -> Any:
+    """None where the C library lacks it."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is not None:
+        function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    return function
+
+
+_renameat2 = _load_renameat2()
