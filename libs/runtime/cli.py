@@ -4,27 +4,40 @@ import argparse
 import asyncio
 import importlib
 import importlib.util
+import json
 import os
 import runpy
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from libs.core.clock import isoformat_z
 from libs.core.errors import DataSyncError
 from libs.runtime import operations
+from libs.runtime.kept_settings import OtherInstallation, settings_of_installation
 from libs.runtime.logs import configure_logs
 from libs.runtime.mongo import PyMongoError
-from libs.runtime.mongod import mongod_url
+from libs.runtime.operations import RewrapSettings
+from libs.runtime.principals import new_signing_key
 from libs.runtime.rebuild import RebuildFailed, RebuildReport
-from libs.runtime.settings import EXIT_BAD_SETTINGS, BadSettings, describe_bad_settings, load_settings
-from libs.runtime.suite import SERVICES, CannotStart, SuiteSettings, load_keys, service_environment
+from libs.runtime.settings import (
+    CONFIG_VARIABLE,
+    EXIT_BAD_SETTINGS,
+    BadSettings,
+    SettingsT,
+    StoreSettings,
+    describe_bad_settings,
+)
+from libs.runtime.suite import SERVICES, CannotStart, SuiteSettings, new_encryption_keys
 from libs.runtime.supervisor import up
+from libs.runtime.version import installed_version
 
 EXIT_DIFFERENT = 3
-EXPECTED_FAILURES = (CannotStart, DataSyncError, PyMongoError, RebuildFailed)
+EXPECTED_FAILURES = (DataSyncError, OSError, PyMongoError, RebuildFailed)
 
 
 class Refused(Exception):
@@ -34,18 +47,30 @@ class Refused(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
+    if options.config:
+        os.environ[CONFIG_VARIABLE] = options.config
     try:
         return int(options.run(options))
-    except (BadSettings, ValidationError) as error:
+    except (BadSettings, SettingsError, ValidationError) as error:
         print(f"datasync: bad settings\n{describe_bad_settings(error)}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
-    except (Refused, *EXPECTED_FAILURES) as error:
+    except OtherInstallation as error:
         print(f"datasync: {error}", file=sys.stderr)
+        return EXIT_BAD_SETTINGS
+    except CannotStart as error:
+        print(f"datasync: {error}", file=sys.stderr)
+        return error.exit_code
+    except (Refused, *EXPECTED_FAILURES) as error:
+        print(f"datasync: {str(error) or type(error).__name__}", file=sys.stderr)
         return 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="datasync", description="A self-hosted data synchronisation platform.")
+    parser.add_argument("--version", action="version", version=f"datasync {installed_version()}")
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings in place of datasync.yaml, and of those that DATA_DIR keeps"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("up", help="start the whole suite on this machine and stay until Ctrl-C")
@@ -81,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     actions = commands.add_parser("keys", help="the keys that encrypt connectors' secrets").add_subparsers(
         required=True, metavar="ACTION"
     )
+    command = actions.add_parser("new", help="print a new signing key with its public half, and a new encryption key")
+    command.set_defaults(run=_new_keys)
     command = actions.add_parser("rewrap", help="wrap every secret by the first of ENCRYPTION_KEYS, while catalog runs")
     command.set_defaults(run=_rewrap)
     return parser
@@ -99,14 +126,14 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _rebuild(options: argparse.Namespace) -> int:
-    definition, settings = _service(options.service)
+    definition, settings = _service(options)
     report = asyncio.run(operations.rebuild(definition, settings, swap=not options.compare))
     _print_report(report)
     return EXIT_DIFFERENT if options.compare and not report.is_equal else 0
 
 
 def _repair(options: argparse.Namespace) -> int:
-    definition, settings = _service(options.service)
+    definition, settings = _service(options)
     if options.topic not in definition.topics:
         raise Refused(
             f"{definition.name} does not follow {options.topic!r} (it follows {', '.join(definition.topics)})"
@@ -119,14 +146,14 @@ def _repair(options: argparse.Namespace) -> int:
 
 
 def _restored(options: argparse.Namespace) -> int:
-    definition, settings = _service(options.service)
+    definition, settings = _service(options)
     asyncio.run(operations.restored(definition, settings))
     print(f"the events of {definition.name} are published anew; `datasync repair` its followers, which stop now")
     return 0
 
 
 def _parked(options: argparse.Namespace) -> int:
-    definition, settings = _service(options.service)
+    definition, settings = _service(options)
     if options.retry:
         count = asyncio.run(operations.retry_parked(definition, settings, options.topic, options.stream))
         print(f"{count} messages wait to be tried again")
@@ -138,9 +165,32 @@ def _parked(options: argparse.Namespace) -> int:
     return 0
 
 
-def _rewrap(_: argparse.Namespace) -> int:
-    definition, settings = _service("catalog")
+def _rewrap(options: argparse.Namespace) -> int:
+    definition, data_dir = _definition("catalog"), _data_dir(options)
+    known = _kept_encryption_keys(data_dir)
+    settings = _prepared(
+        RewrapSettings(**known)
+        if data_dir is None
+        else settings_of_installation(RewrapSettings, definition.name, data_dir, **known)
+    )
     print(f"{asyncio.run(operations.rewrap(definition, settings))} secrets were wrapped anew")
+    return 0
+
+
+def _kept_encryption_keys(data_dir: Path | None) -> dict[str, Any]:
+    """Those that ``datasync up`` made; elsewhere they are in ``ENCRYPTION_KEYS``."""
+    path = None if data_dir is None else data_dir / "keys" / "encryption.json"
+    return {} if path is None or not path.is_file() else {"encryption_keys": json.loads(path.read_text())}
+
+
+def _new_keys(_: argparse.Namespace) -> int:
+    private, public = new_signing_key()
+    print("# one service's signing key, for that service alone")
+    print(f"SIGNING_KEY={private}")
+    print('# its public half, for all services, under the service\'s name: TRUSTED_KEYS=\'{"gateway": "…", …}\'')
+    print(f"TRUSTED_KEY={public}")
+    print("# what wraps connectors' secrets, for catalog alone; without it no stored secret can be opened: save it")
+    print(f"ENCRYPTION_KEYS='{new_encryption_keys()}'")
     return 0
 
 
@@ -161,23 +211,31 @@ def _known_service(name: str) -> str:
     return service
 
 
-def _service(name: str) -> tuple[Any, Any]:
-    """A service's definition and settings: those of the suite on this machine, where there is one.
+def _service(options: argparse.Namespace) -> tuple[Any, StoreSettings]:
+    """A service's definition, and where its data are: as it last had them itself, where that is kept."""
+    definition, data_dir = _definition(options.service), _data_dir(options)
+    return definition, _prepared(
+        StoreSettings() if data_dir is None else settings_of_installation(StoreSettings, definition.name, data_dir)
+    )
 
-    Services are found by name at run time, as the runtime stands below them.
-    """
-    service_name = _known_service(name)
-    suite = SuiteSettings()
-    service = next((service for service in SERVICES if service.name == service_name), None)
-    if service is not None and suite.external_mongodb_url is None and (suite.data_dir / "keys").is_dir():
-        keys = load_keys(suite.data_dir, suite)
-        os.environ.update(service_environment(service, suite, keys, mongod_url(suite.mongodb_port)))
-    definition = importlib.import_module(f"services.{service_name}.app").SERVICE
+
+def _definition(name: str) -> Any:
+    """Services are found by name at run time, as the runtime stands below them."""
+    service = _known_service(name)
+    definition = importlib.import_module(f"services.{service}.app").SERVICE
     if not definition.uses_store:
-        raise Refused(f"{service_name} keeps nothing")
-    settings = load_settings(definition.settings)
+        raise Refused(f"{service} keeps nothing")
+    return definition
+
+
+def _data_dir(options: argparse.Namespace) -> Path | None:
+    """Where the installation's settings are kept, None where a file was named instead."""
+    return None if options.config else SuiteSettings().data_dir
+
+
+def _prepared(settings: SettingsT) -> SettingsT:
     configure_logs("datasync", settings.model_copy(update={"log_level": "WARNING"}))
-    return definition, settings
+    return settings
 
 
 if __name__ == "__main__":

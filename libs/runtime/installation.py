@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Self
 
 from libs.core.ids import uuid7
-from libs.runtime.suite import CannotStart, Keys, SuiteSettings, load_keys, write_private
+from libs.runtime.private_files import write_private
+from libs.runtime.suite import CannotStart, Keys, SuiteSettings, load_keys
 from libs.runtime.version import installed_version, release_of
 
 

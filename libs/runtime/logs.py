@@ -14,7 +14,7 @@ import structlog
 from opentelemetry import trace
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from libs.runtime.settings import ServiceSettings
+from libs.runtime.settings import StoreSettings
 
 MASK = "***"
 DEPTH_MAX = 8
@@ -41,7 +41,7 @@ _SECRET_TEXT: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
-def configure_logs(service: str, settings: ServiceSettings) -> None:
+def configure_logs(service: str, settings: StoreSettings) -> None:
     """Send this process's logs, the libraries' too, to stdout."""
     readable = settings.log_format == "console" or (settings.log_format == "auto" and sys.stdout.isatty())
     level = logging.getLevelNamesMapping()[settings.log_level]

@@ -118,7 +118,7 @@ class PrincipalVerifier:
 
     def __init__(self, service: str, trusted_keys: Mapping[str, str]) -> None:
         self.service = service
-        self._keys = {issuer: _public_key(issuer, key) for issuer, key in trusted_keys.items()}
+        self._keys = {issuer: trusted_key(issuer, key) for issuer, key in trusted_keys.items()}
         self._verified: dict[str, Verified] = {}
 
     def verify(self, token: str) -> Verified:
@@ -182,11 +182,12 @@ def _private_key(text: str) -> Ed25519PrivateKey:
     try:
         return Ed25519PrivateKey.from_private_bytes(base64.b64decode(text, validate=True))
     except ValueError:
-        raise ValueError("SIGNING_KEY must be an Ed25519 private key: 32 bytes in base64") from None
+        raise ValueError("must be an Ed25519 private key: 32 bytes in base64") from None
 
 
-def _public_key(issuer: str, text: str) -> Ed25519PublicKey:
+def trusted_key(issuer: str, text: str) -> Ed25519PublicKey:
+    """The public key of an issuer; raises ``ValueError`` where it is none."""
     try:
         return Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
     except ValueError:
-        raise ValueError(f"TRUSTED_KEYS: the key of {issuer} must be 32 bytes in base64") from None
+        raise ValueError(f"the key of {issuer} must be an Ed25519 public key: 32 bytes in base64") from None

@@ -32,14 +32,16 @@ from libs.runtime.head_watcher import keep_head_fresh
 from libs.runtime.http import Health, create_app
 from libs.runtime.http_server import ServiceRunner
 from libs.runtime.internal_client import InternalClient
+from libs.runtime.kept_settings import keep_settings
 from libs.runtime.leases import Leases
 from libs.runtime.listeners import BACKLOG, inherited
+from libs.runtime.log_identity import remember
 from libs.runtime.logs import configure_logs
 from libs.runtime.mongo import Client, ConnectionFailure, IndexModel, PyMongoError, connect
 from libs.runtime.principals import PrincipalSigner, PrincipalVerifier
 from libs.runtime.relay import Relay
 from libs.runtime.sequences import Sequences
-from libs.runtime.settings import ServiceSettings, load_settings
+from libs.runtime.settings import EXIT_BAD_SETTINGS, ServiceSettings, load_settings
 from libs.runtime.telemetry import configure_telemetry
 
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
@@ -50,6 +52,10 @@ GARBAGE_LOOKED_FOR_AFTER = 20_000
 SWITCH_INTERVAL_SECONDS = 0.0005
 
 log = structlog.get_logger(__name__)
+
+
+class CannotListen(Exception):
+    """The address is taken or is none of this machine's."""
 
 
 class BackgroundTasks:
@@ -273,11 +279,14 @@ async def _serve(app: web.Application, settings: ServiceSettings, stack: AsyncEx
     runner = ServiceRunner(app, shutdown_timeout_seconds=settings.shutdown_timeout_seconds)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    sites: list[web.BaseSite] = [
-        web.SockSite(runner, listening, backlog=BACKLOG) for listening in inherited(settings.inherited_sockets)
-    ]
-    for site in sites or [web.TCPSite(runner, settings.host, settings.port, reuse_address=True, backlog=BACKLOG)]:
-        await site.start()
+    try:
+        sites: list[web.BaseSite] = [
+            web.SockSite(runner, listening, backlog=BACKLOG) for listening in inherited(settings.inherited_sockets)
+        ]
+        for site in sites or [web.TCPSite(runner, settings.host, settings.port, reuse_address=True, backlog=BACKLOG)]:
+            await site.start()
+    except OSError as error:
+        raise CannotListen(f"can't listen on {settings.host}, port {settings.port}: {error.strerror}") from error
     return int(runner.addresses[0][1])
 
 
@@ -285,6 +294,7 @@ def _follow_events(definition: ServiceDefinition[SettingsT], context: ServiceCon
     if not definition.uses_store:
         return
     context.tasks.start("head", lambda: keep_head_fresh(context.store))
+    context.tasks.start("log identity", lambda: remember(context.store, context.event_log))
     if context.event_log.needs_relay and definition.aggregates:
         relay = Relay(context.store, context.event_log, context.commands)
         context.tasks.start("relay", lambda: context.leases.run_while_leader("relay", relay.run))
@@ -315,13 +325,23 @@ def tune_interpreter() -> None:
 
 
 def run_service(definition: ServiceDefinition[SettingsT]) -> None:
-    """Run a service as a process until SIGTERM or SIGINT; exits 2 on bad settings."""
+    """Run a service as a process until SIGTERM or SIGINT; exits 2 on bad settings, 1 where it can't listen."""
     settings = load_settings(definition.settings)
     configure_logs(definition.name, settings)
     configure_telemetry(definition.name, settings)
     tune_interpreter()
-    with contextlib.suppress(KeyboardInterrupt):
-        uvloop.run(_run_until_stopped(definition, settings))
+    if settings.data_dir is not None:
+        try:
+            keep_settings(definition.name, settings, settings.data_dir)
+        except OSError as error:
+            sys.stderr.write(f"datasync: bad settings\n  DATA_DIR: can't be written to: {error.strerror}\n")
+            raise SystemExit(EXIT_BAD_SETTINGS) from None
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            uvloop.run(_run_until_stopped(definition, settings))
+    except CannotListen as error:
+        sys.stderr.write(f"datasync: {error} (set HOST and PORT)\n")
+        raise SystemExit(1) from None
 
 
 async def _run_until_stopped(definition: ServiceDefinition[SettingsT], settings: SettingsT) -> None:

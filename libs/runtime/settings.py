@@ -7,7 +7,7 @@ The environment names a setting in upper case (``KAFKA_BOOTSTRAP_SERVERS``); the
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -15,7 +15,11 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pymongo.errors import PyMongoError
+from pymongo.uri_parser import parse_uri
+
+from libs.runtime.principals import public_key_of, trusted_key
 
 CONFIG_VARIABLE = "DATASYNC_CONFIG"
 CONFIG_DEFAULT = "datasync.yaml"
@@ -85,6 +89,8 @@ Seconds = Annotated[float, BeforeValidator(seconds_of), Field(ge=0)]
 """A duration in seconds that people may also write with a unit."""
 
 
+HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")]
+
 Descriptor = Annotated[int, Field(ge=3)]
 
 
@@ -97,8 +103,8 @@ class BadSettings(Exception):
     """The file can't be read, or says something that no setting has a place for."""
 
 
-class ServiceSettings(BaseSettings):
-    """What every service has; each adds its own in a subclass in its ``config.py``.
+class StoreSettings(BaseSettings):
+    """Where a service's data are, and no secret beyond: all that a command on them needs.
 
     Args:
         mongodb_url: the state store.
@@ -107,14 +113,6 @@ class ServiceSettings(BaseSettings):
         kafka_bootstrap_servers: None keeps the event log embedded in the services' own stores.
         kafka_topic_prefix: what the names of this installation's topics begin with, on a shared cluster.
         log_format: ``auto`` is readable on a terminal and JSON elsewhere.
-        otlp_endpoint: where traces and metrics are pushed to, such as ``http://collector:4318``.
-        signing_key: this service's Ed25519 private key, 32 bytes in base64.
-        trusted_keys: Ed25519 public keys in base64, by the service that signs with them.
-        shutdown_timeout_seconds: how long requests in flight may take to finish at shutdown.
-        inherited_sockets: file descriptors of listening sockets that the process was started with; it listens there
-            and neither at ``host`` nor ``port``. With a socket unit of systemd: ``3``.
-        instance: this process's name among those of its service. A process that takes the name of one that has died
-            has its leases at once, and ends the transaction that it left open; two at a time would disturb each other.
     """
 
     model_config = SettingsConfigDict(
@@ -126,24 +124,10 @@ class ServiceSettings(BaseSettings):
     mongodb_url: str = Field(default="mongodb://localhost:27017/?replicaSet=datasync", repr=False)
     database_prefix: str = Field(default="datasync_", pattern=r"^[A-Za-z0-9_-]{0,32}$")
     db_url: SecretStr | None = None
-    kafka_bootstrap_servers: str | None = None
+    kafka_bootstrap_servers: str | None = Field(default=None, pattern=r"^[^\s,]+:\d+(\s*,\s*[^\s,]+:\d+)*$")
     kafka_topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
-    host: str = "127.0.0.1"
-    port: int = Field(default=0, ge=0, le=65535)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
-    otlp_endpoint: str | None = None
-    signing_key: SecretStr | None = None
-    trusted_keys: dict[str, str] = Field(default_factory=dict)
-    auth_url: str = "http://127.0.0.1:8081"
-    catalog_url: str = "http://127.0.0.1:8082"
-    job_orchestrator_url: str = "http://127.0.0.1:8083"
-    record_sync_url: str = "http://127.0.0.1:8084"
-    webhooks_url: str = "http://127.0.0.1:8085"
-    worker_url: str = "http://127.0.0.1:8086"
-    shutdown_timeout_seconds: Seconds = 20.0
-    inherited_sockets: Annotated[tuple[Descriptor, ...], NoDecode, BeforeValidator(_listed)] = ()
-    instance: str = Field(default="", max_length=256)
 
     @model_validator(mode="before")
     @classmethod
@@ -161,9 +145,14 @@ class ServiceSettings(BaseSettings):
 
     @field_validator("mongodb_url")
     @classmethod
-    def _mongodb_scheme(cls, value: str) -> str:
+    def _mongodb_url(cls, value: str) -> str:
         if not value.startswith(MONGODB_SCHEMES):
             raise ValueError("must begin with mongodb:// or mongodb+srv://")
+        # What an SRV record says is asked of the DNS when the store is first used.
+        if value.startswith("mongodb://") and not _is_mongodb_url(value):
+            raise ValueError(
+                "is no valid connection string (special characters in a user's name and password are percent-encoded)"
+            )
         return value
 
     @classmethod
@@ -177,12 +166,67 @@ class ServiceSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, YamlFile(settings_cls)
 
+
+class ServiceSettings(StoreSettings):
+    """What every service has; each adds its own in a subclass in its ``config.py``.
+
+    Args:
+        data_dir: where this service's ``StoreSettings`` are kept for the commands of whoever operates it; nowhere
+            without one.
+        otlp_endpoint: where traces and metrics are pushed to, such as ``http://collector:4318``.
+        signing_key: this service's Ed25519 private key, 32 bytes in base64.
+        trusted_keys: Ed25519 public keys in base64, by the service that signs with them.
+        shutdown_timeout_seconds: how long requests in flight may take to finish at shutdown.
+        inherited_sockets: file descriptors of listening sockets that the process was started with; it listens there
+            and neither at ``host`` nor ``port``. With a socket unit of systemd: ``3``.
+        instance: this process's name among those of its service. A process that takes the name of one that has died
+            has its leases at once, and ends the transaction that it left open; two at a time would disturb each other.
+    """
+
+    data_dir: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)
+    otlp_endpoint: HttpUrl | None = None
+    signing_key: SecretStr | None = None
+    trusted_keys: dict[str, str] = Field(default_factory=dict)
+    auth_url: HttpUrl = "http://127.0.0.1:8081"
+    catalog_url: HttpUrl = "http://127.0.0.1:8082"
+    job_orchestrator_url: HttpUrl = "http://127.0.0.1:8083"
+    record_sync_url: HttpUrl = "http://127.0.0.1:8084"
+    webhooks_url: HttpUrl = "http://127.0.0.1:8085"
+    worker_url: HttpUrl = "http://127.0.0.1:8086"
+    shutdown_timeout_seconds: Seconds = 20.0
+    inherited_sockets: Annotated[tuple[Descriptor, ...], NoDecode, BeforeValidator(_listed)] = ()
+    instance: str = Field(default="", max_length=256)
+
+    @field_validator("signing_key")
+    @classmethod
+    def _usable_signing_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            public_key_of(value.get_secret_value())
+        return value
+
+    @field_validator("trusted_keys")
+    @classmethod
+    def _usable_trusted_keys(cls, value: dict[str, str]) -> dict[str, str]:
+        for issuer, key in value.items():
+            trusted_key(issuer, key)
+        return value
+
     def url_of(self, service: str) -> str:
         """Where a service answers internal calls and forwarded requests, without a trailing slash."""
         return str(getattr(self, f"{service}_url")).rstrip("/")
 
 
-SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
+def _is_mongodb_url(value: str) -> bool:
+    try:
+        parse_uri(value, warn=True)
+    except (PyMongoError, ValueError):
+        return False
+    return True
+
+
+SettingsT = TypeVar("SettingsT", bound=StoreSettings)
 
 
 class YamlFile(PydanticBaseSettingsSource):
@@ -253,15 +297,26 @@ def describe_bad_settings(error: Exception) -> str:
     """One line a bad setting, with its name in the environment and without its value."""
     match error:
         case ValidationError():
-            return "\n".join(_describe(str(item["loc"][0]) if item["loc"] else "", item) for item in error.errors())
+            names = dict.fromkeys(_setting_of(item) for item in error.errors())
+            return "\n".join(
+                _describe(name, [item for item in error.errors() if _setting_of(item) == name]) for name in names
+            )
+        case SettingsError() if matched := re.search(r'field "(\w+)"', str(error)):
+            return f"  {matched[1].upper()}: is not valid JSON"
         case BadSettings():
             return f"  {os.environ.get(CONFIG_VARIABLE) or CONFIG_DEFAULT}: {error}"
         case _:
             return f"  {error}"
 
 
-def _describe(name: str, item: Any) -> str:
+def _setting_of(item: Any) -> str:
+    return str(item["loc"][0]) if item["loc"] else ""
+
+
+def _describe(name: str, items: Sequence[Any]) -> str:
     paths = [path for path, setting in YAML_SETTINGS.items() if setting == name]
     where = f" (in {CONFIG_DEFAULT}: {paths[0]})" if paths else ""
-    inner = ".".join(str(part) for part in item["loc"][1:])
-    return f"  {name.upper()}{where}: {f'{inner}: ' if inner else ''}{item['msg']}"
+    # Of a union, the validators of its alternatives stand in the path beside what a person wrote.
+    inner = ".".join(str(part) for part in items[0]["loc"][1:] if re.fullmatch(r"[\w.-]+", str(part)))
+    said = "; or ".join(dict.fromkeys(item["msg"].removeprefix("Value error, ") for item in items))
+    return f"  {name.upper()}{where}: {f'{inner}: ' if inner else ''}{said}"

@@ -11,18 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from libs.core.ids import checksum_base62, random_base62
-from libs.runtime.settings import MONGODB_SCHEMES, YamlFile
+from libs.runtime.principals import new_signing_key, public_key_of
+from libs.runtime.private_files import private_directory, write_private
+from libs.runtime.settings import EXIT_BAD_SETTINGS, MONGODB_SCHEMES, YamlFile
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
-_PRIVATE_FILE = 0o600
-_PRIVATE_DIRECTORY = 0o700
 _FOR_ONE_SERVICE = {"API_KEY", "ENCRYPTION_KEYS"}
 
 
@@ -143,8 +141,10 @@ def locked_data_dir(settings: SuiteSettings) -> Iterator[Path]:
     Raises:
         CannotStart: another process holds it.
     """
-    directory = settings.data_dir
-    directory.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_DIRECTORY)
+    try:
+        directory = private_directory(settings.data_dir)
+    except OSError as error:
+        raise CannotStart(f"DATA_DIR: {settings.data_dir} can't be used: {error.strerror}", EXIT_BAD_SETTINGS) from None
     with (directory / "lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,12 +163,13 @@ def locked_data_dir(settings: SuiteSettings) -> Iterator[Path]:
 
 def load_keys(directory: Path, settings: SuiteSettings) -> Keys:
     """The keys kept in the data directory; those that are missing are made."""
-    folder = directory / "keys"
-    folder.mkdir(exist_ok=True, mode=_PRIVATE_DIRECTORY)
-    signing = {service.name: _kept(folder / f"{service.name}.ed25519", _new_signing_key) for service in SERVICES}
-    encryption = _kept(folder / "encryption.json", _new_encryption_keys)
+    folder = private_directory(directory / "keys")
+    signing = {
+        service.name: _kept(folder / f"{service.name}.ed25519", lambda: new_signing_key()[0]) for service in SERVICES
+    }
+    encryption = _kept(folder / "encryption.json", new_encryption_keys)
     api_key = settings.api_key.get_secret_value() if settings.api_key else _kept(directory / "api_key", _new_api_key)
-    trusted = {name: _public_half(key) for name, key in signing.items()}
+    trusted = {name: public_key_of(key) for name, key in signing.items()}
     return Keys(signing, trusted, json.loads(encryption), api_key)
 
 
@@ -197,26 +198,8 @@ def _kept(path: Path, make: Callable[[], str]) -> str:
     return path.read_text().strip()
 
 
-def write_private(path: Path, text: str) -> None:
-    """Put a file that only its owner may read in place at once."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_FILE), "w") as file:
-        file.write(text)
-    partial.replace(path)
-
-
-def _new_signing_key() -> str:
-    key = Ed25519PrivateKey.generate()
-    return base64.b64encode(key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())).decode()
-
-
-def _public_half(signing_key: str) -> str:
-    key = Ed25519PrivateKey.from_private_bytes(base64.b64decode(signing_key))
-    return base64.b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
-
-
-def _new_encryption_keys() -> str:
+def new_encryption_keys() -> str:
+    """One key for ``ENCRYPTION_KEYS``, under an id of its own."""
     return json.dumps({f"k{secrets.token_hex(4)}": base64.b64encode(secrets.token_bytes(32)).decode()})
 
 

@@ -158,11 +158,11 @@ class Suite:
             if self._temporary:
                 shutil.rmtree(self.directory, ignore_errors=True)
 
-    def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """Run ``datasync`` with these arguments, as the operator of this suite."""
+    def command(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """Run ``datasync`` with these arguments, as the operator of this suite, with other settings where given."""
         return subprocess.run(
             [*_DATASYNC, *arguments],
-            env=self._full_environment(),
+            env={**self._full_environment(), **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

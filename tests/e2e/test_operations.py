@@ -56,3 +56,28 @@ async def test_an_unknown_service_is_refused(embedded_suite: Suite) -> None:
         refused = await asyncio.to_thread(embedded_suite.command, *arguments)
         assert refused.returncode == 1
         assert arguments[1] in refused.stderr
+
+
+async def test_a_command_that_is_told_of_another_log_than_the_service_uses_does_nothing(
+    suite: Suite, api: Rest
+) -> None:
+    """Neither by its shell, nor where nothing is kept but in the store."""
+    uses_kafka = "kafka_bootstrap_servers" in suite.settings
+    wrong = {} if uses_kafka else {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    if not uses_kafka:
+        refused = await asyncio.to_thread(suite.command, "repair", "job_orchestrator", "datasync.catalog.v1", **wrong)
+        assert refused.returncode == 2
+        assert "KAFKA_BOOTSTRAP_SERVERS" in refused.stderr
+        return
+    elsewhere = {"KAFKA_BOOTSTRAP_SERVERS": "", "MONGODB_URL": suite.mongodb_url, "DATA_DIR": "/nonexistent"}
+    for arguments in (("repair", "job_orchestrator", "datasync.catalog.v1"), ("rebuild", "catalog", "--compare")):
+        refused = await asyncio.to_thread(suite.command, *arguments, **elsewhere)
+        assert refused.returncode == 1
+        assert "are on the Kafka cluster" in refused.stderr
+        assert "nothing was done" in refused.stderr
+
+
+async def test_commands_take_the_installation_s_settings_from_its_data_directory(suite: Suite, api: Rest) -> None:
+    unset = {name.upper(): "" for name in suite.settings}
+    compared = await asyncio.to_thread(suite.command, "rebuild", "catalog", "--compare", **unset)
+    assert compared.returncode == 0, compared.stdout + compared.stderr

@@ -2,10 +2,10 @@
 
 from libs.runtime.event_log.port import EventLog
 from libs.runtime.mongo import Client
-from libs.runtime.settings import ServiceSettings
+from libs.runtime.settings import StoreSettings
 
 
-async def open_event_log(settings: ServiceSettings, client: Client, service: str = "datasync") -> EventLog:
+async def open_event_log(settings: StoreSettings, client: Client, service: str = "datasync") -> EventLog:
     """The log that the settings choose: Kafka where it is configured, else the owners' own stores."""
     if settings.kafka_bootstrap_servers is None:
         # Imported here because an installation uses one of the two.

@@ -12,7 +12,7 @@ from typing import Any
 from libs.contracts.topics import OWNERS, owner_of
 from libs.core.envelope import Envelope, Metadata
 from libs.runtime.event_log.cloudevents import decode_message, headers_of
-from libs.runtime.event_log.port import Message, OffsetOutOfRange
+from libs.runtime.event_log.port import LogIdentity, Message, OffsetOutOfRange
 from libs.runtime.head_watcher import HeadWatcher
 from libs.runtime.mongo import ASCENDING, MAJORITY, Client, Document, PyMongoError
 
@@ -59,6 +59,9 @@ class EmbeddedEventLog:
             else:
                 subscription.next_offset = offsets.get(PARTITION, 0)
             yield subscription
+
+    async def identity(self) -> LogIdentity:
+        return LogIdentity(kind="embedded")
 
     async def close(self) -> None:
         """Stop watching; the client stays open, it is its opener's."""

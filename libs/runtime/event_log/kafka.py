@@ -23,7 +23,7 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from libs.core.envelope import Envelope
 from libs.runtime.event_log.cloudevents import decode_message, encode
-from libs.runtime.event_log.port import Message, OffsetOutOfRange
+from libs.runtime.event_log.port import LogIdentity, Message, OffsetOutOfRange
 
 TOPICS_FILE = Path(__file__).resolve().parents[3] / "deploy" / "kafka" / "topics.yaml"
 BATCH_BYTES_MAX = 1024 * 1024
@@ -167,6 +167,16 @@ class KafkaEventLog:
         finally:
             await progress.close()
             await _close(consumer.stop)
+
+    async def identity(self) -> LogIdentity:
+        """Asks the brokers."""
+        with _as_os_errors():
+            async with AsyncExitStack() as stack, asyncio.timeout(3 * ANSWER_SECONDS_MAX):
+                admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap_servers, request_timeout_ms=REQUEST_MS)
+                stack.push_async_callback(admin.close)
+                await admin.start()
+                cluster = await admin.describe_cluster()
+        return LogIdentity(kind="kafka", topic_prefix=self._prefix, cluster_id=cluster["cluster_id"] or "")
 
     async def close(self) -> None:
         """Close the producer; readers close with their subscriptions."""

@@ -8,9 +8,9 @@ later, and is then recognised by a position that is not above the highest seen.
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-from libs.core.envelope import Envelope
+from libs.core.envelope import Envelope, Frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,24 @@ class Subscription(Protocol):
         """Tell the log how far this reader has come, for its monitoring alone; never raises, decides nothing."""
 
 
+class LogIdentity(Frozen):
+    """Tells one log from another.
+
+    Args:
+        cluster_id: as the brokers tell it; empty for the embedded log.
+    """
+
+    kind: Literal["embedded", "kafka"]
+    topic_prefix: str = ""
+    cluster_id: str = ""
+
+    def __str__(self) -> str:
+        if self.kind == "embedded":
+            return "the embedded log"
+        prefix = f", topic prefix {self.topic_prefix!r}" if self.topic_prefix else ""
+        return f"the Kafka cluster {self.cluster_id}{prefix}"
+
+
 class EventLog(Protocol):
     """What the platform asks of a log."""
 
@@ -87,6 +105,10 @@ class EventLog(Protocol):
 
         ``offsets=None`` reads from the end: only what comes after the call.
         """
+
+    async def identity(self) -> LogIdentity:
+        """Which log this is; raises ``OSError`` while it can't be asked."""
+        ...
 
     async def close(self) -> None:
         """Release every connection."""

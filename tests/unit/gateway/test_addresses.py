@@ -3,12 +3,15 @@
 import pytest
 from pydantic import SecretStr
 
+from libs.runtime.principals import new_signing_key
 from services.gateway.addresses import ClientAddresses, subject_of
 from services.gateway.config import GatewaySettings
 
 
 def _addresses(trusted_proxies: str = "") -> ClientAddresses:
-    settings = GatewaySettings.model_validate({"signing_key": SecretStr("x"), "trusted_proxies": trusted_proxies})
+    settings = GatewaySettings.model_validate(
+        {"signing_key": SecretStr(new_signing_key()[0]), "trusted_proxies": trusted_proxies}
+    )
     return ClientAddresses(settings.trusted_proxies)
 
 

@@ -137,10 +137,10 @@ def test_a_service_without_a_key_says_so() -> None:
 
 
 @pytest.mark.parametrize("key", ["", "not base64!", base64.b64encode(b"short").decode()])
-def test_a_bad_key_is_named_by_its_setting(key: str) -> None:
-    with pytest.raises(ValueError, match="SIGNING_KEY"):
+def test_a_bad_key_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="Ed25519 private key"):
         PrincipalSigner("catalog", SecretStr(key))
-    with pytest.raises(ValueError, match="TRUSTED_KEYS: the key of gateway"):
+    with pytest.raises(ValueError, match="the key of gateway"):
         PrincipalVerifier("auth", {"gateway": key})
 
 
