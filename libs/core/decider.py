@@ -12,6 +12,9 @@ from libs.core.envelope import Envelope, Event, Frozen
 
 State = TypeVar("State", bound=Frozen)
 
+ExpectedVersion = int | frozenset[int] | None
+"""The version, or any of several, that a caller bases a command on; None for whatever is current."""
+
 
 def claims_nothing(_: Any) -> Sequence[str]:
     return ()
@@ -85,14 +88,14 @@ class Act:
     """One command for one entity.
 
     Args:
-        expected_version: the version the caller read (``If-Match``); None decides on whatever is current.
+        expected_version: what the caller read (``If-Match``).
         ignore_refusal: for reactions: a refusal means there is nothing left to do.
     """
 
     aggregate: Aggregate[Any]
     entity_id: int | str
     command: Any
-    expected_version: int | None = None
+    expected_version: ExpectedVersion = None
     ignore_refusal: bool = False
 
 

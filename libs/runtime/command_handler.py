@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import structlog
 
 from libs.core.clock import Clock
-from libs.core.decider import Act, Aggregate, Projection
+from libs.core.decider import Act, Aggregate, ExpectedVersion, Projection
 from libs.core.envelope import Envelope, Frozen, Metadata
 from libs.core.errors import Conflict, DataSyncError, FixRequest, RetryLater
 from libs.runtime.decisions import DecisionPass, Pending, View, known_of
@@ -113,7 +113,7 @@ class CommandHandler:
         command: Any,
         metadata: Metadata,
         *,
-        expected_version: int | None = None,
+        expected_version: ExpectedVersion = None,
         side_writes: Sequence[SideWrite] = (),
         idempotency: IdempotencyKey | None = None,
     ) -> Entity[State]:

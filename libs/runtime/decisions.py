@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from libs.core.decider import Act, Aggregate, Listing, Projection
+from libs.core.decider import Act, Aggregate, ExpectedVersion, Listing, Projection
 from libs.core.envelope import EVENT_SIZE_BYTES_MAX, Envelope, Event, Frozen, Metadata
 from libs.core.errors import (
     Conflict,
@@ -240,8 +240,8 @@ class _Draft:
 
     def _decided(self, act: Act, metadata: Metadata, place: Place, known: Known | None) -> Entity[Any]:
         known = known or Known(0, None, None, ())
-        if act.expected_version is not None and act.expected_version != known.version:
-            raise PreconditionFailed(f"the current version is {known.version}, not {act.expected_version}")
+        if not _is_expected(act.expected_version, known.version):
+            raise PreconditionFailed(f"the current version is {known.version}, not {_named(act.expected_version)}")
         if known.project_id is not None and metadata.project_id not in (None, known.project_id):
             raise NotFound(f"{act.aggregate.name} {act.entity_id} does not exist")
         project_id = known.project_id if known.version else metadata.project_id
@@ -341,3 +341,17 @@ def _encoded(event: Event) -> bytes:
         message = f"{largest} is too large: {len(encoded)} bytes in all, at most {EVENT_SIZE_BYTES_MAX}"
         raise TooLarge(message, errors=[FieldError(largest, "is too large", "too_large")])
     return encoded
+
+
+def _is_expected(expected: ExpectedVersion, version: int) -> bool:
+    match expected:
+        case None:
+            return True
+        case int():
+            return version == expected
+        case frozenset():
+            return version in expected
+
+
+def _named(expected: ExpectedVersion) -> str:
+    return " or ".join(map(str, sorted(expected))) if isinstance(expected, frozenset) else str(expected)

@@ -9,13 +9,12 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-import aiohttp
 import orjson
 import structlog
 from aiohttp import web
@@ -34,10 +33,7 @@ from libs.core.errors import (
     Forbidden,
     InvalidInput,
     NotFound,
-    PreconditionFailed,
-    RequestTimeout,
     RetryLater,
-    TooLarge,
     Unauthenticated,
     UnsupportedMediaType,
 )
@@ -46,10 +42,12 @@ from libs.core.json import parse_json
 from libs.core.principal import Principal
 from libs.core.validation import field_errors
 from libs.runtime.command_handler import IdempotencyKey
+from libs.runtime.http_body import BODY, EXPECTATION, read_bytes, require_readable
+from libs.runtime.http_conditions import finished
 from libs.runtime.http_errors import INTERNAL_MESSAGE, error_answer, family_of, of_http_exception
 from libs.runtime.logs import log_request
 from libs.runtime.mongo import ConnectionFailure
-from libs.runtime.openapi import Answered, Content, Json, describe, part_of
+from libs.runtime.openapi import Answered, Content, DescribedRoute, Json, Operation, describe, part_of
 from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalVerifier
 from libs.runtime.scopes import authorize
 from libs.runtime.settings import ServiceSettings
@@ -63,11 +61,6 @@ from libs.runtime.telemetry import (
 )
 
 BODY_BYTES_MAX = 1024 * 1024
-BODY_TIMEOUT_SECONDS = 30.0
-COMPRESS_BYTES_MIN = 1024
-COMPRESSED_TYPES = frozenset(
-    {"application/json", "application/problem+json", "application/xml", "text/csv", "text/plain"}
-)
 IDEMPOTENCY_KEY_LENGTH_MAX = 255
 
 PUBLIC_PATHS = frozenset(
@@ -84,10 +77,8 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 PRINCIPAL: web.RequestKey[Principal] = web.RequestKey("principal", Principal)
 RESPONSE_HEADERS: web.RequestKey[dict[str, str]] = web.RequestKey("response_headers", dict)
 ROUTE_LABEL: web.RequestKey[str] = web.RequestKey("route_label", str)
-BODY: web.RequestKey[bytes] = web.RequestKey("body", bytes)
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_ENTITY_TAG_VERSION = re.compile(r'(?:W/)?"(\d{1,18})(?:\.[0-9a-f]+)?"')
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 log = structlog.get_logger(__name__)
@@ -158,11 +149,11 @@ def create_app(
     shell = _Shell(service_name, verifier, is_public=settings.public)
     app = web.Application(middlewares=[shell.around], client_max_size=BODY_BYTES_MAX)
     app.on_response_prepare.append(_add_headers)
-    app.add_routes(operational_routes(health))
+    shell.add(app.router, operational_routes(health))
     if not settings.public:
         app.router.add_get("/metrics", metrics)
         app.router.add_get(DESCRIPTION_PATH, _description_of(routes))
-    app.add_routes(routes)
+    shell.add(app.router, routes)
     return app
 
 
@@ -174,6 +165,14 @@ class _Shell:
         self._verifier = verifier
         self._is_public = is_public
         self._timers: dict[tuple[str, str, int], Any] = {}
+        self._operations: dict[tuple[web.AbstractResource | None, str], Operation] = {}
+
+    def add(self, router: web.UrlDispatcher, routes: Iterable[web.AbstractRouteDef]) -> None:
+        """Register routes, and remember what those that are described promise."""
+        for route in routes:
+            [*_, registered] = route.register(router)
+            if isinstance(route, DescribedRoute):
+                self._operations[registered.resource, route.method] = route.operation
 
     @web.middleware
     async def around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -190,6 +189,9 @@ class _Shell:
                 traceparent = current_traceparent()
                 response = await self._answer(request, handler, request_id)
                 status = response.status
+                if EXPECTATION in request and not response.prepared:
+                    # Whether a client that was never told to go on will send its body is not to be known.
+                    response.force_close()
                 if span.is_recording():
                     _describe(span, request, status)
             return response
@@ -202,6 +204,9 @@ class _Shell:
             if self._is_public:
                 return await handler(request)
             self._authenticate(request)
+            if request.match_info.http_exception is None:
+                require_readable(request)
+                _require_heeded(request, self._operation_of(request))
             return finished(request, await handler(request))
         except Exception as error:
             if request.transport is None or request.transport.is_closing():
@@ -242,8 +247,12 @@ class _Shell:
             if path in PUBLIC_PATHS or path in OPERATIONAL_PATHS:
                 return
             raise Unauthenticated("authentication is required")
-        principal = self._verifier.verify(token).principal
-        request[PRINCIPAL] = principal
+        verified = self._verifier.verify(token)
+        principal = request[PRINCIPAL] = verified.principal
+        if verified.may_only_read and request.match_info.http_exception is None:
+            operation = self._operation_of(request)
+            if operation is None or operation.changes:
+                raise not_intended()
         structlog.contextvars.bind_contextvars(principal=f"{principal.kind}/{principal.subject}")
         if principal.kind in ("api_key", "oauth_client"):
             resource = request.match_info.route.resource
@@ -251,6 +260,10 @@ class _Shell:
                 authorize(principal, request.method, resource.canonical)
         elif principal.kind == "service" and not (path.startswith("/internal/") or path in PUBLIC_PATHS):
             raise Forbidden(f"the service {principal.subject} may call /internal only")
+
+    def _operation_of(self, request: web.Request) -> Operation | None:
+        method = "GET" if request.method == "HEAD" else request.method
+        return self._operations.get((request.match_info.route.resource, method))
 
     def _account(self, request: web.Request, status: int, duration_seconds: float, traceparent: str | None) -> None:
         route = request.get(ROUTE_LABEL) or _route_of(request)
@@ -285,6 +298,35 @@ def _describe(span: Span, request: web.Request, status: int) -> None:
         fail_span(span, str(status))
 
 
+def not_intended() -> Forbidden:
+    """The refusal of a call by session cookie that a page of somebody else may have made."""
+    return Forbidden(
+        "calls by session cookie that change something must come from an allowed origin; "
+        "add it to ALLOWED_ORIGINS, or send a token in Authorization",
+        code="origin_not_allowed",
+    )
+
+
+_UNHEEDED = (
+    ("Idempotency-Key", "idempotency_key_not_supported"),
+    ("If-Match", "if_match_not_supported"),
+    ("If-None-Match", "if_none_match_not_supported"),
+)
+
+
+def _require_heeded(request: web.Request, operation: Operation | None) -> None:
+    """Refuse a header that makes a change safe where it would do nothing: its sender relies on it.
+
+    A POST without effects of its own (logins, tests, previews) takes any ``Idempotency-Key``.
+    """
+    if operation is None or request.method in ("GET", "HEAD"):
+        return
+    heeded = {"Idempotency-Key": operation.idempotent or request.method == "POST", "If-Match": operation.conditional}
+    for name, code in _UNHEEDED:
+        if name in request.headers and not heeded.get(name, False):
+            raise FixRequest(f"{request.method} of this route does not heed {name}; leave it out", code=code)
+
+
 def _request_id_of(request: web.Request) -> str:
     given = request.headers.get("X-Request-Id")
     return given if given is not None and _SANE_REQUEST_ID.fullmatch(given) else uuid7()
@@ -310,30 +352,6 @@ def _cut(request: web.Request, error: Exception) -> ConnectionResetError:
     if request.transport is not None:
         request.transport.abort()
     return ConnectionResetError("the answer was broken off")
-
-
-def finished(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """Answer 304 to a caller who has this version, compress what is worth it."""
-    if response.prepared or not isinstance(response, web.Response):
-        return response
-    tag = response.headers.get("ETag")
-    if tag is not None and request.method in ("GET", "HEAD") and response.status == 200:
-        known = request.headers.get("If-None-Match")
-        if known is not None and _matches(known, tag):
-            return web.Response(status=304, headers={"ETag": tag})
-    body = response.body
-    if isinstance(body, bytes) and len(body) >= COMPRESS_BYTES_MIN and response.content_type in COMPRESSED_TYPES:
-        response.headers["Vary"] = "Accept-Encoding"
-        if "gzip" in request.headers.get("Accept-Encoding", ""):
-            response.enable_compression(web.ContentCoding.gzip)
-    return response
-
-
-def _matches(if_none_match: str, tag: str) -> bool:
-    """Weak comparison (RFC 9110 section 13.1.2)."""
-    if if_none_match.strip() == "*":
-        return True
-    return tag.removeprefix("W/") in (item.strip().removeprefix("W/") for item in if_none_match.split(","))
 
 
 class HealthShown(Answered):
@@ -443,29 +461,6 @@ def json_answer(
 
 
 # Requests
-
-
-async def read_bytes(request: web.Request) -> bytes:
-    """The body, decompressed, within the application's limit and within 30 seconds."""
-    known: bytes | None = request.get(BODY)
-    if known is not None:
-        return known
-    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("identity", "gzip", "deflate"):
-        raise UnsupportedMediaType(f"the content encoding {encoding[:32]!r} is not supported; use gzip")
-    # What has come with its head needs no timer.
-    limit_seconds = None if request.content.is_eof() else BODY_TIMEOUT_SECONDS
-    try:
-        async with asyncio.timeout(limit_seconds):
-            body = await request.read()
-    except TimeoutError:
-        raise RequestTimeout("the request body did not arrive in time") from None
-    except web.HTTPRequestEntityTooLarge:
-        raise TooLarge(f"the request body is over {request.client_max_size} bytes") from None
-    except (web.RequestPayloadError, aiohttp.ClientPayloadError, aiohttp.http_exceptions.HttpProcessingError):
-        raise FixRequest("the request body can't be decoded", code="malformed_body") from None
-    request[BODY] = body
-    return body
 
 
 async def read_raw_json(request: web.Request) -> Any:
@@ -587,30 +582,18 @@ def metadata_of(request: web.Request) -> Metadata:
     )
 
 
-def if_match_of(request: web.Request) -> int | None:
-    """The version that the caller read, None where the current one will do.
-
-    Raises:
-        PreconditionFailed: a tag that no version of ours can have.
-    """
-    given = request.headers.get("If-Match")
-    if given is None or given.strip() == "*":
-        return None
-    matched = _ENTITY_TAG_VERSION.fullmatch(given.strip())
-    if matched is None:
-        raise PreconditionFailed('If-Match must be the ETag of a version, such as "3"')
-    return int(matched[1])
-
-
 def idempotency_of(request: web.Request, body: bytes | None = None) -> IdempotencyKey | None:
     """The request's ``Idempotency-Key``, made unique to the caller, the method and the path.
 
     Args:
         body: what must be the same when the key comes again; by default the body that was read.
     """
-    key = request.headers.get("Idempotency-Key")
-    if key is None:
+    keys = request.headers.getall("Idempotency-Key", ())
+    if not keys:
         return None
+    if len(keys) > 1:
+        raise _invalid("Idempotency-Key", "stands twice")
+    key = keys[0]
     if not 1 <= len(key) <= IDEMPOTENCY_KEY_LENGTH_MAX or not key.isascii() or not key.isprintable():
         raise _invalid("Idempotency-Key", f"must be 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} printable ASCII characters")
     principal = request.get(PRINCIPAL)

@@ -20,7 +20,9 @@ from libs.core.errors import (
     RetryLater,
     TooLarge,
     Unauthenticated,
+    UnsupportedMediaType,
 )
+from libs.runtime.http_body import CODINGS
 
 Family = Literal["project", "v2", "sync", "oauth", "internal"]
 
@@ -181,6 +183,8 @@ def _headers(error: DataSyncError, family: Family) -> dict[str, str]:
         case InsufficientScope():
             scope = f', scope="{error.scope}"' if error.scope else ""
             headers["WWW-Authenticate"] = f'Bearer realm="datasync", error="insufficient_scope"{scope}'
+        case UnsupportedMediaType() if error.code == "unsupported_content_encoding":
+            headers["Accept-Encoding"] = CODINGS
     retry_after_seconds = error.retry_after_seconds
     if retry_after_seconds is None and error.status == HTTPStatus.SERVICE_UNAVAILABLE:
         retry_after_seconds = RETRY_AFTER_SECONDS

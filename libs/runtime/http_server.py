@@ -1,15 +1,19 @@
 """The HTTP/1.1 server under every service: what is not HTTP gets an answer in our shape, what never ends is cut off."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from libs.core.errors import CallOperator, DataSyncError, FixRequest
 from libs.core.ids import uuid7
+from libs.runtime.http_body import EXPECTATION
 from libs.runtime.http_errors import INTERNAL_MESSAGE, error_answer
 
 HEAD_TIMEOUT_SECONDS = 15.0
@@ -27,14 +31,18 @@ class ServiceRunner(web.AppRunner):
 
     def __init__(self, app: web.Application, *, shutdown_timeout_seconds: float) -> None:
         super().__init__(
-            app, access_log=None, shutdown_timeout=shutdown_timeout_seconds, keepalive_timeout=IDLE_SECONDS
+            app,
+            access_log=None,
+            shutdown_timeout=shutdown_timeout_seconds,
+            keepalive_timeout=IDLE_SECONDS,
+            auto_decompress=False,
         )
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         return _Server(
             server.request_handler,
-            request_factory=server.request_factory,
+            request_factory=_expecting(server.request_factory),
             loop=asyncio.get_running_loop(),
             **server._kwargs,
         )
@@ -105,3 +113,20 @@ class _Connection(RequestHandler):
             too_long.status = 431
             return too_long
         return FixRequest("the request is not valid HTTP/1.1", code="malformed_request")
+
+
+def _expecting(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
+    """Requests whose ``Expect`` is met when their body is first read, not before anybody has looked at them."""
+
+    def request_of(message: RawRequestMessage, *connection: Any) -> web.BaseRequest:
+        expectation = message.headers.get("Expect")
+        if expectation is None:
+            return make(message, *connection)
+        headers = CIMultiDict(message.headers)
+        del headers["Expect"]
+        request = make(message._replace(headers=CIMultiDictProxy(headers)), *connection)
+        if message.version >= HttpVersion11:
+            request[EXPECTATION] = expectation
+        return request
+
+    return request_of

@@ -173,6 +173,7 @@ class Operation:
     conditional: bool
     idempotent: bool
     enveloped: bool
+    changes: bool
 
 
 class DescribedRoute(web.RouteDef):
@@ -181,7 +182,9 @@ class DescribedRoute(web.RouteDef):
     operation: Operation
 
     def __init__(self, route: web.RouteDef, operation: Operation) -> None:
-        super().__init__(route.method, route.path, route.handler, route.kwargs)
+        # HEAD is to be safe, and would run the handler of its GET.
+        kwargs = route.kwargs | {"allow_head": False} if route.method == "GET" and operation.changes else route.kwargs
+        super().__init__(route.method, route.path, route.handler, kwargs)
         object.__setattr__(self, "operation", operation)
 
 
@@ -204,6 +207,7 @@ def describe(
     conditional: bool = False,
     idempotent: bool = False,
     enveloped: bool | None = None,
+    changes: bool | None = None,
 ) -> DescribedRoute:
     """The route, and what it promises. The first paragraph of its handler's docstring is the longer description.
 
@@ -218,6 +222,8 @@ def describe(
         versioned: answers carry an ``ETag`` and heed ``If-None-Match``.
         conditional: heeds ``If-Match``; ``idempotent``: heeds ``Idempotency-Key``.
         enveloped: in the project family's envelope; by default what the path says.
+        changes: whether the route changes something; by default what the method says. A GET that does is not served
+            to HEAD, and pages of other origins can't call it with a user's cookie.
     """
     usual = answer if isinstance(answer, Content) else Content(HTTPStatus(status).phrase, answer)
     answers: dict[int, tuple[Content, ...]] = {status: (usual,)}
@@ -238,6 +244,7 @@ def describe(
         conditional=conditional,
         idempotent=idempotent,
         enveloped=family_of(route.path) == "project" if enveloped is None else enveloped,
+        changes=route.method not in ("GET", "HEAD") if changes is None else changes,
     )
     return DescribedRoute(route, operation)
 

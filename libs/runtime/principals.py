@@ -62,12 +62,18 @@ class PrincipalSigner:
         self.service = service
         self._key = None if key is None else _private_key(key.get_secret_value())
         self._self = Principal(kind="service", subject=service, name=service)
-        self._signed: dict[tuple[str, str, str], _Signed] = {}
+        self._signed: dict[tuple[str, str, str, bool], _Signed] = {}
 
-    def sign(self, principal: Principal, audience: str, *, ttl_seconds: float = TOKEN_SECONDS) -> str:
-        """A token that says to ``audience`` who is calling; reused for a few seconds."""
+    def sign(
+        self, principal: Principal, audience: str, *, may_only_read: bool = False, ttl_seconds: float = TOKEN_SECONDS
+    ) -> str:
+        """A token that says to ``audience`` who is calling; reused for a few seconds.
+
+        Args:
+            may_only_read: the call may not be the user's intent, so no route that changes something may take it.
+        """
         now = time.time()
-        key = (principal.kind, principal.subject, audience)
+        key = (principal.kind, principal.subject, audience, may_only_read)
         known = self._signed.get(key)
         if (
             known is not None
@@ -75,9 +81,8 @@ class PrincipalSigner:
             and (known.principal is principal or known.principal == principal)
         ):
             return known.token
-        token = self._encode(
-            {"aud": audience, "sub": principal.subject, "principal": principal.model_dump(mode="json")}, ttl_seconds
-        )
+        claims = {"aud": audience, "sub": principal.subject, "principal": principal.model_dump(mode="json")}
+        token = self._encode(claims | ({"may_only_read": True} if may_only_read else {}), ttl_seconds)
         if len(self._signed) >= CACHED_MAX:
             self._signed.clear()
         self._signed[key] = _Signed(principal, token, now + TOKEN_REUSE_SECONDS)
@@ -101,11 +106,12 @@ class PrincipalSigner:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a valid token says: who is calling and which service vouches for it."""
+    """What a valid token says: who is calling, which service vouches for it, and whether it may change anything."""
 
     principal: Principal
     issuer: str
     expires_at: float
+    may_only_read: bool = False
 
 
 class PrincipalVerifier:
@@ -150,7 +156,7 @@ class PrincipalVerifier:
         speaks_for_itself = principal.kind == "service" and principal.subject == issuer
         if not speaks_for_itself and (principal.kind == "service" or issuer != GATEWAY):
             raise Unauthenticated(f"{issuer} may not speak for others", code="invalid_principal")
-        return Verified(principal, issuer, float(claims["exp"]))
+        return Verified(principal, issuer, float(claims["exp"]), bool(claims.get("may_only_read")))
 
     def _decode(self, token: str, issuer: str, audience: str) -> dict[str, Any]:
         key = self._keys.get(issuer)

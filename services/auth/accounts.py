@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from libs.core.decider import Act
+from libs.core.decider import Act, ExpectedVersion
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, FieldError, Forbidden, InvalidInput, NotFound, Unauthenticated
 from libs.core.principal import FIRST_PROJECT_ID, Principal, Role
@@ -159,7 +159,7 @@ class Accounts:
         metadata: Metadata,
         *,
         session_token: str | None = None,
-        expected_version: int | None = None,
+        expected_version: ExpectedVersion = None,
     ) -> Entity[User]:
         """Change a user's e-mail address, password or both.
 

@@ -18,7 +18,6 @@ from libs.core.principal import Principal
 from libs.runtime.command_handler import Entity, IdempotencyKey
 from libs.runtime.http import (
     idempotency_of,
-    if_match_of,
     internal_route,
     json_answer,
     metadata_of,
@@ -28,6 +27,7 @@ from libs.runtime.http import (
     read_query,
     success,
 )
+from libs.runtime.http_conditions import if_match_of
 from libs.runtime.mongo import Document
 from libs.runtime.openapi import Content, EventShown, describe
 from services.auth.accounts import Accounts, project_meant, require_owner

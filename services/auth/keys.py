@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from libs.contracts.auth import Plan
 from libs.core.clock import Clock
-from libs.core.decider import Act
+from libs.core.decider import Act, ExpectedVersion
 from libs.core.envelope import Metadata
 from libs.core.ids import uuid7
 from libs.core.principal import Principal
@@ -94,7 +94,7 @@ class Keys:
         overlap: timedelta,
         lifetime: timedelta | None,
         metadata: Metadata,
-        expected_version: int | None,
+        expected_version: ExpectedVersion,
         idempotency: IdempotencyKey | None,
     ) -> IssuedKey:
         """Give a key another secret; the former one stays good for ``overlap``, but not beyond its own end.
@@ -112,7 +112,7 @@ class Keys:
         return await self._shown_once(text, Work([act], metadata, [secret], idempotency))
 
     async def rename(
-        self, caller: Principal, key: Entity[ApiKey], name: str, metadata: Metadata, expected_version: int | None
+        self, caller: Principal, key: Entity[ApiKey], name: str, metadata: Metadata, expected_version: ExpectedVersion
     ) -> Entity[ApiKey]:
         await self._require_control(caller, key, metadata)
         return await self._commands.handle(
@@ -120,7 +120,7 @@ class Keys:
         )
 
     async def revoke(
-        self, caller: Principal, key: Entity[ApiKey], metadata: Metadata, expected_version: int | None
+        self, caller: Principal, key: Entity[ApiKey], metadata: Metadata, expected_version: ExpectedVersion
     ) -> Entity[ApiKey]:
         """Revoke a key; all its secrets are refused from the moment that this returns."""
         await self._require_control(caller, key, metadata)

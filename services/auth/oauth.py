@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus
 
 from libs.contracts.auth import Plan
 from libs.core.clock import Clock
-from libs.core.decider import Act
+from libs.core.decider import Act, ExpectedVersion
 from libs.core.envelope import Metadata
 from libs.core.errors import FixRequest, InvalidInput, Unauthenticated
 from libs.core.ids import uuid7
@@ -119,7 +119,7 @@ class OauthClients:
         return IssuedClient(entity, None if outcome.replayed else secret)
 
     async def revoke(
-        self, caller: Principal, client: Entity[OauthClient], metadata: Metadata, expected_version: int | None
+        self, caller: Principal, client: Entity[OauthClient], metadata: Metadata, expected_version: ExpectedVersion
     ) -> Entity[OauthClient]:
         """Revoke a client; its tokens are refused from the moment that this returns."""
         require_control(caller, metadata.project_id, client, await self._queries.member_behind(caller))

@@ -10,16 +10,9 @@ from aiohttp import web
 
 from libs.core.errors import FixRequest, NotFound, UnsupportedMediaType
 from libs.runtime.command_handler import Entity
-from libs.runtime.http import (
-    idempotency_of,
-    if_match_of,
-    json_answer,
-    metadata_of,
-    principal_of,
-    read_body,
-    read_bytes,
-    read_query,
-)
+from libs.runtime.http import idempotency_of, json_answer, metadata_of, principal_of, read_body, read_query
+from libs.runtime.http_body import read_bytes
+from libs.runtime.http_conditions import if_match_of
 from libs.runtime.openapi import describe
 from services.auth.accounts import project_meant
 from services.auth.answers import ClientIssued, ClientShown, ClientsShown, EventsShown, TokenGranted

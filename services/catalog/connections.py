@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from libs.core.clock import Clock
-from libs.core.decider import Aggregate
+from libs.core.decider import Aggregate, ExpectedVersion
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict
 from libs.core.json import JsonObject
@@ -77,7 +77,7 @@ class Connections:
         )
 
     async def update(
-        self, role: Role, entity_id: int, given: Given, metadata: Metadata, expected_version: int | None
+        self, role: Role, entity_id: int, given: Given, metadata: Metadata, expected_version: ExpectedVersion
     ) -> Entity[Connection]:
         """Raises besides ``NotFound``, and ``PreconditionFailed`` where ``expected_version`` is not the current one."""
 
@@ -97,7 +97,7 @@ class Connections:
         return await _while_secrets_change(attempt)
 
     async def delete(
-        self, role: Role, entity_id: int, metadata: Metadata, expected_version: int | None
+        self, role: Role, entity_id: int, metadata: Metadata, expected_version: ExpectedVersion
     ) -> Entity[Connection]:
         """Raises ``Conflict`` naming the jobs while any holds on to it; its secrets go with it."""
 

@@ -31,7 +31,6 @@ from libs.runtime.documents import Documents
 from libs.runtime.http import (
     REQUEST_ID,
     idempotency_of,
-    if_match_of,
     internal_route,
     metadata_of,
     project_of,
@@ -40,6 +39,7 @@ from libs.runtime.http import (
     read_query_or_body,
     success,
 )
+from libs.runtime.http_conditions import if_match_of
 from libs.runtime.internal_client import InternalClient
 from libs.runtime.openapi import EventShown, describe
 from libs.runtime.telemetry import current_traceparent

@@ -62,6 +62,7 @@ class Sent:
     Args:
         headers: without any that frames the body or the connection.
         body_size_bytes: the length of a body that comes in pieces, None when nobody knows it.
+        awaits_continue: the body comes in pieces, and only once the service has said that it wants it.
         caller_is_there: whether somebody still wants the answer.
     """
 
@@ -71,6 +72,7 @@ class Sent:
     body: Body
     body_size_bytes: int | None = None
     caller_is_there: Callable[[], bool] = _always
+    awaits_continue: bool = False
 
 
 class _Connection(asyncio.Protocol):
@@ -160,8 +162,10 @@ class Exchange:
         "_request",
         "_says_close",
         "_sent_whole",
+        "_timer",
         "_waiter",
         "_writing",
+        "_written_at",
         "headers",
         "size_bytes",
         "status",
@@ -173,6 +177,8 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._request: Sent | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._written_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._parser: HttpResponseParser | None = None
         self._head = b""
@@ -204,7 +210,11 @@ class Exchange:
     # The request
 
     async def send(self, request: Sent, timeout_seconds: float) -> None:
-        """Send the request and await the answer's head, which may come before all of the request's body is sent."""
+        """Send the request and await the answer's head, which may come before all of the request's body is sent.
+
+        Args:
+            timeout_seconds: until the answer begins, counted from the last of the body that was written.
+        """
         self._request = request
         body = request.body
         head = _head_of(request)
@@ -214,7 +224,10 @@ class Exchange:
             self._sent_whole = True
         else:
             self._connection.transport.write(head)
-            self._writing = self._loop.create_task(self._write_body(body, request.body_size_bytes))
+            while request.awaits_continue and self.status == 0:
+                await self._wait(timeout_seconds)
+            if self.status < 200:
+                self._writing = self._loop.create_task(self._write_body(body, request.body_size_bytes))
         while self.status < 200:
             await self._wait(timeout_seconds)
 
@@ -225,6 +238,7 @@ class Exchange:
                 if not piece:
                     continue
                 written_bytes += len(piece)
+                self._written_at = self._loop.time()
                 if size_bytes is None:
                     await self._connection.write(b"%x\r\n%b\r\n" % (len(piece), piece))
                 elif written_bytes > size_bytes:
@@ -275,15 +289,19 @@ class Exchange:
         if self._error is not None:
             raise self._error
         self._waiter = self._loop.create_future()
-        timer = self._loop.call_later(timeout_seconds, self._time_out)
+        self._timer = self._loop.call_later(timeout_seconds, self._time_out, timeout_seconds)
         try:
             await self._waiter
         finally:
-            timer.cancel()
+            self._timer.cancel()
             self._waiter = None
 
-    def _time_out(self) -> None:
-        self.fail(NoAnswer())
+    def _time_out(self, timeout_seconds: float) -> None:
+        left_seconds = self._written_at + timeout_seconds - self._loop.time()
+        if left_seconds > 0:
+            self._timer = self._loop.call_later(left_seconds, self._time_out, timeout_seconds)
+        else:
+            self.fail(NoAnswer())
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -312,7 +330,7 @@ class Exchange:
         except (HttpParserError, HttpParserUpgrade, ValueError) as error:
             self.fail(BrokenOff(f"the answer is no HTTP: {error}"))
         else:
-            if self.status >= 200:
+            if self.status:
                 self._wake()
 
     def feed_end(self) -> None:
@@ -374,6 +392,8 @@ class Exchange:
         for name, value in self.headers:
             match name.lower():
                 case b"content-length":
+                    if not value.isdigit():
+                        raise ValueError("a length that is no number")
                     length = int(value)
                 case b"transfer-encoding":
                     if coding is not None or value.lower() != b"chunked" or self._says_close:
@@ -609,6 +629,8 @@ def _head_of(request: Sent) -> bytes:
         lines.append(f"Content-Length: {request.body_size_bytes}")
     else:
         lines.append("Transfer-Encoding: chunked")
+    if request.awaits_continue:
+        lines.append("Expect: 100-continue")
     head = "\r\n".join(lines)
     if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1 or "\0" in head:
         raise ValueError("a line of the request holds a line break")

@@ -12,15 +12,9 @@ from pydantic import Field
 from libs.core.clock import isoformat_z
 from libs.core.errors import NotFound
 from libs.core.principal import FIRST_PROJECT_ID
-from libs.runtime.http import (
-    PUBLIC_PATHS,
-    REQUEST_ID,
-    RESPONSE_HEADERS,
-    ROUTE_LABEL,
-    finished,
-    metrics,
-    read_bytes,
-)
+from libs.runtime.http import PUBLIC_PATHS, REQUEST_ID, RESPONSE_HEADERS, ROUTE_LABEL, metrics, not_intended
+from libs.runtime.http_body import read_bytes, require_readable
+from libs.runtime.http_conditions import finished
 from libs.runtime.openapi import Content, describe
 from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner
 from libs.runtime.telemetry import inject_trace
@@ -71,6 +65,7 @@ class Gateway:
         if target is None or "/../" in path or path.endswith("/.."):
             raise NotFound(f"there is nothing at {request.path[:200]}", code="unknown_route")
         request[ROUTE_LABEL] = target.label
+        require_readable(request)
         headers = forwarded_headers(request, with_credentials=target.service == "auth")
         if path in PUBLIC_PATHS:
             await self._admission.require_address(request)
@@ -79,11 +74,15 @@ class Gateway:
             await self._admission.require_caller(request, path, caller.principal)
             if caller.expires_soon_at is not None:
                 request[RESPONSE_HEADERS][KEY_EXPIRES_HEADER] = isoformat_z(caller.expires_soon_at)
-            if caller.by_cookie:
-                self._origins.require_intended(request.method, path, request.headers)
+            # What a path does is known where it is routed: what changes something refuses a token that may only read.
+            may_only_read = caller.by_cookie and not self._origins.vouches_for(request.headers)
+            if may_only_read and request.method not in SAFE_METHODS:
+                raise not_intended()
             if target.by_entity_type:
-                target = await _by_entity_type(request, target)
-            headers[PRINCIPAL_HEADER] = self._principals.sign(caller.principal, target.service)
+                target = await _by_entity_type(request, target, headers)
+            headers[PRINCIPAL_HEADER] = self._principals.sign(
+                caller.principal, target.service, may_only_read=may_only_read
+            )
         self._introduce(request, headers)
         answer = await self._upstream.forward(request, target, headers)
         if target.service == "auth" and request.method not in SAFE_METHODS and path not in PUBLIC_PATHS:
@@ -157,9 +156,10 @@ class OwnRoutes:
         return await metrics(request)
 
 
-async def _by_entity_type(request: web.Request, target: Target) -> Target:
+async def _by_entity_type(request: web.Request, target: Target, headers: CIMultiDict[str]) -> Target:
     """Look into the one body whose content decides where it goes; what is not JSON is left to the service to refuse."""
     body = await read_bytes(request)
+    headers.popall("Content-Encoding", None)
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError:

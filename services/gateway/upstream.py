@@ -10,14 +10,14 @@ from functools import lru_cache
 from http import HTTPStatus
 from urllib.parse import quote
 
-import aiohttp
 from aiohttp import HttpVersion10, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import rfc822_formatted_time
 from multidict import CIMultiDict
 
-from libs.core.errors import FixRequest, RequestTimeout, RetryLater, TooLarge, UpstreamTimeout
-from libs.runtime.http import BODY, RESPONSE_HEADERS
+from libs.core.errors import DataSyncError, RequestTimeout, RetryLater, UpstreamTimeout
+from libs.runtime.http import RESPONSE_HEADERS
+from libs.runtime.http_body import BODY, EXPECTATION, pieces, read_coded, too_large
 from libs.runtime.telemetry import UPSTREAM_UNAVAILABLE
 from services.gateway.breaker import Breaker
 from services.gateway.connections import (
@@ -32,7 +32,6 @@ from services.gateway.connections import (
 )
 from services.gateway.routes import Target
 
-BODY_IDLE_SECONDS = 30.0
 BUFFERED_BYTES_MAX = 64 * 1024
 WATCH_SECONDS = 0.5
 LET_GO_SECONDS = 1.0
@@ -122,7 +121,7 @@ class Upstream:
         body = _Body(request, target.body_bytes_max)
         connections = self._connections[target.service]
         try:
-            content = await body.start(timeout_seconds)
+            content = await body.start()
             sent = Sent(
                 request.method,
                 _path_of(request),
@@ -130,6 +129,7 @@ class Upstream:
                 content,
                 body.announced_bytes,
                 lambda: request.transport is not None and not request.transport.is_closing(),
+                body.is_awaited,
             )
             if request.method not in SAFE_METHODS:
                 return await connections.exchange(sent, timeout_seconds)
@@ -170,9 +170,6 @@ def forwarded_headers(request: web.Request, *, with_credentials: bool) -> CIMult
     dropped = set(_MADE_ANEW)
     if not with_credentials:
         dropped |= {"authorization", "cookie"}
-    if "Content-Encoding" in request.headers and request.body_exists:
-        # The body was decompressed on its way in, so that its true size could be held to the limit.
-        dropped |= {"content-encoding"}
     connection = request.headers.get("Connection")
     if connection is not None:
         dropped |= {token.strip().lower() for token in connection.split(",")}
@@ -186,62 +183,40 @@ def forwarded_headers(request: web.Request, *, with_credentials: bool) -> CIMult
 
 
 class _Body:
-    """The request's body on its way through: read ahead when it is small, streamed with its size watched else."""
+    """The request's body on its way through: read ahead when it is small, streamed with its size watched else.
+
+    It passes coded as it came: a service that reads it holds it to its limit; what nobody reads is inflated nowhere.
+    """
 
     def __init__(self, request: web.Request, size_bytes_max: int) -> None:
         self._request = request
         self._size_bytes_max = size_bytes_max
+        self.is_awaited = EXPECTATION in request and request.body_exists
         self.is_coming = False
         self.announced_bytes: int | None = None
-        self.refusal: FixRequest | RetryLater | None = None
+        self.refusal: DataSyncError | None = None
 
-    async def start(self, timeout_seconds: float) -> bytes | AsyncIterator[bytes] | None:
+    async def start(self) -> bytes | AsyncIterator[bytes] | None:
         request = self._request
         known: bytes | None = request.get(BODY)
         if known is not None or not request.body_exists:
             return known
-        size_bytes = request.content_length
-        if size_bytes is not None and size_bytes > self._size_bytes_max:
-            raise self._too_large()
+        self.announced_bytes = request.content_length
+        if self.announced_bytes is not None and self.announced_bytes > self._size_bytes_max:
+            raise too_large(self._size_bytes_max)
+        if self.is_awaited or self.announced_bytes is None or self.announced_bytes > BUFFERED_BYTES_MAX:
+            return self._pieces()
+        return await read_coded(request, self._size_bytes_max)
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
         self.is_coming = True
-        if "Content-Encoding" not in request.headers:
-            self.announced_bytes = size_bytes
-        if self.announced_bytes is not None and self.announced_bytes <= BUFFERED_BYTES_MAX:
-            return await self._whole(timeout_seconds)
-        return self._chunks()
-
-    async def _whole(self, timeout_seconds: float) -> bytes:
         try:
-            async with asyncio.timeout(timeout_seconds):
-                whole = await self._request.content.read(-1)
-        except TimeoutError:
-            raise RequestTimeout("the request body did not arrive in time") from None
+            async for piece in pieces(self._request, self._size_bytes_max):
+                yield piece
+        except DataSyncError as error:
+            self.refusal = error
+            raise
         self.is_coming = False
-        return whole
-
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        passed_bytes = 0
-        try:
-            while True:
-                async with asyncio.timeout(BODY_IDLE_SECONDS):
-                    chunk = await self._request.content.readany()
-                if not chunk:
-                    break
-                passed_bytes += len(chunk)
-                if passed_bytes > self._size_bytes_max:
-                    raise self._too_large()
-                yield chunk
-        except TimeoutError:
-            self.refusal = RequestTimeout("the request body did not arrive in time")
-            raise self.refusal from None
-        except (web.RequestPayloadError, aiohttp.http_exceptions.HttpProcessingError):
-            self.refusal = FixRequest("the request body can't be decoded", code="malformed_body")
-            raise self.refusal from None
-        self.is_coming = False
-
-    def _too_large(self) -> TooLarge:
-        self.refusal = TooLarge(f"the request body is over {self._size_bytes_max} bytes")
-        return self.refusal
 
 
 async def _answer(request: web.Request, exchange: Exchange, is_stopping: Callable[[], bool]) -> web.StreamResponse:
@@ -253,6 +228,8 @@ async def _answer(request: web.Request, exchange: Exchange, is_stopping: Callabl
         except BrokenOff as error:
             raise RetryLater("the service broke off its answer", code="service_broke_off") from error
     answer = web.StreamResponse(status=exchange.status, headers=_answered_headers(exchange))
+    if EXPECTATION in request:
+        answer.force_close()
     await answer.prepare(request)
     try:
         with _Watch(request, exchange, is_stopping):
@@ -282,7 +259,8 @@ class _Passed(web.StreamResponse):
         transport = request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the caller is gone")
-        self._keep_alive = request.keep_alive
+        if self._keep_alive is None:
+            self._keep_alive = request.keep_alive
         wire = self._head(request) + self._whole_body
         transport.write(wire)
         writer = request.writer

@@ -18,16 +18,8 @@ from libs.core.errors import Conflict, FieldError, InvalidInput, NotFound
 from libs.core.json import JsonObject, parse_json
 from libs.runtime.command_handler import CommandHandler, Entity
 from libs.runtime.documents import Documents
-from libs.runtime.http import (
-    idempotency_of,
-    if_match_of,
-    internal_route,
-    metadata_of,
-    project_of,
-    read_body,
-    read_query,
-    success,
-)
+from libs.runtime.http import idempotency_of, internal_route, metadata_of, project_of, read_body, read_query, success
+from libs.runtime.http_conditions import if_match_of
 from libs.runtime.openapi import Content, EventShown, describe
 from services.job_orchestrator.answers import (
     ActivationEchoed,
@@ -235,7 +227,13 @@ class JobRoutes:
                 conditional=True,
             ),
             act(web.post(f"{one}/sync", self.sync), "Run a job now", answer=RunBegun),
-            _describe(web.get(f"{one}/cancel", self.cancel), "Cancel a job's run", answer=Cancelled, refuses=(409,)),
+            _describe(
+                web.get(f"{one}/cancel", self.cancel),
+                "Cancel a job's run",
+                answer=Cancelled,
+                refuses=(409,),
+                changes=True,
+            ),
             act(web.post(f"{one}/cancel", self.cancel), "Cancel a job's run", answer=Cancelled),
             _describe(
                 web.get(f"{one}/clear-destination", self.clearing),

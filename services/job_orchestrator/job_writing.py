@@ -12,7 +12,7 @@ from libs.contracts.internal import (
     ReserveEndpoints,
 )
 from libs.core.clock import Clock
-from libs.core.decider import Act
+from libs.core.decider import Act, ExpectedVersion
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, FieldError, InvalidInput
 from libs.core.json import parse_json
@@ -132,7 +132,7 @@ class JobWriting:
         clear_streams_config_json: str | None,
         metadata: Metadata,
         *,
-        expected_version: int | None,
+        expected_version: ExpectedVersion,
     ) -> Entity[JobState]:
         """Change the job; other ends than the present ones are reserved first."""
         project_id, before = job.state.project_id, job.state.definition

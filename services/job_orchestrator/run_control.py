@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from libs.contracts.jobs import RunKind, RunOutcome, RunTrigger
-from libs.core.decider import Act
+from libs.core.decider import Act, ExpectedVersion
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, NotFound
 from libs.core.ids import uuid7
@@ -47,7 +47,7 @@ class RunControl:
         *,
         scheduled_for: datetime | None = None,
         streams_config_json: str | None = None,
-        expected_version: int | None = None,
+        expected_version: ExpectedVersion = None,
         idempotency: IdempotencyKey | None = None,
     ) -> str:
         """Queue a run; returns its id, raises ``Conflict`` when the job's state does not admit one."""
@@ -93,7 +93,7 @@ class RunControl:
         job: Entity[JobState],
         metadata: Metadata,
         *,
-        expected_version: int | None,
+        expected_version: ExpectedVersion,
     ) -> None:
         """Delete a job; an active run of it is cancelled in the same work."""
         for _ in range(ATTEMPTS_MAX):
@@ -155,6 +155,6 @@ def _cancelling(job: Entity[JobState], run: Entity[RunState]) -> list[Act]:
     return [Act(RUN, run.id, CancelWaiting()), Act(JOB, job.id, EndRun(run_id=str(run.id), outcome=outcome))]
 
 
-def _expecting(acts: Sequence[Act], job: Entity[JobState], expected_version: int | None) -> list[Act]:
+def _expecting(acts: Sequence[Act], job: Entity[JobState], expected_version: ExpectedVersion) -> list[Act]:
     first = next(index for index, act in enumerate(acts) if act.aggregate is JOB)
     return [replace(act, expected_version=expected_version) if at == first else act for at, act in enumerate(acts)]

@@ -13,15 +13,8 @@ from pydantic import Field
 
 from libs.core.errors import FieldError, Forbidden, InvalidInput
 from libs.runtime.command_handler import Entity, IdempotencyKey
-from libs.runtime.http import (
-    dump,
-    idempotency_of,
-    if_match_of,
-    json_answer,
-    metadata_of,
-    principal_of,
-    read_query,
-)
+from libs.runtime.http import dump, idempotency_of, json_answer, metadata_of, principal_of, read_query
+from libs.runtime.http_conditions import if_match_of
 from libs.runtime.openapi import Content, describe
 from services.record_sync.answers import RECORD_ID, BatchShown, ChangesShown, RecordHistory, RecordShown, RecordsShown
 from services.record_sync.domain.record import CreateRecord, DeleteRecord, Record

@@ -14,8 +14,10 @@ import orjson
 from aiohttp import web
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from libs.core.decider import ExpectedVersion
 from libs.core.errors import FieldError, InvalidInput
-from libs.runtime.http import invalid_input, read_bytes, read_raw_json
+from libs.runtime.http import invalid_input, read_raw_json
+from libs.runtime.http_body import read_bytes
 from services.record_sync.domain.record import ACTIVE, CreateRecord, DeleteRecord, UpdateRecord
 
 METADATA_BYTES_MAX = 1024
@@ -143,7 +145,7 @@ class Operation:
 
     command: CreateRecord | UpdateRecord | DeleteRecord
     record_id: str | None = None
-    expected_version: int | None = None
+    expected_version: ExpectedVersion = None
 
 
 async def read_creation(request: web.Request) -> CreateRecord:

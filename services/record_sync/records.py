@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from libs.core.decider import ExpectedVersion
 from libs.core.envelope import Metadata
 from libs.core.errors import (
     CallOperator,
@@ -78,12 +79,12 @@ class Records:
         return await self._handle(caller, uuid7(), command, None, idempotency)
 
     async def update(
-        self, caller: Caller, record_id: str, command: UpdateRecord, expected_version: int | None
+        self, caller: Caller, record_id: str, command: UpdateRecord, expected_version: ExpectedVersion
     ) -> Entity[Record]:
         entity = await self.require(caller, record_id)
         return await self._handle(caller, str(entity.id), command, expected_version)
 
-    async def delete(self, caller: Caller, record_id: str, expected_version: int | None) -> Entity[Record]:
+    async def delete(self, caller: Caller, record_id: str, expected_version: ExpectedVersion) -> Entity[Record]:
         entity = await self.require(caller, record_id)
         return await self._handle(caller, str(entity.id), DeleteRecord(), expected_version)
 
@@ -134,7 +135,7 @@ class Records:
         caller: Caller,
         record_id: str,
         command: CreateRecord | UpdateRecord | DeleteRecord,
-        expected_version: int | None,
+        expected_version: ExpectedVersion,
         idempotency: IdempotencyKey | None = None,
     ) -> Entity[Record]:
         try:

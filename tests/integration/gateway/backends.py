@@ -12,7 +12,9 @@ from pydantic import SecretStr
 from libs.contracts.internal import RESOLVE_CREDENTIAL, CredentialPresented, CredentialResolved
 from libs.core.principal import Principal
 from libs.runtime.http import PRINCIPAL, Health, create_app, internal_route, json_answer
+from libs.runtime.http_body import pieces, read_bytes
 from libs.runtime.http_server import ServiceRunner
+from libs.runtime.openapi import describe
 from libs.runtime.principals import PrincipalSigner, PrincipalVerifier, new_signing_key
 from libs.runtime.settings import ServiceSettings
 
@@ -108,7 +110,7 @@ class Catalog:
         self.backend = Backend(
             "catalog",
             [
-                web.route("*", f"{project}/sources", echo),
+                *echoing(f"{project}/sources"),
                 web.post(f"{project}/check-unique", echo),
                 web.get(f"{project}/sources/stream", self.stream),
                 web.get(f"{project}/sources/events", self.events),
@@ -116,7 +118,7 @@ class Catalog:
                 web.get(f"{project}/sources/hang", self.hang),
                 web.get(f"{project}/source/hang", self.hang),
                 web.get(f"{project}/sources/broken", self.broken),
-                web.get(f"{project}/sources/tagged", self.tagged),
+                described(web.get(f"{project}/sources/tagged", self.tagged)),
             ],
         )
 
@@ -145,7 +147,7 @@ class Catalog:
     async def upload(self, request: web.Request) -> web.Response:
         """Counts while the body comes, so that a test can see how far it is."""
         self.received_bytes = 0
-        async for chunk in request.content.iter_any():
+        async for chunk in pieces(request, 64 * 1024 * 1024):
             self.received_bytes += len(chunk)
         return json_answer({"received": self.received_bytes})
 
@@ -166,6 +168,15 @@ class Catalog:
         return json_answer({"some": "thing" * 1000}, etag=7)
 
 
+def echoing(path: str) -> list[web.RouteDef]:
+    """Routes that echo what comes by any method; GET is said to read."""
+    return [described(web.get(path, echo)), web.route("*", path, echo)]
+
+
+def described(route: web.RouteDef, *, changes: bool | None = None) -> web.RouteDef:
+    return describe(route, "Shown", tag="Test", changes=changes)
+
+
 async def echo(request: web.Request) -> web.Response:
     """What the service was sent."""
     principal: Principal | None = request.get(PRINCIPAL)
@@ -174,7 +185,7 @@ async def echo(request: web.Request) -> web.Response:
             "method": request.method,
             "path": request.raw_path,
             "headers": {name.lower(): value for name, value in request.headers.items()},
-            "body": (await request.read()).decode(),
+            "body": (await read_bytes(request)).decode(),
             "principal": principal and principal.model_dump(mode="json"),
         }
     )

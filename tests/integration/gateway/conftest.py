@@ -19,7 +19,9 @@ from tests.integration.gateway.backends import (
     Auth,
     Backend,
     Catalog,
+    described,
     echo,
+    echoing,
     started,
 )
 
@@ -39,17 +41,18 @@ class Suite:
 @pytest.fixture
 async def suite(mongod: str, database_prefix: str) -> AsyncIterator[Suite]:
     auth, catalog = Auth(), Catalog()
-    routes = [
-        web.route("*", path, echo)
+    cancel = "/api/v1/project/{projectid}/jobs/{id}/cancel"
+    routes = [described(web.get(cancel, echo), changes=True), web.post(cancel, echo)]
+    routes += [
+        route
         for path in (
             "/api/v1/project/{projectid}/jobs",
-            "/api/v1/project/{projectid}/jobs/{id}/cancel",
-            "/api/v1/project/{projectid}/jobs/{id}/{action}",
             "/api/v1/project/{projectid}/check-unique",
             "/api/v1/sync",
             "/api/v1/sync/{id}",
             "/api/v2/ingest",
         )
+        for route in echoing(path)
     ]
     jobs = Backend("job_orchestrator", routes)
     records = Backend("record_sync", [])

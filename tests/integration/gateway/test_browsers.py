@@ -1,13 +1,17 @@
 """What pages of other origins may do, and what may not be done with a cookie alone."""
 
+import asyncio
+
 import aiohttp
 import pytest
+from yarl import URL
 
 from tests.integration.gateway.backends import PROJECT, SESSION
 from tests.integration.gateway.conftest import Suite
 
 SOURCES = f"/api/v1/project/{PROJECT}/sources"
 CANCEL = f"/api/v1/project/{PROJECT}/jobs/7/cancel"
+ESCAPED = CANCEL.replace("cancel", "%63anc%65l")
 ALLOWED = "http://localhost:8000"
 FOREIGN = "https://evil.example"
 COOKIE = {"Cookie": f"datasync_session={SESSION}"}
@@ -63,23 +67,71 @@ async def test_an_answer_differs_by_origin_and_says_so(stranger: aiohttp.ClientS
         ({"Origin": ALLOWED}, 200),
         ({"Referer": f"{ALLOWED}/sources/new"}, 200),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
-        ({"Sec-Fetch-Site": "same-site"}, 200),
         ({"Origin": FOREIGN}, 403),
         ({"Referer": f"{FOREIGN}/{ALLOWED}"}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": FOREIGN}, 403),
         ({"Sec-Fetch-Site": "none"}, 403),
         ({"Origin": "null"}, 403),
         ({}, 403),
     ],
 )
-@pytest.mark.parametrize(("method", "path"), [("POST", SOURCES), ("GET", CANCEL), ("POST", CANCEL)])
+@pytest.mark.parametrize(("method", "path"), [("POST", SOURCES), ("GET", CANCEL), ("POST", CANCEL), ("GET", ESCAPED)])
 async def test_a_change_by_cookie_must_come_from_a_page_that_is_allowed(
     stranger: aiohttp.ClientSession, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    async with stranger.request(method, path, headers={**COOKIE, **headers}) as response:
+    async with stranger.request(method, URL(path, encoded=True), headers={**COOKIE, **headers}) as response:
         assert response.status == status
         if status == 403:
             assert (await response.json())["code"] == "origin_not_allowed"
+
+
+@pytest.mark.parametrize("by", [COOKIE, {"Authorization": f"Bearer {SESSION}"}], ids=["cookie", "token"])
+@pytest.mark.parametrize("path", [CANCEL, ESCAPED])
+async def test_a_get_that_changes_something_is_not_served_to_head(
+    stranger: aiohttp.ClientSession, path: str, by: dict[str, str]
+) -> None:
+    async with stranger.head(URL(path, encoded=True), headers={**by, "Origin": ALLOWED}) as response:
+        assert response.status == 405
+        assert set(response.headers["Allow"].split(",")) == {"GET", "POST"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        CANCEL.replace("/jobs/", "//jobs/"),
+        CANCEL.replace("/7/", "//7/"),
+        f"{CANCEL}/",
+        f"{CANCEL}%2f",
+        CANCEL.replace("/jobs/", "/sources/../jobs/"),
+        CANCEL.replace("/jobs/", "/sources/%2e%2e/jobs/"),
+        CANCEL.replace("/cancel", "/./cancel"),
+        CANCEL.replace("/cancel", "/%2e/cancel"),
+        CANCEL.replace("/cancel", "%2fcancel"),
+        CANCEL.replace("cancel", "CANCEL"),
+        CANCEL.replace("cancel", "%2563ancel"),
+        f"{CANCEL};x",
+    ],
+)
+async def test_no_other_way_to_write_a_path_reaches_what_changes_something(
+    stranger: aiohttp.ClientSession, path: str
+) -> None:
+    async with stranger.get(URL(path, encoded=True), headers={**COOKIE, "Origin": FOREIGN}) as response:
+        assert response.status in (403, 404)
+
+
+async def test_a_path_with_a_query_or_in_its_absolute_form_is_the_same_route(
+    suite: Suite, stranger: aiohttp.ClientSession
+) -> None:
+    async with stranger.get(f"{CANCEL}?sync", headers={**COOKIE, "Origin": FOREIGN}) as response:
+        assert response.status == 403
+    host, port = suite.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    wire = f"GET {suite.url}{CANCEL} HTTP/1.1\r\nHost: {host}\r\nCookie: {COOKIE['Cookie']}\r\n\r\n"
+    writer.write(wire.encode())
+    assert (await reader.readline()).split()[1] in (b"403", b"404")
+    writer.close()
 
 
 async def test_the_gateways_own_origin_is_allowed(suite: Suite, stranger: aiohttp.ClientSession) -> None:

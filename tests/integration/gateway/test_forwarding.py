@@ -8,9 +8,11 @@ from typing import Any
 
 import aiohttp
 import jwt
+import orjson
 import pytest
 from yarl import URL
 
+from libs.runtime import http_body
 from tests.integration.gateway.backends import API_KEY, PROJECT, SESSION, a_key
 from tests.integration.gateway.conftest import Suite
 
@@ -217,19 +219,107 @@ async def test_a_body_over_the_limit_is_refused_while_it_is_streamed(
     assert suite.catalog.received_bytes <= MEBIBYTE
 
 
-async def test_a_compressed_body_is_measured_after_decompression(suite: Suite, client: aiohttp.ClientSession) -> None:
-    headers = {"Content-Encoding": "gzip"}
-    async with client.post(f"{SOURCES}/upload", data=gzip.compress(b"x" * 1000), headers=headers) as response:
-        assert await response.json() == {"received": 1000}
-    bomb = gzip.compress(b"x" * (20 * MEBIBYTE))
-    assert len(bomb) < MEBIBYTE
-    async with client.post(f"{SOURCES}/upload", data=bomb, headers=headers) as response:
-        assert response.status == 413
+async def test_a_compressed_body_passes_as_it_is(suite: Suite, client: aiohttp.ClientSession) -> None:
+    """The service that reads it holds it to its limit, and nothing is inflated that nobody reads."""
+    body, headers = gzip.compress(b"x" * (20 * MEBIBYTE)), {"Content-Encoding": "gzip"}
+    async with client.post(f"{SOURCES}/upload", data=body, headers=headers) as response:
+        assert await response.json() == {"received": len(body)}
+
+
+@pytest.mark.parametrize("entity_type", ["job", "source"])
+async def test_a_compressed_body_that_decides_where_it_goes_is_looked_into(
+    client: aiohttp.ClientSession, entity_type: str
+) -> None:
+    body = orjson.dumps({"entity_type": entity_type, "name": "x"})
+    async with client.post(
+        f"/api/v1/project/{PROJECT}/check-unique", data=gzip.compress(body), headers={"Content-Encoding": "gzip"}
+    ) as response:
+        assert response.status == 200
+        assert (await response.json())["body"] == body.decode()
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "foo", "gzip, gzip", "compress"])
+async def test_a_coding_that_is_not_read_is_a_415_that_names_those_that_are(
+    stranger: aiohttp.ClientSession, client: aiohttp.ClientSession, coding: str
+) -> None:
+    """RFC 9110 section 15.5.16; before anybody has to log in, and nothing reaches the service."""
+    for caller, path in ((stranger, "/login"), (client, SOURCES)):
+        async with caller.post(path, data=b"{}", headers={"Content-Encoding": coding}) as response:
+            assert response.status == 415
+            assert response.headers["Accept-Encoding"] == "gzip, deflate"
+            assert (await response.json())["code"] == "unsupported_content_encoding"
 
 
 async def test_a_body_that_is_not_what_its_encoding_says_is_refused(client: aiohttp.ClientSession) -> None:
     async with client.post(SOURCES, data=b"not gzip at all", headers={"Content-Encoding": "gzip"}) as response:
         assert response.status == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "status"),
+    [
+        (SOURCES, "Content-Length: 13\r\n", 401),
+        ("/nowhere", "Content-Length: 13\r\n", 404),
+        (SOURCES, f"Authorization: {API_KEY}\r\nContent-Length: 1048577\r\n", 413),
+        (SOURCES, f"Authorization: {API_KEY}\r\nContent-Length: 13\r\nContent-Encoding: br\r\n", 415),
+        (f"{SOURCES}/nothing", f"Authorization: {API_KEY}\r\nContent-Length: 13\r\n", 404),
+        (f"{SOURCES}/tagged", f"Authorization: {API_KEY}\r\nContent-Length: 13\r\n", 405),
+        (f"{SOURCES}/tagged", f"Authorization: {API_KEY}\r\nTransfer-Encoding: chunked\r\n", 405),
+    ],
+)
+async def test_what_will_be_refused_is_refused_before_its_body_is_asked_for(
+    suite: Suite, path: str, more: str, status: int
+) -> None:
+    """By the gateway, and by the service that the request would go to."""
+    reader, writer = await _connected(suite)
+    writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n{more}\r\n".encode())
+    async with asyncio.timeout(5):
+        head = await reader.readuntil(b"\r\n\r\n")
+    assert int(head.split()[1]) == status
+    assert b"\r\nConnection: close" in head
+    writer.close()
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 5", "Transfer-Encoding: chunked"])
+async def test_a_body_that_the_service_wants_is_asked_for(suite: Suite, framing: str) -> None:
+    reader, writer = await _connected(suite)
+    head = f"Host: x\r\nAuthorization: {API_KEY}\r\nExpect: 100-continue\r\n{framing}\r\n"
+    for _ in range(2):
+        writer.write(f"POST {SOURCES}/upload HTTP/1.1\r\n{head}\r\n".encode())
+        async with asyncio.timeout(5):
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(b"5\r\n12345\r\n0\r\n\r\n" if "chunked" in framing else b"12345")
+            answer = await reader.readuntil(b'{"received":5}')
+        assert answer.startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
+async def test_an_upload_that_keeps_coming_is_waited_for_longer_than_an_answer(
+    suite: Suite, client: aiohttp.ClientSession
+) -> None:
+    """The gateway of this suite waits a second for an answer to begin."""
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for _ in range(6):
+            yield b"x" * 20_000
+            await asyncio.sleep(0.25)
+
+    async with client.post(f"{SOURCES}/upload", data=slowly()) as response:
+        assert await response.json() == {"received": 120_000}
+
+
+async def test_an_upload_that_stops_coming_is_a_408(
+    suite: Suite, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_body, "BODY_IDLE_SECONDS", 0.2)
+
+    async def stopping() -> AsyncIterator[bytes]:
+        yield b"x"
+        await suite.catalog.go_on.wait()
+
+    async with client.post(f"{SOURCES}/upload", data=stopping()) as response:
+        assert response.status == 408
+        suite.catalog.go_on.set()
 
 
 async def test_ingest_takes_ten_mebibytes_and_no_more(client: aiohttp.ClientSession) -> None:
@@ -366,3 +456,8 @@ async def test_a_read_that_waits_is_let_go_when_the_gateway_stops(
 async def _answer_of(client: aiohttp.ClientSession, url: str) -> tuple[int, Any, Any]:
     async with client.get(url) as response:
         return response.status, response.headers, await response.json()
+
+
+async def _connected(suite: Suite) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = suite.url.removeprefix("http://").split(":")
+    return await asyncio.open_connection(host, int(port))

@@ -2,9 +2,11 @@
 
 import asyncio
 import gzip
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -12,6 +14,7 @@ import orjson
 import pytest
 from aiohttp import web
 from pydantic import SecretStr
+from yarl import URL
 
 from libs.contracts.internal import (
     RESOLVE_CREDENTIAL,
@@ -31,11 +34,11 @@ from libs.core.errors import (
     UpstreamTimeout,
 )
 from libs.core.principal import Principal
+from libs.runtime import http_body
 from libs.runtime.http import (
     Health,
     create_app,
     idempotency_of,
-    if_match_of,
     internal_route,
     json_answer,
     metadata_of,
@@ -45,8 +48,10 @@ from libs.runtime.http import (
     read_query_or_body,
     success,
 )
+from libs.runtime.http_conditions import if_match_of
 from libs.runtime.http_server import ServiceRunner
 from libs.runtime.internal_client import InternalClient
+from libs.runtime.openapi import describe
 from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner, PrincipalVerifier, new_signing_key
 from libs.runtime.settings import ServiceSettings
 
@@ -58,6 +63,7 @@ ADA = Principal(kind="user", subject="1", name="ada", projects={123: "owner"}, s
 
 P = "/api/v1/project/123"
 MEBIBYTE = 1024 * 1024
+_REAL_INFLATER = zlib.decompressobj
 
 
 class Inner(Frozen):
@@ -95,6 +101,13 @@ class Shell:
             web.get(f"{project}/things", self.find),
             web.get(f"{project}/spec", self.spec),
             web.get(f"{project}/tagged", self.tagged),
+            web.get(f"{project}/large", self.large),
+            _described(web.get(f"{project}/begin", self.seen), changes=True),
+            _described(web.get(f"{project}/read", self.seen)),
+            _described(web.put(f"{project}/unconditional", self.seen)),
+            _described(web.put(f"{project}/conditional", self.seen), conditional=True),
+            _described(web.patch(f"{project}/repeatable", self.seen), idempotent=True),
+            _described(web.post(f"{project}/tests", self.seen)),
             web.get(f"{project}/seen", self.seen),
             web.put(f"{project}/seen", self.seen),
             web.get("/fails", self.fail),
@@ -119,8 +132,12 @@ class Shell:
     async def tagged(self, request: web.Request) -> web.Response:
         return success({"n": int(request.query["n"])}, etag=4, embeds_others=True)
 
+    async def large(self, _: web.Request) -> web.Response:
+        return success({"text": "x" * 2000}, etag=4)
+
     async def seen(self, request: web.Request) -> web.Response:
         metadata = metadata_of(request)
+        expected = if_match_of(request)
         idempotency = idempotency_of(request, await request.read()) if "Idempotency-Key" in request.headers else None
         return json_answer(
             {
@@ -128,7 +145,7 @@ class Shell:
                 "project": metadata.project_id,
                 "correlation": metadata.correlation_id,
                 "traceparent": metadata.traceparent,
-                "if_match": if_match_of(request),
+                "if_match": sorted(expected) if isinstance(expected, frozenset) else expected,
                 "idempotency": idempotency and [idempotency.id, idempotency.request_hash],
                 "time": datetime(2026, 2, 21, 10, 30, tzinfo=UTC),
                 "fragment": orjson.Fragment(b'{"n":1e400}'),
@@ -154,6 +171,9 @@ class Shell:
 
     async def _resolve(self, presented: CredentialPresented) -> CredentialResolved:
         return CredentialResolved(principal=None, reason=presented.credential)
+
+
+_described = partial(describe, summary="Shown", tag="Test")
 
 
 @pytest.fixture
@@ -265,10 +285,312 @@ async def test_a_body_over_a_mebibyte_is_a_413_measured_after_decompression(
         assert response.status == 413
 
 
-async def test_a_broken_compressed_body_is_a_400(client: aiohttp.ClientSession) -> None:
-    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
-    async with client.post(f"{P}/things", data=gzip.compress(b'{"name": "n"}')[:-12], headers=headers) as response:
+THING = b'{"name": "n"}'
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", gzip.compress(THING)[:-12]),
+        ("gzip", gzip.compress(THING)[:-1]),
+        ("gzip", gzip.compress(THING) + b"more"),
+        ("gzip", gzip.compress(THING) + b"\0"),
+        ("gzip", gzip.compress(b"") * 1001),
+        ("gzip", THING),
+        ("gzip", gzip.compress(THING)[:-8] + bytes(8)),
+        ("deflate", gzip.compress(THING)),
+        ("deflate", zlib.compress(THING)[:-1]),
+        ("deflate", zlib.compress(THING) * 2),
+    ],
+)
+async def test_a_broken_compressed_body_is_a_400(client: aiohttp.ClientSession, coding: str, body: bytes) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    async with client.post(f"{P}/things", data=body, headers=headers) as response:
         assert response.status == 400
+        assert (await response.json())["code"] == "malformed_body"
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("x-gzip", gzip.compress(THING)),
+        ("GZIP", gzip.compress(THING)),
+        ("identity, gzip", gzip.compress(THING)),
+        ("gzip", gzip.compress(THING[:5]) + gzip.compress(b"") + gzip.compress(THING[5:])),
+        ("deflate", zlib.compress(THING)),
+        ("deflate", zlib.compress(THING, wbits=-15)),
+        ("identity", THING),
+        ("", THING),
+    ],
+)
+async def test_every_spelling_of_a_coding_that_is_read_is_read(
+    client: aiohttp.ClientSession, coding: str, body: bytes
+) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    async with client.post(f"{P}/things", data=body, headers=headers, skip_auto_headers=["Content-Encoding"]) as got:
+        assert got.status == 200
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "foo", "gzip, gzip", "gzip, deflate", "compress"])
+async def test_a_coding_that_is_not_read_is_a_415_that_names_those_that_are(
+    client: aiohttp.ClientSession, coding: str
+) -> None:
+    for path in (f"{P}/things", f"{P}/tests"):
+        async with client.post(path, data=THING, headers={"Content-Encoding": coding}) as response:
+            assert response.status == 415
+            assert response.headers["Accept-Encoding"] == "gzip, deflate"
+
+
+async def test_a_body_that_holds_nine_hundred_megabytes_is_inflated_to_its_limit(
+    client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inflated_bytes = 0
+
+    class Counted:
+        def __init__(self, wbits: int) -> None:
+            self._inflater = _REAL_INFLATER(wbits=wbits)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inflater, name)
+
+        def decompress(self, data: bytes, max_length: int) -> bytes:
+            nonlocal inflated_bytes
+            found = self._inflater.decompress(data, max_length)
+            inflated_bytes += len(found)
+            return found
+
+    monkeypatch.setattr(zlib, "decompressobj", Counted)
+    bomb = gzip.compress(b"x" * MEBIBYTE) * 900
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    for path in (f"{P}/things", f"{P}/tests"):
+        async with client.post(path, data=bomb, headers=headers) as response:
+            assert response.status == (413 if path.endswith("things") else 200)
+    assert inflated_bytes == MEBIBYTE + 1
+
+
+async def test_a_body_that_keeps_coming_is_waited_for_and_one_that_stops_is_not(
+    shell: Shell, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_body, "BODY_IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(http_body, "BODY_BYTES_PER_SECOND_MIN", 1)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b'{"name": "'
+        for _ in range(8):
+            await asyncio.sleep(0.1)
+            yield b"xx"
+        yield b'"}'
+
+    async def stopping() -> AsyncIterator[bytes]:
+        yield b'{"name": '
+        await shell.go_on.wait()
+
+    headers = {"Content-Type": "application/json"}
+    async with client.post(f"{P}/things", data=slowly(), headers=headers) as response:
+        assert response.status == 200
+    async with client.post(f"{P}/things", data=stopping(), headers=headers) as response:
+        assert response.status == 408
+        shell.go_on.set()
+
+
+async def test_a_body_that_comes_too_slowly_is_cut_off(
+    client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_body, "BODY_IDLE_SECONDS", 0.2)
+    is_over = asyncio.Event()
+
+    async def dribbling() -> AsyncIterator[bytes]:
+        while not is_over.is_set():
+            yield b" "
+            await asyncio.sleep(0.05)
+
+    async with client.post(f"{P}/things", data=dribbling(), headers={"Content-Type": "application/json"}) as response:
+        assert response.status == 408
+        is_over.set()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "more", "status"),
+    [
+        ("POST", f"{P}/nowhere", "", 404),
+        ("PUT", f"{P}/things", "", 405),
+        ("POST", f"{P}/things", "Content-Type: text/plain\r\n", 415),
+        ("POST", f"{P}/things", "Content-Encoding: br\r\n", 415),
+        ("POST", "/api/v1/project/124/things", "", 403),
+        ("POST", f"{P}/things", "X-DataSync-Principal: x\r\n", 401),
+    ],
+)
+async def test_what_will_be_refused_is_refused_before_its_body_is_asked_for(
+    shell: Shell, method: str, path: str, more: str, status: int
+) -> None:
+    who = "" if PRINCIPAL_HEADER in more else f"{PRINCIPAL_HEADER}: {GATEWAY.sign(ADA, 'auth')}\r\n"
+    kind = "" if "Content-Type" in more else "Content-Type: application/json\r\n"
+    answer = await _raw(
+        shell,
+        f"{method} {path} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 13\r\n{who}{kind}{more}\r\n",
+    )
+    head, _, _ = answer.partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status
+    assert b"\r\nConnection: close" in head
+
+
+async def test_a_body_over_its_limit_is_refused_before_it_is_asked_for(shell: Shell) -> None:
+    who = f"{PRINCIPAL_HEADER}: {GATEWAY.sign(ADA, 'auth')}\r\nContent-Type: application/json\r\n"
+    head = f"POST {P}/things HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1048577\r\n{who}\r\n"
+    assert (await _raw(shell, head)).startswith(b"HTTP/1.1 413 ")
+
+
+async def test_a_body_that_will_be_read_is_asked_for(shell: Shell) -> None:
+    reader, writer = await _connected(shell)
+    who = f"{PRINCIPAL_HEADER}: {GATEWAY.sign(ADA, 'auth')}\r\nContent-Type: application/json\r\n"
+    writer.write(
+        f"POST {P}/things HTTP/1.1\r\nHost: x\r\nExpect: 100-Continue\r\nContent-Length: 13\r\n{who}\r\n".encode()
+    )
+    async with asyncio.timeout(5):
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(THING)
+        head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"Connection: close" not in head
+    writer.close()
+
+
+@pytest.mark.parametrize("expectation", ["\xff", "200-ok", "100-continue, x"])
+async def test_another_expectation_is_a_417(shell: Shell, expectation: str) -> None:
+    who = f"{PRINCIPAL_HEADER}: {GATEWAY.sign(ADA, 'auth')}"
+    head = f"GET {P}/seen HTTP/1.1\r\nHost: x\r\n{who}\r\nExpect: {expectation}\r\n\r\n"
+    assert (await _raw(shell, head)).startswith(b"HTTP/1.1 417 ")
+
+
+async def test_a_token_that_may_only_read_is_refused_by_what_changes_something(shell: Shell) -> None:
+    headers = {PRINCIPAL_HEADER: GATEWAY.sign(ADA, "auth", may_only_read=True)}
+    assert GATEWAY.sign(ADA, "auth") != headers[PRINCIPAL_HEADER]
+    async with aiohttp.ClientSession(shell.url, headers=headers) as session:
+        for method, path, status in (
+            ("GET", "read", 200),
+            ("HEAD", "read", 200),
+            ("GET", "begin", 403),
+            ("GET", "%62egin", 403),
+            ("HEAD", "begin", 405),
+            ("PUT", "conditional", 403),
+            ("GET", "seen", 403),
+            ("GET", "nowhere", 404),
+        ):
+            async with session.request(method, URL(f"{shell.url}{P}/{path}", encoded=True)) as response:
+                assert response.status == status, (method, path)
+
+
+@pytest.mark.parametrize(
+    ("method", "route", "header", "status"),
+    [
+        ("PUT", "unconditional", "If-Match", 400),
+        ("PUT", "conditional", "If-Match", 200),
+        ("PUT", "conditional", "If-None-Match", 400),
+        ("PUT", "conditional", "Idempotency-Key", 400),
+        ("PATCH", "repeatable", "Idempotency-Key", 200),
+        ("POST", "tests", "Idempotency-Key", 200),
+        ("GET", "read", "Idempotency-Key", 200),
+    ],
+)
+async def test_a_header_that_makes_a_change_safe_is_heeded_or_refused_by_name(
+    client: aiohttp.ClientSession, method: str, route: str, header: str, status: int
+) -> None:
+    async with client.request(method, f"{P}/{route}", headers={header: '"1"'}) as response:
+        assert response.status == status
+        if status == 400:
+            assert header in (await response.json())["message"]
+
+
+async def test_two_idempotency_keys_are_a_400(client: aiohttp.ClientSession) -> None:
+    headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "a")]
+    async with client.patch(f"{P}/repeatable", headers=headers) as response:
+        assert response.status == 400
+
+
+async def test_if_match_is_a_list_that_may_stand_on_several_lines(client: aiohttp.ClientSession) -> None:
+    for lines, expected in (
+        (['"3"'], 3),
+        (['"3", W/"4" ,"5.ab"'], [3, 5]),
+        (['"3"', '"7-gzip"'], [3, 7]),
+        ([', ,"3",'], 3),
+        (["*"], None),
+        (['"a,b", "3"'], 3),
+    ):
+        async with client.get(f"{P}/seen", headers=[("If-Match", line) for line in lines]) as response:
+            assert f'"if_match":{orjson.dumps(expected).decode()},' in await response.text()
+
+
+async def test_plain_and_compressed_have_tags_of_their_own_that_name_one_version(
+    client: aiohttp.ClientSession,
+) -> None:
+    tags = {}
+    for coding in ("identity", "gzip"):
+        async with client.get(f"{P}/large", headers={"Accept-Encoding": coding}) as response:
+            assert response.headers.get("Content-Encoding", "identity") == coding
+            tags[coding] = response.headers["ETag"]
+    assert tags == {"identity": '"4"', "gzip": '"4-gzip"'}
+    async with client.get(f"{P}/seen", headers={"If-Match": tags["gzip"]}) as response:
+        assert '"if_match":4,' in await response.text()
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (['"4"'], 304),
+        (['W/"4"'], 304),
+        (['"3", "4-gzip"'], 304),
+        (['"3"', '"4"'], 304),
+        (["*"], 304),
+        (['"x,4", "y"'], 200),
+        (["4"], 200),
+        (['"40"'], 200),
+    ],
+)
+async def test_if_none_match_is_a_list_compared_weakly(
+    client: aiohttp.ClientSession, lines: list[str], status: int, coding: str
+) -> None:
+    headers = [("Accept-Encoding", coding), *(("If-None-Match", line) for line in lines)]
+    async with client.get(f"{P}/large", headers=headers) as response:
+        assert response.status == status
+        assert response.headers["Vary"] == "Accept-Encoding"
+        assert response.headers["Cache-Control"] == "private, no-cache"
+        assert response.headers["ETag"] in ('"4"', '"4-gzip"')
+
+
+async def test_a_reader_may_ask_for_one_version_alone(client: aiohttp.ClientSession) -> None:
+    for tag, status in (('"4"', 200), ('"4-gzip"', 200), ('"3", "4"', 200), ('"3"', 412), ('W/"4"', 412), ("*", 200)):
+        async with client.get(f"{P}/large", headers={"If-Match": tag}) as response:
+            assert response.status == status, tag
+
+
+@pytest.mark.parametrize(
+    ("accepted", "is_compressed"),
+    [
+        ("gzip", True),
+        ("GZIP", True),
+        ("x-gzip", True),
+        ("br, gzip;q=0.5", True),
+        ("*", True),
+        ("gzip ; Q=1.000", True),
+        ("gzip;q=0", False),
+        ("gzip;q=0.000", False),
+        ("gzip;q=0, *", False),
+        ("*;q=0", False),
+        ("notgzip", False),
+        ("gzipx", False),
+        ("br", False),
+        ("identity, gzip;q=0.5", False),
+        ("gzip;q=x", False),
+        ("", False),
+    ],
+)
+async def test_an_answer_is_compressed_for_whom_wants_it(
+    client: aiohttp.ClientSession, accepted: str, is_compressed: bool
+) -> None:
+    async with client.get(f"{P}/large", headers={"Accept-Encoding": accepted}) as response:
+        assert (response.headers.get("Content-Encoding") == "gzip") == is_compressed
+        assert response.headers["Vary"] == "Accept-Encoding"
 
 
 async def test_query_parameters_become_a_model(client: aiohttp.ClientSession) -> None:
@@ -312,7 +634,7 @@ async def test_events_learn_who_did_it_where_and_in_which_conversation(client: a
     assert '"fragment":{"n":1e400}' in seen
 
 
-@pytest.mark.parametrize("tag", ["12", '"x"', '"1", "2"'])
+@pytest.mark.parametrize("tag", ["12", '"x"', 'W/"12"', '"x", W/"2"', '"12', '"12" "13"'])
 async def test_an_if_match_that_is_no_version_of_ours_is_a_412(client: aiohttp.ClientSession, tag: str) -> None:
     async with client.get(f"{P}/seen", headers={"If-Match": tag}) as response:
         assert response.status == 412
@@ -517,3 +839,18 @@ def _told(error: Any) -> tuple[Any, ...]:
 async def _json(client: aiohttp.ClientSession, path: str) -> Any:
     async with client.get(path) as response:
         return await response.json()
+
+
+async def _connected(shell: Shell) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = shell.url.removeprefix("http://").split(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def _raw(shell: Shell, sent: str) -> bytes:
+    """The head of the answer to what is sent, its characters up to \xff as bytes."""
+    reader, writer = await _connected(shell)
+    writer.write(sent.encode("latin-1"))
+    async with asyncio.timeout(5):
+        answer = await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+    return answer
