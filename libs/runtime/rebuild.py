@@ -321,7 +321,9 @@ class Rebuild:
                 ReplaceOne[Document]({"_id": f"{topic}/{partition}"}, _offset_document(place), upsert=True)
                 for partition, place in self._topics[topic].accepted.items()
             ]
-            self._store.sync_database["offsets"].delete_many({"_id": {"$regex": f"^{topic}/"}}, session=session)
+            self._store.sync_database["offsets"].delete_many(
+                {"_id": {"$gte": f"{topic}/", "$lt": f"{topic}0"}}, session=session
+            )
             if writes:
                 self._store.sync_database["offsets"].bulk_write(writes, session=session)
 

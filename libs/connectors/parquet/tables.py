@@ -60,7 +60,10 @@ class Tables:
                 f"{path} exists and was not written by DataSync: move it away or choose another table"
             )
         if version["table"] != table:
-            raise ConnectorRefused(f"{path} holds {version['table']}: this file system takes both names for the same")
+            raise ConnectorRefused(
+                f"{path} holds the table {version['table']}: it was moved there, or this file system takes both names "
+                "for the same; choose another table"
+            )
         foreign = foreign_name(path)
         if foreign is not None:
             raise ConnectorRefused(f"{path / foreign} was not written by DataSync: move it away")
@@ -81,7 +84,10 @@ class Tables:
             cleared: the entry of the version to remove, if the log has none for the table any more.
         """
         path = self._root / table
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if table in self._log.refresh().current:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        elif not path.parent.exists():
+            return
         with self._alone(path.parent):
             entry = self._log.refresh().current.get(table)
             if entry is None:
@@ -220,7 +226,9 @@ def _link_to(entry: dict[str, Any]) -> str:
 
 
 def _is_our_link(path: Path) -> bool:
-    return os.readlink(path).startswith(f"../{VERSIONS}/")
+    """Whether the link leads right below the folder of versions, and not on from there."""
+    parent, _, name = os.readlink(path).rpartition("/")
+    return parent == f"../{VERSIONS}" and name not in ("", ".", "..")
 
 
 def _linked(path: Path) -> Path | None:
