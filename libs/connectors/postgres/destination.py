@@ -1,22 +1,29 @@
-"""PostgreSQL as a destination: rows are staged by COPY and put in place in one transaction with epoch and marker.
-
-A target that is a plain table of our own is exchanged for the staged one, its grants kept. One that others built on
-(views, foreign keys, indexes, triggers, policies, …) keeps its identity: its rows are replaced within the transaction.
-"""
+"""PostgreSQL as a destination: rows are staged by COPY and published in one transaction with epoch and marker."""
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import asyncpg
 
+from libs.connectors.postgres import kept, publishing
 from libs.connectors.postgres.config import CONNECTION_PARAMETERS, PostgresDestinationConfig
-from libs.connectors.postgres.connection import connect, failure, literal, quoted, translated
+from libs.connectors.postgres.connection import connect, failure, quoted, translated
 from libs.connectors.postgres.copying import copy_part
+from libs.connectors.postgres.lineage import Lineage
+from libs.connectors.postgres.publishing import IDENTIFIER_BYTES_MAX, Publication
 from libs.connectors.postgres.source import PostgresTable, close
+from libs.connectors.postgres.staging import (
+    LOCK_TIMEOUT_SECONDS,
+    Relation,
+    create_staging,
+    drop_staging,
+    refuse_unfit_enums,
+    staging_of,
+    sweep,
+)
 from libs.connectors.postgres.state import APPLICATION_NAME, DEFAULT_SCHEMA, State, create_schema
 from libs.connectors.postgres.types import PostgresType
 from libs.connectors.postgres.verification import compare
@@ -31,10 +38,6 @@ from libs.connectors.protocol import (
     Target,
     Written,
 )
-
-IDENTIFIER_BYTES_MAX = 63
-LOCK_TIMEOUT_SECONDS = 60
-STAGING_LOCK_TIMEOUT_SECONDS = 5
 
 
 class PostgresDestination:
@@ -80,20 +83,15 @@ class PostgresRun:
         self._control: asyncpg.Connection[Any] | None = None
         self._idle: list[asyncpg.Connection[Any]] = []
         self._owners: dict[Target, StreamName] = {}
+        self._lineage = Lineage()
 
     async def take_epoch(self) -> None:
-        """Enter the epoch, end older writers of the job, drop what they staged."""
+        """Enter the epoch, end older writers of the job, drop what killed runs staged."""
         connection = await self._controlling()
         await self._state.create(connection)
         await self._state.end_older_writers(connection, self._context)
         await self._state.take_epoch(connection, self._context)
-        staged = await connection.fetch(
-            "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-            "WHERE c.relkind = 'r' AND starts_with(c.relname, $1)",
-            _staging_prefix(self._context.job_id),
-        )
-        for row in staged:
-            await self._drop_staging((row["nspname"], row["relname"]))
+        await sweep(connection, self._context)
 
     async def committed(self, plan: StreamPlan) -> Written | None:
         with translated("the destination"):
@@ -114,49 +112,39 @@ class PostgresRun:
             )
         with translated(f"the destination's table {target}"):
             connection = await self._controlling()
+            await _refuse_unwritable_schema(connection, target)
             for column in pg_table.columns:
                 await self._refuse_unknown_type(connection, pg_table, column.name, column.type)
-            existing = await _existing(connection, target)
-            if existing is None:
+            await refuse_unfit_enums(connection, pg_table, target.namespace)
+            place = await publishing.placement(connection, self._state, self._context, target)
+            await self._lineage.refuse_own_source(connection, pg_table, target, place.oid)
+            if place.oid is None:
+                await _refuse_taken_type_name(connection, target)
                 return
-            if existing["relkind"] not in (b"r", b"p"):
-                raise ConnectorRefused(f"the destination has {target}, which is not a table")
-            await self._refuse_rows_of_others(connection, target)
-            if await _built_on(connection, existing):
-                await self._refuse_other_columns(connection, pg_table, target)
+            await publishing.refuse_rows_of_others(connection, target, place)
+            if place.kept:
+                await kept.refuse_unfit(connection, pg_table, target, place)
 
     async def write(self, table: Table, progress: Progress) -> Written:
         pg_table = _postgres_table(table)
         target = self._target(table.plan)
-        staging = (target.namespace, _staging_name(self._context, target))
+        staging = staging_of(self._context, target)
         where = f"the destination's table {target}"
         try:
             with translated(where):
-                await self._create_staging(pg_table, staging)
+                await create_staging(await self._controlling(), pg_table, staging)
             rows = await self._load(pg_table, staging, progress, where)
             progress.loaded()
             with translated(where):
-                written = await self._verified(pg_table, staging, rows)
-                await self._add_primary_key(pg_table, staging)
-                await self._commit(pg_table, target, staging, written)
+                return await self._publish(pg_table, target, staging, rows)
         except BaseException:
             await self._clean_up(staging)
             raise
-        return written
 
     async def clear(self, plan: StreamPlan) -> None:
         target = self._target(plan)
         with translated(f"the destination's table {target}"):
-            connection = await self._controlling()
-            existing = await _existing(connection, target)
-            async with connection.transaction():
-                await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
-                await self._state.lock_epoch(connection, self._context)
-                if existing is not None and await self._state.is_ours(connection, self._context, target):
-                    built_on = await _built_on(connection, existing)
-                    verb = "TRUNCATE" if built_on else "DROP TABLE"
-                    await connection.execute(f"{verb} {quoted(target.namespace, target.table)}")
-                await self._state.unmark(connection, target)
+            await publishing.clear(await self._controlling(), self._state, self._context, target)
 
     def _target(self, plan: StreamPlan) -> Target:
         return Target(self._config.default_schema or plan.target.namespace, plan.target.table)
@@ -190,63 +178,6 @@ class PostgresRun:
                 f"create the type {innermost.schema}.{innermost.name} there or leave the column out",
                 code="type_not_held",
             )
-
-    async def _refuse_rows_of_others(self, connection: "asyncpg.Connection[Any]", target: Target) -> None:
-        if not await self._state.is_ours(connection, self._context, target) and await _has_rows(connection, target):
-            raise ConnectorRefused(
-                f"the destination has a table {target} with rows that DataSync did not write: "
-                "empty it, drop it or choose another destination table",
-                code="table_not_ours",
-            )
-
-    async def _refuse_other_columns(
-        self, connection: "asyncpg.Connection[Any]", table: PostgresTable, target: Target
-    ) -> None:
-        rows = await connection.fetch(
-            """
-            SELECT attname, format_type(atttypid, atttypmod) AS type FROM pg_attribute
-            WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped
-            """,
-            quoted(target.namespace, target.table),
-        )
-        present = {row["attname"]: row["type"] for row in rows}
-        for column in table.columns:
-            if column.name not in present:
-                raise ConnectorRefused(
-                    f"the destination's table {target} lacks the column {column.name!r}, and can't be exchanged for a "
-                    "new one because others were built on it (views, keys, indexes, triggers, …): add the column",
-                    code="target_differs",
-                )
-            if (column.type.element or column.type).built_in and present[column.name] != column.type.sql:
-                raise ConnectorRefused(
-                    f"the destination's table {target} has the column {column.name!r} as {present[column.name]}, the "
-                    f"stream as {column.type.sql}; it can't be exchanged for a new one because others were built on it",
-                    code="target_differs",
-                )
-
-    async def _create_staging(self, table: PostgresTable, staging: tuple[str, str]) -> None:
-        connection = await self._controlling()
-        await create_schema(connection, staging[0])
-        for column in table.columns:
-            await self._create_enum(connection, column.type, staging[0])
-        columns = ", ".join(f"{quoted(column.name)} {_ddl(column.type, staging[0])}" for column in table.columns)
-        await self._drop_staging(staging)
-        await connection.execute(f"CREATE TABLE {quoted(*staging)} ({columns}) WITH (autovacuum_enabled = false)")
-
-    async def _create_enum(self, connection: "asyncpg.Connection[Any]", held: PostgresType, schema: str) -> None:
-        enum = held.element or held
-        if enum.kind != "enum":
-            return
-        name = quoted(schema, enum.name)
-        labels = await connection.fetch(
-            "SELECT enumlabel FROM pg_enum WHERE enumtypid = to_regtype($1)::oid ORDER BY enumsortorder", name
-        )
-        if not await connection.fetchval("SELECT to_regtype($1) IS NOT NULL", name):
-            await connection.execute(f"CREATE TYPE {name} AS ENUM ({', '.join(literal(text) for text in enum.labels)})")
-            return
-        for label in enum.labels:
-            if label not in {row["enumlabel"] for row in labels}:
-                await connection.execute(f"ALTER TYPE {name} ADD VALUE IF NOT EXISTS {literal(label)}")
 
     async def _load(self, table: PostgresTable, staging: tuple[str, str], progress: Progress, where: str) -> int:
         waiting = list(reversed(table.parts()))
@@ -290,92 +221,61 @@ class PostgresRun:
             raise
         self._idle.append(connection)
 
-    async def _verified(self, table: PostgresTable, staging: tuple[str, str], rows: int) -> Written:
-        if not self._context.verify:
-            return Written(rows)
-        async with self._writer() as connection:
-            verification = await compare(table, connection, staging)
-        if verification["source"] != verification["destination"]:
-            raise ConnectorUnavailable(
-                f"{table.plan.stream}: both ends differ after copying", code="verification_failed"
-            )
-        return Written(rows, True, verification)
-
-    async def _add_primary_key(self, table: PostgresTable, staging: tuple[str, str]) -> None:
-        if not table.primary_key:
-            return
+    async def _publish(self, table: PostgresTable, target: Target, staging: Relation, rows: int) -> Written:
         connection = await self._controlling()
-        await connection.execute("SET maintenance_work_mem = '256MB'")
-        columns = ", ".join(quoted(name) for name in table.primary_key)
-        await connection.execute(f"ALTER TABLE {quoted(*staging)} ADD PRIMARY KEY ({columns})")
-
-    async def _commit(self, table: PostgresTable, target: Target, staging: tuple[str, str], written: Written) -> None:
         plan = self._placed(table.plan)
-        connection = await self._controlling()
+
+        async def verify(relation: Relation) -> dict[str, Any]:
+            try:
+                return await compare(table, connection, relation)
+            except BaseExceptionGroup as group:
+                raise _first(group) from group
+
+        publication = Publication(
+            connection=connection,
+            state=self._state,
+            context=self._context,
+            table=table,
+            plan=plan,
+            primary_key=await self._primary_key(table),
+            staging=staging,
+            rows=rows,
+            verify=verify if self._context.verify else None,
+        )
         try:
-            async with connection.transaction():
-                await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
-                await self._state.lock_epoch(connection, self._context)
-                await self._put_in_place(connection, table, target, staging)
-                await self._state.mark(connection, self._context, plan, written)
+            return await publication.publish()
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             if not connection.is_closed() and isinstance(error, asyncpg.PostgresError):
                 raise
-            if not await self._was_committed(plan):
+            written = await self._was_committed(plan)
+            if written is None:
                 raise
+            return written
 
-    async def _was_committed(self, plan: StreamPlan) -> bool:
+    async def _primary_key(self, table: PostgresTable) -> tuple[str, ...]:
+        if table.primary_key and (await self._lineage.origin(table)).inherited:
+            self._context.log(
+                "info",
+                f"{table.plan.stream}: the primary key is not taken over, for it does not hold for the tables that "
+                "inherit from it",
+            )
+            return ()
+        return table.primary_key
+
+    async def _was_committed(self, plan: StreamPlan) -> Written | None:
         """After a connection that broke while committing: the epoch's lock waits for that transaction's end."""
         connection = await self._controlling()
         async with connection.transaction():
             await self._state.lock_epoch(connection, self._context)
-            return await self._state.marker(connection, self._context, plan) is not None
+            return await self._state.marker(connection, self._context, plan)
 
-    async def _put_in_place(
-        self,
-        connection: "asyncpg.Connection[Any]",
-        table: PostgresTable,
-        target: Target,
-        staging: tuple[str, str],
-    ) -> None:
-        name, staged = quoted(target.namespace, target.table), quoted(*staging)
-        existing = await _existing(connection, target)
-        if existing is not None:
-            # Somebody may have made or filled the table while the rows were copied; nobody can from here on.
-            await connection.execute(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
-            await self._refuse_rows_of_others(connection, target)
-        if existing is not None and await _built_on(connection, existing):
-            columns = ", ".join(quoted(column.name) for column in table.columns)
-            await connection.execute(f"TRUNCATE {name}")
-            await connection.execute(f"INSERT INTO {name} ({columns}) SELECT {columns} FROM {staged}")  # noqa: S608
-            await connection.execute(f"DROP TABLE {staged}")
-            return
-        grants = []
-        if existing is not None:
-            grants = await _grants(connection, target)
-            await connection.execute(f"DROP TABLE {name}")
-        await connection.execute(f"ALTER TABLE {staged} RENAME TO {quoted(target.table)}")
-        await connection.execute(f"ALTER TABLE {name} RESET (autovacuum_enabled)")
-        if table.primary_key:
-            await _name_primary_key(connection, target)
-        for grant in grants:
-            await connection.execute(grant)
-
-    async def _clean_up(self, staging: tuple[str, str]) -> None:
-        """Best effort within bounds: what is left is dropped when the job's next run takes its epoch."""
+    async def _clean_up(self, staging: Relation) -> None:
+        """Best effort within bounds: what is left is swept when a run next takes its epoch."""
         try:
-            async with asyncio.timeout(STAGING_LOCK_TIMEOUT_SECONDS * 2):
-                await self._drop_staging(staging)
+            async with asyncio.timeout(LOCK_TIMEOUT_SECONDS * 2):
+                await drop_staging(await self._controlling(), staging)
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ConnectorUnavailable) as error:
             self._context.log("warning", f"the staging table {'.'.join(staging)} was left behind: {error}")
-
-    async def _drop_staging(self, staging: tuple[str, str]) -> None:
-        connection = await self._controlling()
-        if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", quoted(*staging)):
-            return
-        await connection.execute(f"SET lock_timeout = '{STAGING_LOCK_TIMEOUT_SECONDS}s'")
-        await connection.execute(f"DROP TABLE IF EXISTS {quoted(*staging)}")
-        await connection.execute("SET lock_timeout = 0")
 
 
 def _without_own_name(config: PostgresDestinationConfig) -> PostgresDestinationConfig:
@@ -388,104 +288,38 @@ def _without_own_name(config: PostgresDestinationConfig) -> PostgresDestinationC
     return config.model_copy(update={"jdbc_url_params": kept})
 
 
-def _staging_prefix(job_id: int) -> str:
-    return f"_datasync_stage_{job_id}_"
-
-
-def _staging_name(context: RunContext, target: Target) -> str:
-    digest = hashlib.sha256(f"{target.namespace}.{target.table}".encode()).hexdigest()[:12]
-    return f"{_staging_prefix(context.job_id)}{context.epoch}_{digest}"
-
-
 def _postgres_table(table: Table) -> PostgresTable:
     if not isinstance(table, PostgresTable):
         raise ConnectorRefused(f"{table.plan.stream}: a PostgreSQL destination takes PostgreSQL sources only so far")
     return table
 
 
-def _ddl(held: PostgresType, schema: str) -> str:
-    """The type in the destination: enums live in the target's schema, everything else is named as at the source."""
-    innermost = held.element or held
-    if innermost.built_in:
-        return held.sql
-    suffix = "[]" if held.element is not None else ""
-    return quoted(schema if innermost.kind == "enum" else innermost.schema, innermost.name) + suffix
-
-
-async def _existing(connection: "asyncpg.Connection[Any]", target: Target) -> Any:
-    return await connection.fetchrow(
+async def _refuse_unwritable_schema(connection: "asyncpg.Connection[Any]", target: Target) -> None:
+    allowed = await connection.fetchval(
         """
-        SELECT c.oid, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname = $1 AND c.relname = $2
+        SELECT coalesce((SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1),
+                        has_database_privilege(current_database(), 'CREATE'))
+        """,
+        target.namespace,
+    )
+    if not allowed:
+        raise ConnectorRefused(
+            f"the role may not make tables in the destination's schema {target.namespace!r}", code="permission_denied"
+        )
+
+
+async def _refuse_taken_type_name(connection: "asyncpg.Connection[Any]", target: Target) -> None:
+    """A table has a type of its name, beside which no other can be."""
+    taken = await connection.fetchval(
+        """
+        SELECT EXISTS (SELECT FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+                       WHERE n.nspname = $1 AND t.typname = $2 AND t.typcategory <> 'A')
         """,
         target.namespace,
         target.table,
     )
-
-
-async def _has_rows(connection: "asyncpg.Connection[Any]", target: Target) -> bool:
-    return bool(
-        await connection.fetchval(f"SELECT EXISTS (SELECT FROM {quoted(target.namespace, target.table)})")  # noqa: S608
-    )
-
-
-async def _built_on(connection: "asyncpg.Connection[Any]", existing: Any) -> bool:
-    """Whether the table has anything that a new one would lack: all but its columns, primary key and grants."""
-    return bool(
-        await connection.fetchval(
-            """
-            SELECT c.relkind <> 'r' OR c.relrowsecurity OR c.relhasrules OR c.relhassubclass OR c.relispartition
-                OR c.relreplident <> 'd' OR c.reltablespace <> 0 OR c.reloptions IS NOT NULL
-                OR c.relowner <> current_user::regrole
-                OR EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND NOT indisprimary)
-                OR EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid)
-                OR EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid)
-                OR EXISTS (SELECT FROM pg_publication_rel WHERE prrelid = c.oid)
-                OR EXISTS (SELECT FROM pg_attrdef WHERE adrelid = c.oid)
-                OR EXISTS (SELECT FROM pg_statistic_ext WHERE stxrelid = c.oid)
-                OR EXISTS (SELECT FROM pg_description WHERE objoid = c.oid AND classoid = 'pg_class'::regclass)
-                OR EXISTS (SELECT FROM pg_constraint WHERE contype NOT IN ('p', 'n') AND c.oid IN (conrelid, confrelid))
-                OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = c.oid AND attacl IS NOT NULL)
-                OR EXISTS (SELECT FROM pg_attribute a WHERE attrelid = c.oid AND attnum > 0 AND attnotnull
-                           AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisprimary
-                                           AND a.attnum = ANY (indkey)))
-                OR EXISTS (SELECT FROM pg_depend WHERE refclassid = 'pg_class'::regclass AND refobjid = c.oid
-                           AND deptype = 'n')
-            FROM pg_class c WHERE c.oid = $1
-            """,
-            existing["oid"],
-        )
-    )
-
-
-async def _grants(connection: "asyncpg.Connection[Any]", target: Target) -> list[str]:
-    """The statements that give the roles what they were given on the table."""
-    rows = await connection.fetch(
-        """
-        SELECT a.privilege_type, a.is_grantable,
-               CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END AS role
-        FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
-        WHERE c.oid = to_regclass($1) AND a.grantee <> c.relowner
-        """,
-        quoted(target.namespace, target.table),
-    )
-    return [
-        f"GRANT {row['privilege_type']} ON {quoted(target.namespace, target.table)} TO {row['role']}"
-        + (" WITH GRANT OPTION" if row["is_grantable"] else "")
-        for row in rows
-    ]
-
-
-async def _name_primary_key(connection: "asyncpg.Connection[Any]", target: Target) -> None:
-    """``<table>_pkey``, as PostgreSQL would have named it, where that name is free."""
-    name = quoted(target.namespace, target.table)
-    present = await connection.fetchval(
-        "SELECT conname FROM pg_constraint WHERE conrelid = to_regclass($1)::oid AND contype = 'p'", name
-    )
-    wanted = f"{target.table}_pkey"
-    taken = await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", quoted(target.namespace, wanted))
-    if len(wanted.encode()) <= IDENTIFIER_BYTES_MAX and not taken:
-        await connection.execute(f"ALTER TABLE {name} RENAME CONSTRAINT {quoted(present)} TO {quoted(wanted)}")
+    if taken:
+        raise ConnectorRefused(f"the destination has a type {target}, so that no table can have that name")
 
 
 @contextlib.asynccontextmanager

@@ -18,6 +18,20 @@ APPLICATION_NAME = "datasync write job {job_id} epoch {epoch}"
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    """What a run left of its target.
+
+    Args:
+        columns: those that it wrote.
+        description: what the catalogue said of the table when DataSync made it; empty if others made it, None where
+            that was not yet recorded.
+    """
+
+    columns: tuple[str, ...] = ()
+    description: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """The two tables, in a schema."""
 
@@ -34,7 +48,7 @@ class State:
     async def create(self, connection: "asyncpg.Connection[Any]") -> None:
         await create_schema(connection, self.schema)
         if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", self._streams):
-            await self._add_project(connection)
+            await self._add_columns(connection)
             return
         await connection.execute(
             f"""
@@ -44,20 +58,21 @@ class State:
             CREATE TABLE IF NOT EXISTS {self._streams} (
                 job_id bigint, namespace text, name text, target_schema text NOT NULL, target_table text NOT NULL,
                 run_id text NOT NULL, epoch bigint NOT NULL, row_count bigint NOT NULL, verified boolean,
-                verification_json text, committed_at timestamptz NOT NULL, project_id bigint,
+                verification_json text, committed_at timestamptz NOT NULL, project_id bigint, published_json text,
                 PRIMARY KEY (job_id, namespace, name)
             )
             """
         )
 
-    async def _add_project(self, connection: "asyncpg.Connection[Any]") -> None:
-        """Markers written before projects were written down name the job alone."""
+    async def _add_columns(self, connection: "asyncpg.Connection[Any]") -> None:
+        """Older markers name the job alone, without its project, and nothing of the table that was published."""
         known = await connection.fetchval(
-            "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass($1) AND attname = 'project_id')",
+            "SELECT array_agg(attname::text) FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0",
             self._streams,
         )
-        if not known:
-            await connection.execute(f"ALTER TABLE {self._streams} ADD COLUMN IF NOT EXISTS project_id bigint")
+        for name, kind in (("project_id", "bigint"), ("published_json", "text")):
+            if name not in known:
+                await connection.execute(f"ALTER TABLE {self._streams} ADD COLUMN IF NOT EXISTS {name} {kind}")
 
     async def take_epoch(self, connection: "asyncpg.Connection[Any]", context: RunContext) -> None:
         """Raises ``Fenced`` when a younger epoch has the job."""
@@ -102,26 +117,35 @@ class State:
         return Written(row["row_count"], row["verified"], None if verification is None else json.loads(verification))
 
     async def mark(
-        self, connection: "asyncpg.Connection[Any]", context: RunContext, plan: StreamPlan, written: Written
+        self,
+        connection: "asyncpg.Connection[Any]",
+        context: RunContext,
+        plan: StreamPlan,
+        written: Written,
+        published: Published,
     ) -> None:
+        values = {
+            "job_id": context.job_id,
+            "namespace": plan.stream.namespace,
+            "name": plan.stream.name,
+            "target_schema": plan.target.namespace,
+            "target_table": plan.target.table,
+            "run_id": context.run_id,
+            "epoch": context.epoch,
+            "row_count": written.rows,
+            "verified": written.verified,
+            "verification_json": None if written.verification is None else json.dumps(written.verification),
+            "project_id": context.project_id,
+            "published_json": json.dumps({"columns": published.columns, "description": published.description}),
+        }
+        places = ", ".join(f"${place}" for place in range(1, len(values) + 1))
+        replaced = ", ".join(f"{name} = excluded.{name}" for name in list(values)[3:])
         await connection.execute(
             f"""
-            INSERT INTO {self._streams} VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now(), $11)
-            ON CONFLICT (job_id, namespace, name) DO UPDATE SET target_schema = $4, target_table = $5, run_id = $6,
-                epoch = $7, row_count = $8, verified = $9, verification_json = $10, committed_at = now(),
-                project_id = $11
+            INSERT INTO {self._streams} ({", ".join(values)}, committed_at) VALUES ({places}, clock_timestamp())
+            ON CONFLICT (job_id, namespace, name) DO UPDATE SET {replaced}, committed_at = excluded.committed_at
             """,  # noqa: S608
-            context.job_id,
-            plan.stream.namespace,
-            plan.stream.name,
-            plan.target.namespace,
-            plan.target.table,
-            context.run_id,
-            context.epoch,
-            written.rows,
-            written.verified,
-            None if written.verification is None else json.dumps(written.verification),
-            context.project_id,
+            *values.values(),
         )
 
     async def unmark(self, connection: "asyncpg.Connection[Any]", target: Target) -> None:
@@ -131,21 +155,27 @@ class State:
             target.table,
         )
 
-    async def is_ours(self, connection: "asyncpg.Connection[Any]", context: RunContext, target: Target) -> bool:
-        """Whether the target was written and is the job's; raises ``TargetShared`` when it is another job's."""
+    async def published(
+        self, connection: "asyncpg.Connection[Any]", context: RunContext, target: Target
+    ) -> Published | None:
+        """What was left of the target by the last run that wrote it, None if none did.
+
+        Raises ``TargetShared`` when it is another job's.
+        """
         row = await connection.fetchrow(
             f"""
-            SELECT job_id, project_id FROM {self._streams} WHERE target_schema = $1 AND target_table = $2
-            ORDER BY committed_at DESC LIMIT 1
+            SELECT job_id, project_id, published_json FROM {self._streams}
+            WHERE target_schema = $1 AND target_table = $2 ORDER BY committed_at DESC LIMIT 1
             """,  # noqa: S608
             target.namespace,
             target.table,
         )
         if row is None:
-            return False
+            return None
         if not context.may_write(row["job_id"], row["project_id"]):
             raise TargetShared(str(target), row["job_id"])
-        return True
+        recorded = json.loads(row["published_json"] or "{}")
+        return Published(tuple(recorded.get("columns", ())), recorded.get("description"))
 
     async def end_older_writers(self, connection: "asyncpg.Connection[Any]", context: RunContext) -> None:
         """End the sessions of the job's older epochs: one that is paused would hold its locks for ever."""
