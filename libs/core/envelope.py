@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -10,7 +11,10 @@ EVENT_SIZE_BYTES_MAX = 900 * 1024
 
 
 class Frozen(BaseModel):
-    """The parent of every message and state: immutable, and strict about unknown fields."""
+    """The parent of every message and state: immutable, and strict about the fields that it is made with.
+
+    What another version wrote is read with ``extra="ignore"``, or ``extra="allow"`` where it is written back.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,6 +31,22 @@ class Event(Frozen):
     TYPE: ClassVar[str]
     TOPIC: ClassVar[str]
     SCHEMA_VERSION: ClassVar[int] = 1
+
+    @classmethod
+    def versioned_type(cls) -> str:
+        """What a version can read or not: the type and the version of its fields."""
+        return f"{cls.TYPE}.v{cls.SCHEMA_VERSION}"
+
+
+class UnknownEvent(Event):
+    """An event that only a newer version knows: passed on as it is, never decided on."""
+
+
+@lru_cache(maxsize=256)
+def unknown_event(event_type: str, topic: str) -> UnknownEvent:
+    """Stands for any event of this type; what it says is only in its envelope's ``data_json``."""
+    known_by_name: type[UnknownEvent] = type("UnknownEvent", (UnknownEvent,), {"TYPE": event_type, "TOPIC": topic})
+    return known_by_name()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +81,7 @@ class Envelope:
         data_json: the event's fields as JSON text, the very bytes that the log carries.
         data: the same, parsed and upcast.
         schema_version: of ``data_json``; None: the present one of ``data``.
+        is_understood: False where ``data`` lacks something that a newer version wrote into ``data_json``.
     """
 
     id: str
@@ -73,6 +94,7 @@ class Envelope:
     data_json: bytes
     metadata: Metadata
     schema_version: int | None = None
+    is_understood: bool = True
 
     def at(self, position: int) -> "Envelope":
         """The same event at its place in the store (``dataclasses.replace`` costs ten times as much)."""

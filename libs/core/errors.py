@@ -164,6 +164,12 @@ class OutcomeUnknown(RetryLater):
     default_code = "outcome_unknown"
 
 
+class NewerVersion(RetryLater):
+    """A newer version wrote what this one can't read; an instance that was upgraded can do it."""
+
+    default_code = "newer_version"
+
+
 class RequestTimeout(RetryLater):
     """The request's body did not arrive in time (RFC 9110 section 15.5.9)."""
 

@@ -9,17 +9,18 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import structlog
 
+from libs.contracts.registry import is_known
 from libs.core.clock import Clock
 from libs.core.decider import Act, Aggregate, ExpectedVersion, Projection
 from libs.core.envelope import Envelope, Frozen, Metadata
-from libs.core.errors import Conflict, DataSyncError, FixRequest, RetryLater
-from libs.runtime.decisions import DecisionPass, Pending, View, known_of
+from libs.core.errors import Conflict, DataSyncError, FixRequest, NewerVersion, RetryLater
+from libs.runtime.decisions import DecisionPass, Pending, Place, View, known_of
 from libs.runtime.event_store import Batch, DecisionOutdated, EventStore, Head, OffsetMove, OffsetMoved, SideWrite
 from libs.runtime.mongo import Document, PyMongoError
 from libs.runtime.pipeline import find
@@ -286,17 +287,29 @@ class CommandHandler:
         sought: list[tuple[str, Collection[Any]]] = [(head.collections[name], wanted[name]) for name in wanted]
         sought += [(head.collections[name], foreign[name]) for name in foreign]
         sought += [(name, ids) for name, ids in (("idempotency", idempotency), ("offsets", moves)) if ids]
-        found = iter(self._store.pipeline.find([find(name, {"_id": {"$in": list(ids)}}) for name, ids in sought]))
+        finds = [find(name, {"_id": {"$in": list(ids)}}) for name, ids in sought]
+        streams = _streams_of(wanted) if head.newer_types else {}
+        if streams:
+            criteria = {"stream": {"$in": list(streams)}, "type": {"$in": list(head.newer_types)}}
+            finds.append(find("events", criteria, {"stream": 1, "type": 1, "schema_version": 1}))
+        found = iter(self._store.pipeline.find(finds))
         view = View()
         for name, aggregates in wanted.items():
             for document in next(found):
-                view.aggregates[name, document["_id"]] = known_of(aggregates[document["_id"]], document)
+                place = (name, document["_id"])
+                try:
+                    view.aggregates[place] = known_of(aggregates[document["_id"]], document)
+                except NewerVersion:
+                    view.unreadable.add(place)
         for name in foreign:
             view.documents.update({(name, document["_id"]): document for document in next(found)})
         if idempotency:
             view.idempotency = {document["_id"]: document for document in next(found)}
         if moves:
             view.offsets = {document["_id"]: document["offset"] for document in next(found)}
+        for document in next(found, ()):
+            if not is_known(document["type"], document["schema_version"]):
+                view.unreadable.add(streams[document["stream"]])
         return view, head
 
     def _decide(self, works: list[Pending], view: View, head: Head) -> tuple[Batch, list[Pending]]:
@@ -336,6 +349,14 @@ class CommandHandler:
             envelopes = await self._store.read_stream(aggregate.stream(item["id"]), version_max=item["version"])
             entities.append(Entity(item["id"], item["version"], fold(aggregate, envelopes)))
         return Outcome(entities, replayed=True)
+
+
+def _streams_of(wanted: Mapping[str, Mapping[int | str, Aggregate[Any]]]) -> dict[str, Place]:
+    return {
+        aggregate.stream(entity_id): (collection, entity_id)
+        for collection, aggregates in wanted.items()
+        for entity_id, aggregate in aggregates.items()
+    }
 
 
 def _concerns(pending: Pending, outdated: DecisionOutdated) -> bool:

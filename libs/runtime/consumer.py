@@ -3,26 +3,31 @@
 The offset of each partition lies in the consumer's own database and moves in the transaction that writes what the
 messages caused. Whatever goes wrong, the consumer begins again from the stored offsets; a message that comes again is
 known by its position, which is not above the highest one seen in its partition.
+
+What only a newer version understands is passed over and remembered, and handled first once that version runs.
 """
 
 import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import structlog
 
 from libs.core.clock import Clock, SystemClock
 from libs.core.decider import Act, Projection, Reaction
 from libs.core.envelope import Envelope, Metadata
-from libs.core.errors import Conflict, FixRequest, RetryLater
+from libs.core.errors import Conflict, FixRequest, NewerVersion, RetryLater
 from libs.runtime.command_handler import CommandHandler, ConsumerWork, PureCodeFailed
 from libs.runtime.event_log.port import EventLog, Message, OffsetOutOfRange, Subscription
 from libs.runtime.event_store import EventStore, OffsetMove, OffsetMoved, SideWrite
 from libs.runtime.http import Health
 from libs.runtime.mongo import PyMongoError
 from libs.runtime.parking import STREAM_IS_PARKED, Parking, parking_write, unparking_write
+from libs.runtime.passed_over import PassedOver, PassedOverMessage, forgetting_write, is_unknown, passing_over_write
 from libs.runtime.telemetry import (
     CONSUMER_LAG_MESSAGES,
     CONSUMER_LAG_SECONDS,
@@ -36,13 +41,22 @@ WAIT_SECONDS = 1.0
 CHORES_SECONDS = 1.0
 LAG_SECONDS = 5.0
 STOPPED_POLL_SECONDS = 2.0
+CATCH_UP_SECONDS = 30.0
+PARKED_STREAMS_MAX = 100
+PARKED_WITHIN_SECONDS = 60.0
 BACKOFF_SECONDS_MAX = 10.0
+
+NOTHING: Mapping[int, str] = MappingProxyType({})
 
 log = structlog.get_logger(__name__)
 
 
 class StoreReplaced(Exception):
     """The messages come from another store than before: its owner's database was restored or replaced."""
+
+
+class TooMuchParked(Exception):
+    """So many streams fail that the fault is not theirs: parking them all would only hide it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +76,7 @@ class _Step:
     projections: list[tuple[Projection, Envelope]] = field(default_factory=list)
     acts: list[tuple[Act, Metadata]] = field(default_factory=list)
     parked: list[tuple[Message, str]] = field(default_factory=list)
+    passed_over: list[PassedOverMessage] = field(default_factory=list)
     last: Envelope | None = None
 
 
@@ -74,6 +89,7 @@ class Consumer:
         store, commands: the service's own; everything is written through them.
         health: told while the topic waits for a repair.
         projections, reactions: those of the service that follow this topic.
+        refold: folds the service's projections anew from the log, and tells whether it could.
     """
 
     def __init__(
@@ -86,6 +102,7 @@ class Consumer:
         health: Health,
         projections: Sequence[Projection] = (),
         reactions: Sequence[Reaction] = (),
+        refold: Callable[[], Awaitable[bool]] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._topic = topic
@@ -95,7 +112,11 @@ class Consumer:
         self._projections = projections
         self._reactions = reactions
         self._clock = clock or SystemClock()
+        self._refold = refold
         self._parking = Parking(store.database, topic)
+        self._parked_at: deque[float] = deque(maxlen=PARKED_STREAMS_MAX)
+        self._passed_over = PassedOver(store.database, topic)
+        self._catch_up_at = 0.0
         self._places: dict[int, Place] = {}
         self._failures = 0
         self._chores_at = 0.0
@@ -109,7 +130,7 @@ class Consumer:
             while True:
                 try:
                     await self._follow()
-                except (OffsetOutOfRange, StoreReplaced) as error:
+                except (OffsetOutOfRange, StoreReplaced, TooMuchParked) as error:
                     await self._wait_for_repair(error)
                 except (OSError, PyMongoError, RetryLater, OffsetMoved) as error:
                     await self._back_off(error)
@@ -119,6 +140,7 @@ class Consumer:
     async def _follow(self) -> None:
         self._places = await stored_places(self._store, self._topic)
         await self._parking.load()
+        await self._catch_up()
         offsets = {partition: place.offset for partition, place in self._places.items() if place.offset > 0}
         async with self._event_log.subscribe(self._topic, offsets) as subscription:
             while True:
@@ -140,8 +162,8 @@ class Consumer:
         own = self._until_store_changes(messages)
         if own:
             try:
-                await self._commit(partition, own, {})
-            except (PureCodeFailed, FixRequest) as error:
+                await self._commit(partition, own)
+            except (PureCodeFailed, FixRequest, NewerVersion, TooMuchParked) as error:
                 _raise_if_transient(error)
                 for message in own:
                     await self._consume_one(partition, message)
@@ -154,26 +176,54 @@ class Consumer:
 
     async def _consume_one(self, partition: int, message: Message) -> None:
         try:
-            await self._commit(partition, [message], {})
+            await self._commit(partition, [message])
         except (PureCodeFailed, FixRequest) as error:
             _raise_if_transient(error)
-            await self._commit(partition, [message], {message.offset: f"{type(error).__name__}: {error}"[:1000]})
+            await self._commit(partition, [message], {message.offset: _reason_of(error)})
+        except NewerVersion:
+            # What it would change is itself ahead of this version.
+            await self._commit(partition, [message], too_new={message.offset})
 
-    async def _commit(self, partition: int, messages: Sequence[Message], failures: Mapping[int, str]) -> None:
+    async def _commit(
+        self,
+        partition: int,
+        messages: Sequence[Message],
+        failures: Mapping[int, str] = NOTHING,
+        too_new: Collection[int] = (),
+    ) -> None:
         """Handle messages in one transaction with the offset that they move to.
 
         Args:
             failures: the messages, by offset, that are known to fail, and why.
+            too_new: those, by offset, that have to wait for a newer version.
         """
         before = self._places.get(partition, Place())
-        step = self._plan(before, messages, failures)
+        step = self._plan(before, messages, failures, too_new)
+        self._require_few_parked(step)
         now = self._clock.now()
         side_writes = [parking_write(message, reason, now) for message, reason in step.parked]
         await self._write(partition, before, step, side_writes)
         self._places[partition] = step.place
-        self._parking.parked([message for message, _ in step.parked])
-        for message, reason in step.parked:
+        self._count_parked(step.parked)
+        if step.last is not None:
+            CONSUMER_LAG_SECONDS.labels(self._topic).set((now - step.last.time).total_seconds())
+
+    def _require_few_parked(self, step: _Step) -> None:
+        """Stop before more streams are parked within a minute than faults of single messages explain."""
+        reasons = [reason for _, reason in step.parked if reason is not STREAM_IS_PARKED]
+        since = time.monotonic() - PARKED_WITHIN_SECONDS
+        recently = sum(parked_at > since for parked_at in self._parked_at)
+        if reasons and recently + len(reasons) > PARKED_STREAMS_MAX:
+            raise TooMuchParked(
+                f"{self._topic}: {recently} streams were parked within {PARKED_WITHIN_SECONDS:g} s, and the next one "
+                f"fails too: {reasons[0]}"
+            )
+
+    def _count_parked(self, parked: Sequence[tuple[Message, str]]) -> None:
+        self._parking.parked([message for message, _ in parked])
+        for message, reason in parked:
             if reason is not STREAM_IS_PARKED:
+                self._parked_at.append(time.monotonic())
                 log.error(
                     "message_parked",
                     topic=self._topic,
@@ -183,10 +233,10 @@ class Consumer:
                     reason=reason,
                     repair=f"datasync parked {self._service} --retry",
                 )
-        if step.last is not None:
-            CONSUMER_LAG_SECONDS.labels(self._topic).set((now - step.last.time).total_seconds())
 
-    def _plan(self, before: Place, messages: Sequence[Message], failures: Mapping[int, str]) -> _Step:
+    def _plan(
+        self, before: Place, messages: Sequence[Message], failures: Mapping[int, str], too_new: Collection[int]
+    ) -> _Step:
         step = _Step(before)
         parked_streams: set[str] = set()
         for message in messages:
@@ -202,9 +252,19 @@ class Consumer:
             if reason is not None:
                 step.parked.append((message, reason))
                 parked_streams.add(message.stream)
-            elif message.envelope is not None:
-                self._plan_event(step, message.envelope, message.headers)
+            elif message.offset in too_new:
+                step.passed_over.append(PassedOverMessage(message, owes_reactions=True))
+            else:
+                self._plan_message(step, message)
         return step
+
+    def _plan_message(self, step: _Step, message: Message) -> None:
+        if message.envelope is None:
+            raise PureCodeFailed(message.failure)
+        if not message.envelope.is_understood:
+            step.passed_over.append(PassedOverMessage(message, owes_reactions=is_unknown(message)))
+        if not is_unknown(message):
+            self._plan_event(step, message.envelope, message.headers)
 
     def _plan_event(self, step: _Step, envelope: Envelope, headers: Mapping[str, str]) -> None:
         try:
@@ -227,7 +287,9 @@ class Consumer:
     async def _write(self, partition: int, before: Place, step: _Step, side_writes: Sequence[SideWrite]) -> None:
         after = step.place
         move = OffsetMove(self._topic, partition, before.offset, after.offset, after.position, after.store_id)
-        await self._commands.consume(ConsumerWork(move, step.projections, step.acts, side_writes))
+        passing_over = [passing_over_write(item) for item in step.passed_over]
+        await self._commands.consume(ConsumerWork(move, step.projections, step.acts, [*side_writes, *passing_over]))
+        self._passed_over.added(len(passing_over))
 
     async def _chores(self, subscription: Subscription) -> None:
         now = time.monotonic()
@@ -237,6 +299,8 @@ class Consumer:
             self._chores_at = now
             for stream in await self._parking.streams_to_retry():
                 await self._retry_stream(stream)
+        if self._passed_over.count and now >= self._catch_up_at:
+            await self._catch_up()
         if now - self._lag_at >= LAG_SECONDS:
             self._lag_at = now
             ends = await subscription.end_offsets()
@@ -248,17 +312,56 @@ class Consumer:
         for identifier, message in await self._parking.messages_of(stream):
             place = self._places[message.partition]
             try:
-                if message.envelope is None:
-                    raise PureCodeFailed(message.failure)
                 step = _Step(place)
-                self._plan_event(step, message.envelope, message.headers)
+                self._plan_message(step, message)
                 await self._write(message.partition, place, step, [unparking_write(identifier)])
-            except (PureCodeFailed, FixRequest) as error:
+            except (PureCodeFailed, FixRequest, NewerVersion) as error:
                 _raise_if_transient(error)
-                await self._parking.failed_again(identifier, stream, f"{type(error).__name__}: {error}"[:1000])
+                await self._parking.failed_again(identifier, stream, _reason_of(error))
                 return
             log.info("parked_message_handled", topic=self._topic, stream=stream, parked=identifier)
         await self._parking.released()
+
+    async def _catch_up(self) -> None:
+        """Handle what was passed over and is understood by now, of each stream up to the first that is not."""
+        self._catch_up_at = time.monotonic() + CATCH_UP_SECONDS
+        waiting: set[str] = set()
+        caught_up: list[str] = []
+        async for item in self._passed_over.messages():
+            if item.message.stream in waiting:
+                continue
+            if item.is_understood and await self._react_late(item):
+                caught_up.append(item.message.id)
+            else:
+                waiting.add(item.message.stream)
+        if caught_up and (self._refold is None or await self._refold()):
+            await self._passed_over.forget(caught_up)
+            log.info("passed_over_messages_handled", topic=self._topic, messages=len(caught_up))
+
+    async def _react_late(self, item: PassedOverMessage) -> bool:
+        """Cause the reactions that a message owes; False while they concern what is ahead of this version."""
+        message = item.message
+        if not item.owes_reactions:
+            return True
+        place = self._places.get(message.partition, Place())
+        reason = STREAM_IS_PARKED
+        try:
+            if not self._parking.holds(message.stream):
+                step = _Step(place, passed_over=[PassedOverMessage(message, owes_reactions=False)])
+                self._plan_message(step, message)
+                # The projections are folded anew, in the log's order.
+                step.projections.clear()
+                await self._write(message.partition, place, step, [])
+                return True
+        except NewerVersion:
+            return False
+        except (PureCodeFailed, FixRequest) as error:
+            _raise_if_transient(error)
+            reason = _reason_of(error)
+        parking = [parking_write(message, reason, self._clock.now()), forgetting_write(message)]
+        await self._write(message.partition, place, _Step(place), parking)
+        self._count_parked([(message, reason)])
+        return True
 
     def _until_store_changes(self, messages: Sequence[Message]) -> Sequence[Message]:
         known = self._store_id()
@@ -286,6 +389,7 @@ class Consumer:
         while await self._places_when_reachable() == before:  # noqa: ASYNC110 - the change comes from another process
             await asyncio.sleep(STOPPED_POLL_SECONDS)
         log.info("consumer_repaired", topic=self._topic)
+        self._parked_at.clear()
         self._resume()
 
     async def _places_when_reachable(self) -> dict[int, Place]:
@@ -330,6 +434,10 @@ async def _gather(subscription: Subscription) -> dict[int, list[Message]]:
             break
         batch = await subscription.next_batch(MESSAGES_MAX - total, 0)
     return batches
+
+
+def _reason_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:1000]
 
 
 def _raise_if_transient(error: Exception) -> None:

@@ -14,6 +14,7 @@ from libs.core.errors import (
     DataSyncError,
     FieldError,
     FixRequest,
+    NewerVersion,
     NotFound,
     PreconditionFailed,
     TooLarge,
@@ -23,7 +24,16 @@ from libs.core.ids import uuid7
 from libs.runtime.event_store import Batch, Head, OffsetMove, OffsetMoved, SideWrite
 from libs.runtime.list_changes import ListChanges
 from libs.runtime.mongo import Document
-from libs.runtime.works import Entity, IdempotencyKey, Outcome, PureCodeFailed, stored_document
+from libs.runtime.works import (
+    DOCUMENT_FIELDS,
+    Entity,
+    IdempotencyKey,
+    Outcome,
+    PureCodeFailed,
+    newer_version,
+    state_of,
+    stored_document,
+)
 
 DOCUMENTS_MAX = 1_000
 BATCH_BYTES_MAX = 8 * 1024 * 1024
@@ -54,6 +64,8 @@ class Known:
 
     Args:
         number: its place in its aggregate's lists; below zero while the commit has yet to give it.
+        time: of its last event; None where an earlier version wrote the document.
+        others: the document's fields that only a newer version knows.
     """
 
     version: int
@@ -62,11 +74,17 @@ class Known:
     keys: tuple[str, ...]
     number: int | None = None
     listing: Listing[Any] | None = None
+    time: datetime | None = None
+    others: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)
 class View:
-    """Everything a batch decides on."""
+    """Everything a batch decides on.
+
+    Args:
+        unreadable: the entities whose documents or events only a newer version can read.
+    """
 
     aggregates: dict[Place, Known] = field(default_factory=dict)
     documents: dict[Place, Document | None] = field(default_factory=dict)
@@ -74,6 +92,7 @@ class View:
     idempotency: dict[str, Document] = field(default_factory=dict)
     owners: dict[tuple[str, str], int | str | None] = field(default_factory=dict)
     """Who holds a unique key of a collection: an entity id, or None for nobody; absent while not asked for."""
+    unreadable: set[Place] = field(default_factory=set)
 
 
 class _Later(Exception):
@@ -108,12 +127,12 @@ class DecisionPass:
                 pending.result = self._work(pending)
             except _Later:
                 self.later.append(pending)
-            except (FixRequest, OffsetMoved, PureCodeFailed) as refusal:
+            except (FixRequest, NewerVersion, OffsetMoved, PureCodeFailed) as refusal:
                 pending.result = refusal
 
     def batch(self) -> Batch:
         """What the accepted works write together."""
-        batch = Batch(self._head.collections, lists=self._lists)
+        batch = Batch(self._head.collections, self._head.newer_types, lists=self._lists)
         for pending in self._accepted:
             assert isinstance(pending.result, Outcome)
             batch.events += pending.result.events
@@ -122,10 +141,18 @@ class DecisionPass:
                 batch.offsets.append(pending.offset)
             if pending.idempotency is not None:
                 batch.idempotency.append(self._idempotency_record(pending, pending.result))
+        batch.kinds = frozenset(event.versioned_type() for event in {type(envelope.data) for envelope in batch.events})
         for (collection, identifier), known in self._aggregates.items():
             assert known.state is not None
             document = stored_document(
-                identifier, known.version, known.project_id, known.keys, known.state, known.number
+                identifier,
+                known.version,
+                known.project_id,
+                known.keys,
+                known.state,
+                known.number,
+                known.time,
+                known.others,
             )
             if known.listing is not None and known.number is not None and known.number < 0:
                 self._lists[known.listing.collection].documents.append((document, known.number))
@@ -228,6 +255,8 @@ class _Draft:
 
     def _act(self, act: Act, metadata: Metadata) -> Entity[Any] | None:
         place = (act.aggregate.collection, act.entity_id)
+        if place in self._batch._view.unreadable:
+            raise newer_version(act.aggregate, act.entity_id)
         known = (
             self._aggregates.get(place) or self._batch._aggregates.get(place) or self._batch._view.aggregates.get(place)
         )
@@ -260,7 +289,10 @@ class _Draft:
                 raise NotFound(f"{act.aggregate.name} {act.entity_id} does not exist")
             return Entity(act.entity_id, version, state)
         self._claim(act, known.keys, keys)
-        self._aggregates[place] = Known(version, state, project_id, keys, number, act.aggregate.listing)
+        time = envelopes[-1].time
+        self._aggregates[place] = Known(
+            version, state, project_id, keys, number, act.aggregate.listing, time, known.others
+        )
         self._events += envelopes
         assert state is not None
         return Entity(act.entity_id, version, state)
@@ -271,6 +303,8 @@ class _Draft:
         state, version, number = known.state, known.version, known.number
         listing = act.aggregate.listing
         names = listing.lists(state) if listing is not None and state is not None else ()
+        # Whoever reads a stream by time must meet its events in order; clocks of two instances may differ.
+        time = self._batch._now if known.time is None else max(known.time, self._batch._now)
         envelopes = []
         for event in events:
             version += 1
@@ -280,7 +314,7 @@ class _Draft:
                 version=version,
                 position=0,
                 store_id=self._batch._head.store_id,
-                time=self._batch._now,
+                time=time,
                 data=event,
                 data_json=_encoded(event),
                 metadata=metadata,
@@ -328,9 +362,19 @@ def _size_of(fields: Mapping[str, Any]) -> int:
 
 
 def known_of(aggregate: Aggregate[Any], document: Document) -> Known:
-    state = aggregate.state.model_validate(document["state"])
+    """Raises ``NewerVersion``."""
+    state = state_of(aggregate, document)
     keys = tuple(document.get("keys", ()))
-    return Known(document["version"], state, document["project_id"], keys, number=document.get("number"))
+    unknown = document.keys() - DOCUMENT_FIELDS
+    return Known(
+        document["version"],
+        state,
+        document["project_id"],
+        keys,
+        number=document.get("number"),
+        time=document.get("time"),
+        others={name: document[name] for name in unknown} if unknown else None,
+    )
 
 
 def _encoded(event: Event) -> bytes:

@@ -12,6 +12,7 @@ from libs.core.errors import NotFound
 from libs.runtime.command_handler import Entity, fold
 from libs.runtime.event_store import EventStore
 from libs.runtime.mongo import ClientSession, Collection, Document, SyncCollection
+from libs.runtime.works import state_of
 
 LOOKUPS_MAX = 500
 
@@ -106,8 +107,8 @@ class Documents:
         return await self._store.read_stream_before(aggregate.stream(entity_id), version, limit)
 
     async def as_of(self, aggregate: Aggregate[State], entity_id: int | str, moment: datetime) -> Entity[State] | None:
-        """The entity as it stood at ``moment``, None when it was not there yet."""
-        envelopes = await self._store.read_stream(aggregate.stream(entity_id), until=moment)
+        """The entity as it stood at ``moment``, None when it was not there yet; raises ``NewerVersion``."""
+        envelopes = await self._store.read_stream_until(aggregate.stream(entity_id), moment)
         if not envelopes:
             return None
         return Entity(entity_id, envelopes[-1].version, fold(aggregate, envelopes))
@@ -155,5 +156,5 @@ class _Lookups:
 
 
 def entity_of(aggregate: Aggregate[State], document: Document) -> Entity[State]:
-    """The entity in an owner's document."""
-    return Entity(document["_id"], document["version"], aggregate.state.model_validate(document["state"]))
+    """The entity in an owner's document; raises ``NewerVersion``."""
+    return Entity(document["_id"], document["version"], state_of(aggregate, document))

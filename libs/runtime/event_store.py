@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
 import structlog
 
-from libs.contracts.registry import decode
+from libs.contracts.registry import decode, is_known
 from libs.core.envelope import Envelope, Metadata
 from libs.core.errors import OutcomeUnknown, RetryLater
 from libs.core.ids import uuid7
@@ -67,12 +68,19 @@ class Head:
         batches: how often it was raised; where it is unchanged, nothing was written.
         store_id: made with the database; a restored or other one differs.
         collections: the live collection's name of each aggregate and projection, by its logical name.
+        kinds: the events that the store may hold, such as ``source_created.v1``.
     """
 
     position: int
     batches: int
     store_id: str
     collections: Mapping[str, str]
+    kinds: frozenset[str]
+
+    @property
+    def newer_types(self) -> frozenset[str]:
+        """The types of events that only a newer version can read; computed once for each set of kinds."""
+        return _newer_types(self.kinds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +97,20 @@ class _Standing:
 
     def serves(self, batch: "Batch") -> bool:
         """Whether the batch can be written without asking the store for anything."""
-        return batch.collections == self.head.collections and all(
-            name in self.numbers for name, changes in batch.lists.items() if changes.entered
+        return (
+            batch.collections == self.head.collections
+            and batch.newer_types == self.head.newer_types
+            and batch.kinds <= self.head.kinds
+            and all(name in self.numbers for name, changes in batch.lists.items() if changes.entered)
         )
 
     def after(self, batch: "Batch") -> "_Standing":
         head = Head(
-            self.head.position + len(batch.events), self.head.batches + 1, self.head.store_id, self.head.collections
+            self.head.position + len(batch.events),
+            self.head.batches + 1,
+            self.head.store_id,
+            self.head.collections,
+            self.head.kinds if batch.kinds <= self.head.kinds else self.head.kinds | batch.kinds,
         )
         entered = {
             name: self.numbers[name] + changes.entered for name, changes in batch.lists.items() if changes.entered
@@ -134,11 +149,15 @@ class Batch:
 
     Args:
         collections: the collection names that the decisions were made on; the commit fails if they were swapped.
+        newer_types: the newer version's events that the decisions took into account; likewise.
+        kinds: those of ``events``.
         inserts, replacements, removals: documents by logical collection name.
         lists: what changes in counted lists, by the logical collection name of their counts.
     """
 
     collections: Mapping[str, str]
+    newer_types: frozenset[str] = frozenset()
+    kinds: frozenset[str] = frozenset()
     events: list[Envelope] = field(default_factory=list)
     inserts: dict[str, list[Document]] = field(default_factory=dict)
     replacements: dict[str, list[Document]] = field(default_factory=dict)
@@ -203,6 +222,7 @@ def document_of(envelope: Envelope) -> Document:
 def envelope_of(document: Mapping[str, Any], store_id: str) -> Envelope:
     """The event in a stored document, upcast to its present version."""
     data_json = document["data"].encode()
+    data, is_understood = decode(document["type"], document["schema_version"], data_json, document["topic"])
     return Envelope(
         id=document["_id"],
         stream=document["stream"],
@@ -210,7 +230,7 @@ def envelope_of(document: Mapping[str, Any], store_id: str) -> Envelope:
         position=document["position"],
         store_id=store_id,
         time=document["time"],
-        data=decode(document["type"], document["schema_version"], data_json),
+        data=data,
         data_json=data_json,
         metadata=Metadata(
             actor=document["actor"],
@@ -220,6 +240,7 @@ def envelope_of(document: Mapping[str, Any], store_id: str) -> Envelope:
             traceparent=document["traceparent"],
         ),
         schema_version=document["schema_version"],
+        is_understood=is_understood,
     )
 
 
@@ -283,6 +304,9 @@ class EventStore:
             await self.create_indexes(head.collections[name], indexes.get(name, ()))
         for name in indexes.keys() - set(collections):
             await self.database[name].create_indexes(list(indexes[name]))
+        await self.database["passed_over"].create_indexes(
+            [IndexModel([("topic", ASCENDING), ("position", ASCENDING), ("offset", ASCENDING)])]
+        )
         # A transaction must not wait for an implicit creation.
         existing = set(await self.database.list_collection_names())
         for name in {"offsets", "secrets", "leases", "ids", "relay", "parked"} - existing:
@@ -336,15 +360,21 @@ class EventStore:
         cursor = self._events_majority.find(criteria).sort("position", ASCENDING).limit(limit)
         return [envelope_of(document, head.store_id) async for document in cursor]
 
-    async def read_stream(
-        self, stream: str, *, version_max: int | None = None, until: datetime | None = None
-    ) -> list[Envelope]:
-        """One stream's events in order, up to a version or a moment."""
+    async def read_stream_until(self, stream: str, moment: datetime) -> list[Envelope]:
+        """One stream's events in order, up to the last that had happened by then.
+
+        Never with a gap, also where the clocks of two instances gave a later version an earlier time.
+        """
+        last = await self.database["events"].find_one(
+            {"stream": stream, "time": {"$lte": moment}}, {"version": 1}, sort=[("version", DESCENDING)]
+        )
+        return [] if last is None else await self.read_stream(stream, version_max=last["version"])
+
+    async def read_stream(self, stream: str, *, version_max: int | None = None) -> list[Envelope]:
+        """One stream's events in order, up to a version."""
         criteria: Document = {"stream": stream}
         if version_max is not None:
             criteria["version"] = {"$lte": version_max}
-        if until is not None:
-            criteria["time"] = {"$lte": until}
         head = self.head_cached or await self.head()
         cursor = self.database["events"].find(criteria).sort("version", ASCENDING)
         return [envelope_of(document, head.store_id) async for document in cursor]
@@ -442,7 +472,9 @@ class EventStore:
                     raise _HeadMoved
                 return standing
         with self._in_transaction():
-            change = {"$inc": {"position": len(batch.events), "batches": 1}}
+            change: Document = {"$inc": {"position": len(batch.events), "batches": 1}}
+            if self.head_cached is None or not batch.kinds <= self.head_cached.kinds:
+                change["$addToSet"] = {"kinds": {"$each": sorted(batch.kinds)}}
             raising = [{"findAndModify": "head", "query": {"_id": "head"}, "update": change}, *_reservations(batch)]
             standing = self._standing_of(batch, *self._run(batch, raising))
             if statements := _statements(batch, standing):
@@ -498,6 +530,9 @@ class EventStore:
         if head.collections != batch.collections:
             self.head_cached = head
             raise DecisionOutdated("the projections were swapped")
+        if head.newer_types != batch.newer_types:
+            self.head_cached = head
+            raise DecisionOutdated("a newer version began to write events of its own")
         entering = {name: changes.entered for name, changes in batch.lists.items() if changes.entered}
         numbers = {
             name: int(reply["value"]["next"]) - entered
@@ -548,7 +583,19 @@ class EventStore:
 
 def head_of(document: Mapping[str, Any]) -> Head:
     """The head in its stored document."""
-    return Head(document["position"], document["batches"], document["store_id"], dict(document["projections"]))
+    return Head(
+        document["position"],
+        document["batches"],
+        document["store_id"],
+        dict(document["projections"]),
+        frozenset(document.get("kinds", ())),
+    )
+
+
+@lru_cache(maxsize=16)
+def _newer_types(kinds: frozenset[str]) -> frozenset[str]:
+    told = (kind.rsplit(".v", 1) for kind in kinds)
+    return frozenset(event_type for event_type, version in told if not is_known(event_type, int(version)))
 
 
 class _HeadMoved(Exception):

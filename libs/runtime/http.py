@@ -619,7 +619,7 @@ def internal_route(
             raise Forbidden(f"{caller.kind} {caller.subject} may not call {call.path}")
         body = await read_bytes(request)
         try:
-            model = call.request.model_validate_json(body)
+            model = call.request.model_validate_json(body, extra="ignore")
         except ValidationError as error:
             raise invalid_input(error) from None
         response = await handler(model)

@@ -112,7 +112,7 @@ class InternalClient:
 def _answer(call: InternalCall[Any, ResponseT], status: int, body: bytes) -> ResponseT:
     if status == 200:
         try:
-            return call.response.model_validate_json(body)
+            return call.response.model_validate_json(body, extra="ignore")
         except ValidationError as error:
             raise CallOperator(
                 f"{call.service} answered {call.path} with another model: {error.error_count()} errors"

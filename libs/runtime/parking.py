@@ -81,7 +81,7 @@ class Parking:
         """The parked messages of a stream with their ids here, in the order that they came in."""
         cursor = self._collection.find({"topic": self._topic, "stream": stream})
         documents = await cursor.sort([("position", ASCENDING), ("offset", ASCENDING)]).to_list(None)
-        return [(document["_id"], _message(document)) for document in documents]
+        return [(document["_id"], message_of(document)) for document in documents]
 
     async def failed_again(self, identifier: str, stream: str, reason: str) -> None:
         """The first parked message of the stream still can't be handled; the others go on waiting."""
@@ -99,22 +99,13 @@ class Parking:
 def parking_write(message: Message, reason: str, now: datetime) -> SideWrite:
     """The write that parks a message."""
     document = {
-        "topic": message.topic,
-        "partition": message.partition,
-        "offset": message.offset,
-        "position": message.position,
-        "store_id": message.store_id,
-        "stream": message.stream,
-        "event_id": message.event_id,
-        "event_type": message.event_type,
-        "headers": dict(message.headers),
-        "value": message.raw,
+        **document_of(message),
         "reason": reason,
         "attempts": 1,
         "parked_at": now,
         "retry_requested": False,
     }
-    return SideWrite(COLLECTION, f"{message.topic}/{message.partition}/{message.offset}", document)
+    return SideWrite(COLLECTION, message.id, document)
 
 
 def unparking_write(identifier: str) -> SideWrite:
@@ -157,7 +148,24 @@ async def request_retry(database: Database, topic: str | None = None, stream: st
     return int(await database[COLLECTION].count_documents(criteria))
 
 
-def _message(document: Mapping[str, Any]) -> Message:
+def document_of(message: Message) -> Document:
+    """A message as it is put aside."""
+    return {
+        "topic": message.topic,
+        "partition": message.partition,
+        "offset": message.offset,
+        "position": message.position,
+        "store_id": message.store_id,
+        "stream": message.stream,
+        "event_id": message.event_id,
+        "event_type": message.event_type,
+        "headers": dict(message.headers),
+        "value": message.raw,
+    }
+
+
+def message_of(document: Mapping[str, Any]) -> Message:
+    """A message that was put aside, read anew."""
     return decode_message(
         document["topic"], document["partition"], document["offset"], document["headers"], bytes(document["value"])
     )

@@ -150,7 +150,7 @@ class PrincipalVerifier:
         claims = self._decode(token, _issuer_of(token), self.service)
         issuer = str(claims["iss"])
         try:
-            principal = Principal.model_validate(claims.get("principal"))
+            principal = Principal.model_validate(claims.get("principal"), extra="ignore")
         except ValidationError:
             raise Unauthenticated("the principal token names no principal", code="invalid_principal") from None
         speaks_for_itself = principal.kind == "service" and principal.subject == issuer

@@ -9,17 +9,16 @@ import asyncio
 import hashlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import structlog
 
 from libs.core.decider import Aggregate, Projection
-from libs.core.envelope import Envelope, Frozen
+from libs.core.envelope import Envelope, Frozen, UnknownEvent
 from libs.core.ids import uuid7
-from libs.runtime.command_handler import stored_document
 from libs.runtime.consumer import Place
 from libs.runtime.event_log.port import EventLog, Message, Subscription
 from libs.runtime.event_store import EventStore, Head, canonical_document, envelope_of, head_of
@@ -32,18 +31,27 @@ from libs.runtime.mongo import (
     DeleteOne,
     Document,
     IndexModel,
+    PyMongoError,
     ReplaceOne,
 )
 from libs.runtime.parking import COLLECTION as PARKED
+from libs.runtime.passed_over import COLLECTION as PASSED_OVER
+from libs.runtime.works import state_of, stored_document
 
 EVENTS_TOGETHER = 1_000
 TAIL_MAX = 200
 CATCH_UPS_MAX = 50
 DIFFERENCES_MAX = 20
+LEASE = "rebuild"
 LEASE_SECONDS = 30.0
+LEASE_LOST = "the lease on rebuilds was lost, and another rebuild may have begun; run it again"
 READ_SECONDS_MAX = 60.0
 SILENCE_MAX = 3
 GRACE_SECONDS = 5.0
+
+NEWER = "only a newer version of the service can read it: run the rebuild with that version"
+
+Result = TypeVar("Result")
 
 log = structlog.get_logger(__name__)
 
@@ -90,11 +98,12 @@ class _NotReadFar(Exception):
 
 @dataclass(slots=True)
 class _Moment:
-    """A service's database at one point: the head, and how far each followed topic was handled."""
+    """A service's database at one point: the head, how far each followed topic was handled, and what was put aside."""
 
     head: Head
     places: dict[str, dict[int, Place]]
     parked: set[str]
+    passed_over: set[str]
 
 
 class Rebuild:
@@ -127,6 +136,7 @@ class Rebuild:
         self._shadows: dict[str, str] = {}
         self._position = 0
         self._topics: dict[str, _TopicReplay] = {}
+        self._holder = ""
 
     async def run(self, *, swap: bool = True, grace_seconds: float = GRACE_SECONDS) -> RebuildReport:
         """Rebuild, compare, and swap unless only the comparison is wanted.
@@ -140,7 +150,14 @@ class Rebuild:
         """
         started = time.monotonic()
         leases = Leases(self._store.database["leases"], LEASE_SECONDS)
-        async with _exclusively(leases, "rebuild"), AsyncExitStack() as stack:
+        self._holder = leases.holder
+        position, collections = await _exclusively(leases, lambda: self._run(swap, grace_seconds))
+        report = RebuildReport(position, collections, swap, time.monotonic() - started)
+        log.info("rebuilt", swapped=swap, position=position, equal=report.is_equal, seconds=round(report.seconds, 3))
+        return report
+
+    async def _run(self, swap: bool, grace_seconds: float) -> tuple[int, tuple[CollectionReport, ...]]:
+        async with AsyncExitStack() as stack:
             await self._make_shadows()
             replaced = list(self._shadows.values())
             try:
@@ -148,7 +165,7 @@ class Rebuild:
                 await self._catch_up()
                 for logical, shadow in self._shadows.items():
                     await self._store.create_indexes(shadow, self._indexes.get(logical, ()))
-                position, collections = await self._compare()
+                compared = await self._compare()
                 if swap:
                     former = dict((await self._store.head()).collections)
                     await self._swap()
@@ -156,9 +173,17 @@ class Rebuild:
                     await asyncio.sleep(grace_seconds)
             finally:
                 await self._drop(replaced)
-        report = RebuildReport(position, collections, swap, time.monotonic() - started)
-        log.info("rebuilt", swapped=swap, position=position, equal=report.is_equal, seconds=round(report.seconds, 3))
-        return report
+        return compared
+
+    def _require_lease(self, session: ClientSession | None = None) -> None:
+        """Once the lease is another's, that one may have dropped our shadows; inside a transaction it keeps it ours."""
+        renewed = self._store.sync_database["leases"].update_one(
+            {"_id": LEASE, "holder": self._holder},
+            [{"$set": {"expires_at": {"$add": ["$$NOW", int(LEASE_SECONDS * 1000)]}}}],
+            session=session,
+        )
+        if renewed.matched_count != 1:
+            raise RebuildFailed(LEASE_LOST)
 
     async def _make_shadows(self) -> None:
         aggregates = self._aggregates.values()
@@ -166,6 +191,7 @@ class Rebuild:
         names += [aggregate.listing.collection for aggregate in aggregates if aggregate.listing is not None]
         names += [projection.collection for projection in self._projections]
         live = set((await self._store.head()).collections.values())
+        # Whoever made them has lost the lease, if it lives: it can neither swap nor report any more.
         existing = set(await self._store.database.list_collection_names())
         left_over = [name for name in existing - live if name.split("__rebuilt_")[0] in names and "__rebuilt_" in name]
         await self._drop(left_over)
@@ -213,22 +239,27 @@ class Rebuild:
             topic, partition = document["_id"].rsplit("/", 1)
             place = Place(document["offset"], document["position"], document["store_id"])
             places.setdefault(topic, {})[int(partition)] = place
-        parked = {document["_id"] for document in database[PARKED].find({}, {"_id": 1}, session=session)}
-        return _Moment(head, places, parked)
+        parked, passed_over = (
+            {document["_id"] for document in database[name].find({}, {"_id": 1}, session=session)}
+            for name in (PARKED, PASSED_OVER)
+        )
+        return _Moment(head, places, parked, passed_over)
 
     def _apply_up_to(self, moment: _Moment, session: ClientSession | None = None) -> None:
         """Bring the shadow documents to a moment; inside a transaction its progress is the caller's to keep."""
         for envelopes in self._own_events(moment.head, session):
             writes = _Writes(self._store, self._shadows, session)
             own = [(aggregate, item) for item in envelopes if (aggregate := self._aggregate_of(item)) is not None]
+            if newer := next((item for _, item in own if not item.is_understood), None):
+                raise RebuildFailed(f"{newer.type} {newer.id}: {NEWER}")
             writes.load((aggregate.collection, aggregate.id_type(item.entity_id)) for aggregate, item in own)
             for aggregate, envelope in own:
                 writes.evolve(aggregate, envelope)
             writes.flush()
             if session is None:
                 self._position = envelopes[-1].position
-        for topic, replay in self._topics.items():
-            handled = replay.handled_by(moment.places.get(topic, {}), moment.parked)
+        for replay in self._topics.values():
+            handled = replay.handled_by(moment)
             foreign = [message.envelope for message in handled.messages if message.envelope is not None]
             for start in range(0, len(foreign), EVENTS_TOGETHER):
                 writes = _Writes(self._store, self._shadows, session)
@@ -269,6 +300,7 @@ class Rebuild:
             ]
         finally:
             await asyncio.to_thread(session.end_session)
+        await asyncio.to_thread(self._require_lease)
         return moment.head.position, tuple(reports)
 
     def _compare_collection(self, logical: str, head: Head, session: ClientSession) -> CollectionReport:
@@ -310,6 +342,7 @@ class Rebuild:
         raise RebuildFailed("the service's consumers are faster than the log can be read; try again later")
 
     def _last_step(self, session: ClientSession, before: Head) -> None:
+        self._require_lease(session)
         moment = self._moment(session)
         moment.head = before
         for topic, replay in self._topics.items():
@@ -401,23 +434,28 @@ class _TopicReplay:
             self.accepted[partition] = Place(self.read[partition], position, self.store_id)
             self.waiting[partition] = deque(own)
 
-    def handled_by(self, places: Mapping[int, Place], parked: set[str]) -> _Handled:
+    def handled_by(self, moment: _Moment) -> _Handled:
         """The messages to apply to get to a moment, in order; changes nothing here."""
-        targets = self.targets(places)
+        targets = self.targets(moment.places.get(self.topic, {}))
         handled = _Handled([], [], targets)
         for message in self.skipped:
-            (handled.parked if _parked_id(message) in parked else handled.messages).append(message)
+            (handled.parked if self._is_skipped(message, moment) else handled.messages).append(message)
         for partition, waiting in self.waiting.items():
             for message in waiting:
                 if message.offset >= targets.get(partition, 0):
                     break
-                if _parked_id(message) in parked:
-                    handled.parked.append(message)
-                elif message.envelope is None:
-                    raise RebuildFailed(f"{self.topic}: the message {_parked_id(message)} can't be decoded")
-                else:
-                    handled.messages.append(message)
+                (handled.parked if self._is_skipped(message, moment) else handled.messages).append(message)
         return handled
+
+    def _is_skipped(self, message: Message, moment: _Moment) -> bool:
+        """Whether a message counts as not handled: it is parked, or the service passed over it as too new."""
+        if message.id in moment.parked:
+            return True
+        if message.envelope is None:
+            raise RebuildFailed(f"{self.topic}: the message {message.id} can't be decoded")
+        if not message.envelope.is_understood and message.id not in moment.passed_over:
+            raise RebuildFailed(f"{message.event_type} {message.event_id}: {NEWER}")
+        return isinstance(message.envelope.data, UnknownEvent)
 
     def forget(self, handled: _Handled) -> None:
         """These are applied."""
@@ -469,14 +507,14 @@ class _Writes:
         identifier = aggregate.id_type(envelope.entity_id)
         before = self._documents[aggregate.collection, identifier]
         try:
-            state: Frozen | None = None if before is None else aggregate.state.model_validate(before["state"])
+            state: Frozen | None = None if before is None else state_of(aggregate, before)
             after = aggregate.evolve(state, envelope)
             keys = tuple(aggregate.unique_keys(after))
             number = self._numbered(aggregate, before, state, after)
         except Exception as error:
             raise RebuildFailed(f"{aggregate.name}: {envelope.type} {envelope.id}: {error!r}") from error
         project_id = envelope.metadata.project_id if before is None else before["project_id"]
-        document = stored_document(identifier, envelope.version, project_id, keys, after, number)
+        document = stored_document(identifier, envelope.version, project_id, keys, after, number, envelope.time)
         if aggregate.listing is not None and number is not None and number < 0:
             self._lists[aggregate.listing.collection].documents.append((document, number))
         self._put(aggregate.collection, identifier, document)
@@ -530,25 +568,35 @@ class _Writes:
         self._operations.setdefault(logical, []).append(operation)
 
 
-@asynccontextmanager
-async def _exclusively(leases: Leases, name: str) -> AsyncIterator[None]:
-    """One rebuild of a service at a time; renews the lease until the block ends."""
-    if not await leases.acquire(name):
+async def _exclusively(leases: Leases, work: Callable[[], Awaitable[Result]]) -> Result:
+    """One rebuild of a service at a time; ends ``work`` when the lease is lost meanwhile."""
+    if not await leases.acquire(LEASE):
         raise RebuildFailed("another rebuild of this service is running")
-
-    async def renew() -> None:
-        while True:
-            await asyncio.sleep(LEASE_SECONDS / 3)
-            if not await leases.acquire(name):
-                raise RebuildFailed("another rebuild took over")
-
-    renewal = asyncio.create_task(renew(), name="rebuild-lease")
+    working = asyncio.ensure_future(work())
+    renewing = asyncio.create_task(_renew(leases), name="rebuild-lease")
     try:
-        yield
+        await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
+        return await (working if working.done() else renewing)
     finally:
-        renewal.cancel()
-        await asyncio.wait({renewal})
-        await leases.release(name)
+        for task in (working, renewing):
+            task.cancel()
+        await asyncio.wait({working, renewing})
+        await leases.release(LEASE)
+
+
+async def _renew(leases: Leases) -> NoReturn:
+    held_until = time.monotonic() + LEASE_SECONDS
+    while True:
+        await asyncio.sleep(LEASE_SECONDS / 6)
+        asked_at = time.monotonic()
+        try:
+            if not await leases.acquire(LEASE):
+                raise RebuildFailed(LEASE_LOST)
+            held_until = asked_at + LEASE_SECONDS
+        except PyMongoError as error:
+            log.warning("lease_store_unavailable", lease=LEASE, error=type(error).__name__)
+            if time.monotonic() >= held_until:
+                raise RebuildFailed(LEASE_LOST) from error
 
 
 def _side_by_side(
@@ -577,10 +625,6 @@ def _latest_store(messages: Sequence[Message]) -> str:
         return ""
     latest = max(timed, key=lambda message: (message.envelope.time if message.envelope else None, message.offset))
     return latest.store_id
-
-
-def _parked_id(message: Message) -> str:
-    return f"{message.topic}/{message.partition}/{message.offset}"
 
 
 def _offset_document(place: Place) -> Document:

@@ -39,6 +39,7 @@ from libs.runtime.log_identity import remember
 from libs.runtime.logs import configure_logs
 from libs.runtime.mongo import Client, ConnectionFailure, IndexModel, PyMongoError, connect
 from libs.runtime.principals import PrincipalSigner, PrincipalVerifier
+from libs.runtime.rebuild import Rebuild, RebuildFailed
 from libs.runtime.relay import Relay
 from libs.runtime.sequences import Sequences
 from libs.runtime.settings import EXIT_BAD_SETTINGS, ServiceSettings, load_settings
@@ -298,6 +299,7 @@ def _follow_events(definition: ServiceDefinition[SettingsT], context: ServiceCon
     if context.event_log.needs_relay and definition.aggregates:
         relay = Relay(context.store, context.event_log, context.commands)
         context.tasks.start("relay", lambda: context.leases.run_while_leader("relay", relay.run))
+    refold = _refolding(definition, context) if definition.projections else None
     for topic in definition.topics:
         consumer = Consumer(
             topic=topic,
@@ -307,9 +309,27 @@ def _follow_events(definition: ServiceDefinition[SettingsT], context: ServiceCon
             health=context.health,
             projections=[item for item in definition.projections if item.topic == topic],
             reactions=[item for item in definition.reactions if item.topic == topic],
+            refold=refold,
         )
         name = f"consumer/{topic}"
         context.tasks.start(name, _under_lease(context.leases, name, consumer.run))
+
+
+def _refolding(
+    definition: ServiceDefinition[SettingsT], context: ServiceContext[SettingsT]
+) -> Callable[[], Awaitable[bool]]:
+    """After an upgrade the projections lack what the former version did not understand."""
+
+    async def refold() -> bool:
+        anew = Rebuild(context.store, context.event_log, projections=definition.projections, indexes=definition.indexes)
+        try:
+            await anew.run()
+        except RebuildFailed as error:
+            log.error("projections_not_refolded", reason=str(error), repair=f"datasync rebuild {definition.name}")
+            return False
+        return True
+
+    return refold
 
 
 def _under_lease(leases: Leases, name: str, work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:

@@ -104,6 +104,12 @@ CONSUMER_LAG_SECONDS = Gauge(
 CONSUMER_PARKED = Gauge(
     "datasync_consumer_parked_messages", "Messages that could not be handled", ["topic"], registry=REGISTRY
 )
+CONSUMER_PASSED_OVER = Gauge(
+    "datasync_consumer_passed_over_messages",
+    "Messages that wait for a newer version of the service",
+    ["topic"],
+    registry=REGISTRY,
+)
 CONSUMER_LAG_MESSAGES = Gauge(
     "datasync_consumer_lag_messages", "Messages of a topic that are not yet handled", ["topic"], registry=REGISTRY
 )

@@ -1,12 +1,15 @@
 """What is asked of the write path, and what comes back."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
 from libs.core.decider import Act, Aggregate, Projection
-from libs.core.envelope import Envelope, Frozen, Metadata
-from libs.core.errors import NotFound
+from libs.core.envelope import Envelope, Frozen, Metadata, UnknownEvent
+from libs.core.errors import NewerVersion, NotFound
 from libs.runtime.event_store import OffsetMove, SideWrite
 from libs.runtime.mongo import Document
 
@@ -69,13 +72,46 @@ class PureCodeFailed(Exception):
 
 
 def fold(aggregate: Aggregate[State], envelopes: Iterable[Envelope]) -> State:
-    """The state after these events; raises ``NotFound`` when there are none."""
+    """The state after these events.
+
+    Raises:
+        NotFound: there are none.
+        NewerVersion: only a newer version knows one of them.
+    """
     state: State | None = None
     for envelope in envelopes:
+        if isinstance(envelope.data, UnknownEvent):
+            raise newer_version(aggregate, envelope.entity_id)
         state = aggregate.evolve(state, envelope)
     if state is None:
         raise NotFound(f"no such {aggregate.name}")
     return state
+
+
+def newer_version(aggregate: Aggregate[Any], entity_id: int | str) -> NewerVersion:
+    return NewerVersion(
+        f"a newer version of the service changed {aggregate.name} {entity_id} in a way that this instance can't read",
+        retry_after_seconds=1,
+    )
+
+
+def state_of(aggregate: Aggregate[State], document: Document) -> State:
+    """The state in an owner's document, with the fields that only a newer version knows: they are written back.
+
+    Raises:
+        NewerVersion: it holds values that this version does not take.
+    """
+    fields = document["state"]
+    try:
+        return aggregate.state.model_validate(fields)
+    except ValidationError:
+        try:
+            return aggregate.state.model_validate(fields, extra="allow")
+        except ValidationError:
+            raise newer_version(aggregate, document["_id"]) from None
+
+
+DOCUMENT_FIELDS = frozenset({"_id", "version", "project_id", "state", "keys", "number", "time"})
 
 
 def stored_document(
@@ -85,11 +121,47 @@ def stored_document(
     keys: Sequence[str],
     state: Frozen,
     number: int | None = None,
+    time: datetime | None = None,
+    others: Mapping[str, Any] | None = None,
 ) -> Document:
-    """The owner's document of an entity: a pure function of its events, so that a rebuild gives the same."""
-    document: Document = {"_id": identifier, "version": version, "project_id": project_id, "state": state.model_dump()}
+    """The owner's document of an entity: a pure function of its events, so that a rebuild gives the same.
+
+    Args:
+        time: of the last event; the next one is not earlier, whatever the clock says.
+        others: the document's fields that only a newer version knows.
+    """
+    document: Document = {
+        **(others or {}),
+        "_id": identifier,
+        "version": version,
+        "project_id": project_id,
+        "state": _dumped(state),
+    }
+    if time is not None:
+        document["time"] = time
     if keys:
         document["keys"] = list(keys)
     if number is not None:
         document["number"] = number
     return document
+
+
+def _dumped(state: Frozen) -> Document:
+    # Only what was read with unknown fields has any; pydantic leaves them out of models that don't declare them.
+    if state.model_extra is None:
+        return state.model_dump()
+    dumped: Document = _with_unknown_fields(state)
+    return dumped
+
+
+def _with_unknown_fields(value: Any) -> Any:
+    match value:
+        case BaseModel():
+            fields = {**vars(value), **(value.model_extra or {})}
+            return {name: _with_unknown_fields(item) for name, item in fields.items()}
+        case Mapping():
+            return {key: _with_unknown_fields(item) for key, item in value.items()}
+        case tuple() | list():
+            return [_with_unknown_fields(item) for item in value]
+        case _:
+            return value

@@ -18,8 +18,9 @@ from libs.runtime.event_store import EventStore
 from libs.runtime.http import Health
 from libs.runtime.leases import Leases
 from libs.runtime.mongo import Client, connect
+from libs.runtime.rebuild import Rebuild
 from libs.runtime.relay import Relay
-from libs.testing.things import THING, TOPIC, MakeThing, RenameThing, Thing, ThingMade, decide, evolve
+from libs.testing.things import THING, TOPIC, MakeThing, RenameThing, Thing, ThingCommand, ThingMade, decide, evolve
 
 PROJECT = Metadata(actor="ann", project_id=7, correlation_id="request-1")
 TOPICS = [DeclaredTopic(TOPIC, 12, -1, {"max.message.bytes": "2097152"})]
@@ -39,6 +40,7 @@ class Behaviour:
 
     apply: Callable[[dict[str, Any] | None, Envelope], dict[str, Any] | None] = view_of
     refuses: set[str] = field(default_factory=set)
+    command: Callable[[str], ThingCommand] = MakeThing
 
     def projection(self) -> Projection:
         return Projection("views", TOPIC, lambda envelope: envelope.entity_id, self._apply)
@@ -47,14 +49,14 @@ class Behaviour:
         return self.apply(document, envelope)
 
     def reaction(self) -> Reaction:
-        """Every thing made has an echo made."""
+        """Every thing made has its echo commanded: to be made, unless told otherwise."""
 
         def react(envelope: Envelope) -> Sequence[Act]:
             if not isinstance(envelope.data, ThingMade):
                 return ()
             if envelope.data.name in self.refuses:
                 raise ValueError(f"no echo of {envelope.data.name}")
-            return [Act(ECHO, envelope.entity_id, MakeThing(envelope.data.name))]
+            return [Act(ECHO, envelope.entity_id, self.command(envelope.data.name))]
 
         return Reaction(TOPIC, react)
 
@@ -96,6 +98,11 @@ class Installation:
             event_log = self.open_log("follower")
             stack.push_async_callback(event_log.close)
             health = Health()
+
+            async def refold() -> bool:
+                await Rebuild(store, event_log, projections=[behaviour.projection()]).run(grace_seconds=0)
+                return True
+
             consumer = Consumer(
                 topic=TOPIC,
                 event_log=event_log,
@@ -104,6 +111,7 @@ class Installation:
                 health=health,
                 projections=[behaviour.projection()],
                 reactions=[behaviour.reaction()],
+                refold=refold,
             )
             leases = Leases(store.database["leases"])
             work = leases.run_while_leader("consumer", consumer.run) if lease else consumer.run()

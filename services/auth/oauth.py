@@ -23,6 +23,7 @@ from libs.core.scopes import ALL_SCOPES, SCOPES
 from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey, Work
 from libs.runtime.documents import Documents
 from libs.runtime.event_store import SideWrite
+from libs.runtime.works import state_of
 from services.auth.domain.oauth_client import OAUTH_CLIENT, IssueOauthClient, OauthClient, RevokeOauthClient
 from services.auth.domain.scopes import granted_scopes
 from services.auth.grants import refuse_more_than_own, require_control, require_right_to_plan
@@ -193,7 +194,7 @@ class OauthTokens:
         document = await self._documents.document(OAUTH_CLIENT.collection, presented.client_id)
         if document is None:
             return None
-        state = OauthClient.model_validate(document["state"])
+        state = state_of(OAUTH_CLIENT, document)
         project_id: int = document["project_id"]
         if state.revoked_at is not None or not await self._queries.is_member(state.member_id, project_id):
             return None

@@ -29,6 +29,7 @@ def apply(document: dict[str, Any] | None, envelope: Envelope) -> dict[str, Any]
     match envelope.data:
         case catalog.ConnectionDefined() as event:
             return {
+                **(document or {}),
                 "project_id": envelope.metadata.project_id,
                 "name": event.name,
                 "type": event.type,

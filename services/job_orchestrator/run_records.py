@@ -64,7 +64,8 @@ class RunRecords:
     async def progress(self, run_id: str) -> list[StreamProgress]:
         """The last reported progress, by stream."""
         document = await self._progress.find_one({"_id": run_id})
-        return [] if document is None else [StreamProgress.model_validate(stream) for stream in document["streams"]]
+        streams = [] if document is None else document["streams"]
+        return [StreamProgress.model_validate(stream, extra="ignore") for stream in streams]
 
     async def add_lines(
         self, run_id: str, epoch: int, first: int, lines: Sequence[LogLine], *, last: bool = False

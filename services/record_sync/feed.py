@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from libs.contracts.records import RecordEvent
-from libs.core.envelope import Envelope
-from libs.core.errors import FieldError, InvalidInput
+from libs.core.envelope import Envelope, UnknownEvent
+from libs.core.errors import FieldError, InvalidInput, NewerVersion
 from libs.runtime.event_store import EventStore
 from libs.runtime.head_watcher import HeadWatcher
 from libs.runtime.http import Health
@@ -88,6 +88,13 @@ class Feed:
         while after - start < EXAMINED_MAX:
             envelopes = await self._store.read_after(after, EXAMINED_TOGETHER)
             for envelope in envelopes:
+                if isinstance(envelope.data, UnknownEvent) and envelope.metadata.project_id == interest.project_id:
+                    # An instance of the newer version tells it; passed over here, its reader would never see it.
+                    if not found:
+                        raise NewerVersion(
+                            "a newer version of the service tells what comes next", retry_after_seconds=1
+                        )
+                    return Changes(found, after, is_all=False)
                 after = envelope.position
                 if interest.covers(envelope):
                     found.append(envelope)

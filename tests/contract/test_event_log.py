@@ -79,7 +79,7 @@ class EmbeddedLog:
     async def emit_undecodable(self, stream: str) -> None:
         (envelope,) = await self.emit((stream, SOURCE))
         store = await self.store(TOPIC)
-        await store.database["events"].update_one({"_id": envelope.id}, {"$set": {"type": "source_exploded"}})
+        await store.database["events"].update_one({"_id": envelope.id}, {"$set": {"data": '{"name": 1}'}})
 
 
 class KafkaLog:

@@ -86,7 +86,7 @@ def decode_message(topic: str, partition: int, offset: int, headers: Mapping[str
     envelope: Envelope | None = None
     failure: str | None = None
     try:
-        envelope = _envelope(headers, raw)
+        envelope = _envelope(topic, headers, raw)
     except Exception as error:  # noqa: BLE001 - whatever a stranger wrote must become a parked message
         failure = f"{type(error).__name__}: {error}"[:1000]
     position = headers.get("ce_position", "")
@@ -111,7 +111,7 @@ def message_name(event_type: str) -> str:
     return "".join(word.capitalize() for word in event_type.split("_"))
 
 
-def _envelope(headers: Mapping[str, str], raw: bytes) -> Envelope:
+def _envelope(topic: str, headers: Mapping[str, str], raw: bytes) -> Envelope:
     if headers["ce_specversion"] != "1.0":
         raise ValueError(f"CloudEvents {headers['ce_specversion']} is not understood")
     if not headers.get("content-type", CONTENT_TYPE).startswith(CONTENT_TYPE):
@@ -123,6 +123,7 @@ def _envelope(headers: Mapping[str, str], raw: bytes) -> Envelope:
     position = int(headers["ce_position"])
     if position < 1 or "-" not in stream or not headers["ce_storeid"]:
         raise ValueError("the position, the stream or the store is missing")
+    data, is_understood = decode(event_type, schema_version, raw, topic)
     return Envelope(
         id=headers["ce_id"],
         stream=stream,
@@ -130,7 +131,7 @@ def _envelope(headers: Mapping[str, str], raw: bytes) -> Envelope:
         position=position,
         store_id=headers["ce_storeid"],
         time=datetime.fromisoformat(headers["ce_time"]),
-        data=decode(event_type, schema_version, raw),
+        data=data,
         data_json=raw,
         metadata=Metadata(
             actor=headers.get("ce_actor", "system"),
@@ -140,6 +141,7 @@ def _envelope(headers: Mapping[str, str], raw: bytes) -> Envelope:
             traceparent=headers.get("traceparent"),
         ),
         schema_version=schema_version,
+        is_understood=is_understood,
     )
 
 

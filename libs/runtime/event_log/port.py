@@ -39,6 +39,11 @@ class Message:
     raw: bytes
     headers: Mapping[str, str]
 
+    @property
+    def id(self) -> str:
+        """Its place on the log, under which it is put aside; no topic's name holds a slash."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
 
 class OffsetOutOfRange(Exception):
     """The stored offset is no longer, or not yet, on the log: never reset silently."""

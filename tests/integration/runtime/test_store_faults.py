@@ -104,7 +104,9 @@ async def everything_agrees(store: EventStore, clients: Clients) -> None:
     for identifier, document in documents.items():
         history = by_stream[identifier]
         state = fold(THING, history)
-        assert document == stored_document(identifier, len(history), 7, THING.unique_keys(state), state)
+        assert document == stored_document(
+            identifier, len(history), 7, THING.unique_keys(state), state, time=history[-1].time
+        )
 
 
 async def test_killing_mongod_at_random_moments_loses_nothing_acknowledged(own_mongod: Mongod) -> None:

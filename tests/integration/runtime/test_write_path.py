@@ -276,7 +276,7 @@ async def _batch_making(service: Service, identifier: str, name: str) -> Batch:
         uuid7(), THING.stream(identifier), 1, 0, head.store_id, SystemClock().now(), events[0],
         events[0].model_dump_json().encode(), PROJECT,
     )  # fmt: skip
-    document = stored_document(identifier, 1, 7, (name,), fold(THING, [envelope]))
+    document = stored_document(identifier, 1, 7, (name,), fold(THING, [envelope]), time=envelope.time)
     return Batch(head.collections, events=[envelope], inserts={"things": [document]})
 
 
@@ -345,7 +345,8 @@ async def test_any_sequence_agrees_with_a_dictionary_and_its_replay(service: Ser
         stored = await service.documents.collection("things").find_one({"_id": run + identifier})
         envelopes = await service.documents.history(THING, run + identifier)
         state = fold(THING, envelopes)
-        rebuilt = stored_document(run + identifier, len(envelopes), 7, THING.unique_keys(state), state)
+        keys, time = THING.unique_keys(state), envelopes[-1].time
+        rebuilt = stored_document(run + identifier, len(envelopes), 7, keys, state, time=time)
         assert stored == rebuilt
         assert state.deleted == (identifier not in model)
 
