@@ -33,6 +33,7 @@ from libs.runtime.works import (
     PureCodeFailed,
     Work,
     fold,
+    newer_version,
     stored_document,
 )
 
@@ -299,8 +300,8 @@ class CommandHandler:
                 place = (name, document["_id"])
                 try:
                     view.aggregates[place] = known_of(aggregates[document["_id"]], document)
-                except NewerVersion:
-                    view.unreadable.add(place)
+                except (NewerVersion, PureCodeFailed) as error:
+                    view.unreadable[place] = error
         for name in foreign:
             view.documents.update({(name, document["_id"]): document for document in next(found)})
         if idempotency:
@@ -309,7 +310,8 @@ class CommandHandler:
             view.offsets = {document["_id"]: document["offset"] for document in next(found)}
         for document in next(found, ()):
             if not is_known(document["type"], document["schema_version"]):
-                view.unreadable.add(streams[document["stream"]])
+                name, entity_id = streams[document["stream"]]
+                view.unreadable[name, entity_id] = newer_version(wanted[name][entity_id], entity_id)
         return view, head
 
     def _decide(self, works: list[Pending], view: View, head: Head) -> tuple[Batch, list[Pending]]:

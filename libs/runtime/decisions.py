@@ -30,7 +30,6 @@ from libs.runtime.works import (
     IdempotencyKey,
     Outcome,
     PureCodeFailed,
-    newer_version,
     state_of,
     stored_document,
 )
@@ -83,7 +82,7 @@ class View:
     """Everything a batch decides on.
 
     Args:
-        unreadable: the entities whose documents or events only a newer version can read.
+        unreadable: the entities whose documents or events this version can't read, and why.
     """
 
     aggregates: dict[Place, Known] = field(default_factory=dict)
@@ -92,7 +91,7 @@ class View:
     idempotency: dict[str, Document] = field(default_factory=dict)
     owners: dict[tuple[str, str], int | str | None] = field(default_factory=dict)
     """Who holds a unique key of a collection: an entity id, or None for nobody; absent while not asked for."""
-    unreadable: set[Place] = field(default_factory=set)
+    unreadable: dict[Place, Exception] = field(default_factory=dict)
 
 
 class _Later(Exception):
@@ -255,8 +254,8 @@ class _Draft:
 
     def _act(self, act: Act, metadata: Metadata) -> Entity[Any] | None:
         place = (act.aggregate.collection, act.entity_id)
-        if place in self._batch._view.unreadable:
-            raise newer_version(act.aggregate, act.entity_id)
+        if (unreadable := self._batch._view.unreadable.get(place)) is not None:
+            raise unreadable
         known = (
             self._aggregates.get(place) or self._batch._aggregates.get(place) or self._batch._view.aggregates.get(place)
         )
@@ -362,7 +361,7 @@ def _size_of(fields: Mapping[str, Any]) -> int:
 
 
 def known_of(aggregate: Aggregate[Any], document: Document) -> Known:
-    """Raises ``NewerVersion``."""
+    """Raises as ``state_of``."""
     state = state_of(aggregate, document)
     keys = tuple(document.get("keys", ()))
     unknown = document.keys() - DOCUMENT_FIELDS

@@ -100,6 +100,7 @@ def state_of(aggregate: Aggregate[State], document: Document) -> State:
 
     Raises:
         NewerVersion: it holds values that this version does not take.
+        PureCodeFailed: it lacks what every version writes.
     """
     fields = document["state"]
     try:
@@ -107,7 +108,9 @@ def state_of(aggregate: Aggregate[State], document: Document) -> State:
     except ValidationError:
         try:
             return aggregate.state.model_validate(fields, extra="allow")
-        except ValidationError:
+        except ValidationError as error:
+            if any(item["type"] == "missing" for item in error.errors()):
+                raise PureCodeFailed(f"the document of {aggregate.name} {document['_id']} is broken") from error
             raise newer_version(aggregate, document["_id"]) from None
 
 

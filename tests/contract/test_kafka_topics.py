@@ -1,7 +1,12 @@
 """The declared topics on a real broker, and what the log does with a broker that is not as it should be."""
 
 import asyncio
+import os
+import shutil
+import subprocess
+import sys
 import uuid
+from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
@@ -124,3 +129,23 @@ async def _committed(admin: AIOKafkaAdminClient, group: str) -> dict[int, int]:
         # The broker makes its topic of groups when the first one appears.
         return {}
     return {place.partition: item.offset for place, item in offsets.items() if item.offset >= 0}
+
+
+def test_an_installed_wheel_declares_the_same_topics(tmp_path: Path) -> None:
+    """The checkout is not beside it: the declaration travels in the package."""
+    root = Path(kafka_module.__file__).resolve().parents[3]
+    checkout, built = tmp_path / "checkout", tmp_path / "built"
+    for name in ("libs", "services"):
+        shutil.copytree(root / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(root / name, checkout)
+    build = "from setuptools import setup; setup()"
+    subprocess.run([sys.executable, "-c", build, "-q", "build", "--build-lib", str(built)], cwd=checkout, check=True)
+    ask = (
+        "from libs.runtime.event_log.kafka import declared_topics as topics; print(*[topic.name for topic in topics()])"
+    )
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(built)}
+    told = subprocess.run(
+        [sys.executable, "-P", "-c", ask], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split() == [topic.name for topic in declared_topics()]

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
 import structlog
@@ -25,7 +25,7 @@ from libs.core.envelope import Envelope
 from libs.runtime.event_log.cloudevents import decode_message, encode
 from libs.runtime.event_log.port import LogIdentity, Message, OffsetOutOfRange
 
-TOPICS_FILE = Path(__file__).resolve().parents[3] / "deploy" / "kafka" / "topics.yaml"
+TOPICS = resources.files(__package__) / "topics.yaml"
 BATCH_BYTES_MAX = 1024 * 1024
 FETCH_BYTES_MAX = 2 * 1024 * 1024
 FETCH_WAIT_MS = 500
@@ -49,7 +49,7 @@ class TopicMismatch(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DeclaredTopic:
-    """One entry of ``deploy/kafka/topics.yaml``."""
+    """One entry of ``topics.yaml``."""
 
     name: str
     partitions: int
@@ -57,9 +57,9 @@ class DeclaredTopic:
     config: Mapping[str, str]
 
 
-def declared_topics(path: Path = TOPICS_FILE) -> list[DeclaredTopic]:
-    """The declared topics, each entry over the defaults."""
-    document = yaml.safe_load(path.read_text())
+def declared_topics() -> list[DeclaredTopic]:
+    """The topics that ``topics.yaml`` of this package declares, each entry over the defaults."""
+    document = yaml.safe_load(TOPICS.read_text(encoding="utf-8"))
     defaults = document["defaults"]
     topics = []
     for name, own in document["topics"].items():
@@ -73,7 +73,7 @@ async def ensure_topics(bootstrap_servers: str, topic_prefix: str = "", topics: 
 
     Args:
         topic_prefix: stands before every name, for several installations on one cluster.
-        topics: instead of those of ``deploy/kafka/topics.yaml``.
+        topics: instead of those of ``topics.yaml``.
 
     Raises:
         TopicMismatch: a topic has another number of partitions than declared.

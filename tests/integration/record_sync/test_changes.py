@@ -210,3 +210,18 @@ async def test_numbers_travel_on_the_feed_as_they_were_sent(service: RecordServi
     (await service.request("POST", text=text)).created()
     answer = await service.request("GET", "/changes", after=0)
     assert b'"data":{"price":1.10}' in answer.content
+
+
+async def test_a_change_of_a_newer_version_is_left_to_its_instances(service: RecordService) -> None:
+    """Passed over, its reader would never see it: the cursor moves on."""
+    first, second = [await service.create(f"flag-{number}") for number in range(2)]
+    events = service.context.store.database["events"]
+    stream = {"stream": f"record-{second['id']}"}
+    await events.update_one(stream, {"$set": {"type": "record_archived"}})
+    chunk = (await service.request("GET", "/changes", after=0, limit=7)).ok()
+    assert [item["recordId"] for item in chunk["data"]] == [first["id"]]
+    refused = await service.request("GET", "/changes", after=chunk["cursor"])
+    assert (refused.status, refused.body["code"]) == (503, "newer_version")
+    await events.update_one(stream, {"$set": {"type": "record_created"}})
+    chunk = (await service.request("GET", "/changes", after=chunk["cursor"])).ok()
+    assert [item["recordId"] for item in chunk["data"]] == [second["id"]]

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pytest
 
 from libs.runtime import consumer as consumer_module
+from libs.runtime import rebuild as rebuild_module
 from libs.runtime import relay as relay_module
 from libs.runtime.parking import list_parked, request_retry
 from libs.runtime.rebuild import Rebuild, RebuildFailed
@@ -157,6 +158,58 @@ async def test_a_second_rebuild_at_the_same_time_is_refused(embedded: Installati
         with pytest.raises(RebuildFailed, match="another rebuild"):
             await of_owner(embedded, owner).run()
         assert (await first).swapped
+
+
+async def take_lease(owner: Owner) -> None:
+    """As another rebuild does once the lease has run out."""
+    await owner.store.database["leases"].update_one({"_id": "rebuild"}, {"$set": {"holder": "another"}})
+
+
+async def test_a_rebuild_that_lost_its_lease_before_the_swap_changes_nothing(embedded: Installation) -> None:
+    class Overtaken(Rebuild):
+        async def _swap(self) -> None:
+            await take_lease(owner)
+            # What the other one takes for left over.
+            await self._drop(self._shadows.values())
+            await super()._swap()
+
+    async with embedded.owner() as owner:
+        for number in range(5):
+            await owner.make(str(number), f"thing {number}")
+        with pytest.raises(RebuildFailed, match="lease"):
+            await Overtaken(owner.store, embedded.open_log("rebuild"), aggregates=[THING]).run(grace_seconds=0)
+        assert await owner.store.database[owner.store.live_collection("things")].count_documents({}) == 5
+        assert await collections_of(owner) == {"things"}
+
+
+async def test_a_comparison_that_lost_its_lease_reports_nothing(embedded: Installation) -> None:
+    class Overtaken(Rebuild):
+        async def _catch_up(self) -> None:
+            await super()._catch_up()
+            await take_lease(owner)
+            await self._drop(self._shadows.values())
+
+    async with embedded.owner() as owner:
+        await owner.make("1", "lamp")
+        with pytest.raises(RebuildFailed, match="lease"):
+            await Overtaken(owner.store, embedded.open_log("rebuild"), aggregates=[THING]).run(swap=False)
+
+
+async def test_a_rebuild_ends_as_soon_as_its_lease_is_lost(
+    embedded: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Endless(Rebuild):
+        async def _catch_up(self) -> None:
+            await take_lease(owner)
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(rebuild_module, "LEASE_SECONDS", 0.3)
+    async with embedded.owner() as owner:
+        await owner.make("1", "lamp")
+        async with asyncio.timeout(5):
+            with pytest.raises(RebuildFailed, match="lease"):
+                await Endless(owner.store, embedded.open_log("rebuild"), aggregates=[THING]).run()
+        assert await collections_of(owner) == {"things"}
 
 
 async def repair(place: Installation, follower: Follower, behaviour: Behaviour) -> RepairReport:

@@ -14,6 +14,7 @@ from libs.runtime import consumer as consumer_module
 from libs.runtime.child_process import die_with_parent
 from libs.runtime.event_log.kafka import KafkaEventLog
 from libs.runtime.parking import list_parked, request_retry
+from libs.runtime.telemetry import CONSUMER_STOPPED
 from libs.testing.followers import Behaviour, Follower, Installation, Owner, installation, view_of
 from libs.testing.servers import Kafka
 from libs.testing.things import TOPIC
@@ -25,6 +26,12 @@ async def place(
 ) -> AsyncIterator[Installation]:
     bootstrap_servers = request.getfixturevalue("kafka") if event_log_kind == "kafka" else None
     async with installation(mongod, database_prefix, bootstrap_servers) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def embedded(mongod: str, database_prefix: str) -> AsyncIterator[Installation]:
+    async with installation(mongod, database_prefix, None) as opened:
         yield opened
 
 
@@ -146,6 +153,44 @@ async def test_a_projection_that_fails_parks_only_the_message_at_fault(place: In
             [parked] = await list_parked(follower.store.database)
             assert (parked.stream, "ZeroDivisionError" in parked.reason) == ("thing-3", True)
             assert "3" not in await follower.echoes(), "a parked message must have had no effect at all"
+
+
+async def test_a_consumer_that_would_park_the_world_stops_with_an_alarm(
+    embedded: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect fails every event: parking them all would take as long as mending them, and hide it meanwhile."""
+
+    def apply(document: dict[str, Any] | None, envelope: Envelope) -> dict[str, Any] | None:
+        return {"quotient": 1 / divisor} | view_of(document, envelope)
+
+    divisor = 0
+    monkeypatch.setattr(consumer_module, "PARKED_STREAMS_MAX", 5)
+    async with embedded.owner() as owner:
+        await made(owner, 30)
+        async with embedded.follower(Behaviour(apply)) as follower:
+            await eventually(lambda: is_stopped(follower, "5 streams were parked within 60 s"))
+            assert CONSUMER_STOPPED.labels(TOPIC)._value.get() == 1
+            assert len(await list_parked(follower.store.database)) == 5
+        divisor = 1
+        async with embedded.follower(Behaviour(apply)) as follower:
+            await all_views(follower, 25)
+            assert not await is_stopped(follower, "parked")
+            await request_retry(follower.store.database)
+            await all_views(follower, 30)
+
+
+async def test_a_topic_that_stopped_because_of_its_failures_goes_on_when_repaired(
+    embedded: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "PARKED_STREAMS_MAX", 2)
+    behaviour = Behaviour(refuses={f"name {number}" for number in range(4)})
+    async with embedded.owner() as owner, embedded.follower(behaviour) as follower:
+        await made(owner, 6)
+        await eventually(lambda: is_stopped(follower, "datasync repair"))
+        await follower.store.database["offsets"].update_many({}, {"$set": {"offset": 0}})
+        await all_views(follower, 2)
+        await eventually(lambda: parked_count_is(follower, 4))
+        assert set((await follower.echoes()).values()) == {1}
 
 
 async def test_a_replaced_store_stops_the_topic_and_names_the_repair(place: Installation) -> None:
