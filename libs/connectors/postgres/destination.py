@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import asyncpg
 
+from libs.connectors.comparison import Comparison
 from libs.connectors.postgres import kept, publishing
 from libs.connectors.postgres.config import CONNECTION_PARAMETERS, PostgresDestinationConfig
 from libs.connectors.postgres.connection import connect, failure, quoted, translated
@@ -26,7 +27,7 @@ from libs.connectors.postgres.staging import (
 )
 from libs.connectors.postgres.state import APPLICATION_NAME, DEFAULT_SCHEMA, State, create_schema
 from libs.connectors.postgres.types import PostgresType
-from libs.connectors.postgres.verification import compare
+from libs.connectors.postgres.verification import compare, source_fingerprint
 from libs.connectors.protocol import (
     ConnectorRefused,
     ConnectorUnavailable,
@@ -136,7 +137,7 @@ class PostgresRun:
             rows = await self._load(pg_table, staging, progress, where)
             progress.loaded()
             with translated(where):
-                return await self._publish(pg_table, target, staging, rows)
+                return await self._publish(pg_table, staging, rows)
         except BaseException:
             await self._clean_up(staging)
             raise
@@ -221,16 +222,27 @@ class PostgresRun:
             raise
         self._idle.append(connection)
 
-    async def _publish(self, table: PostgresTable, target: Target, staging: Relation, rows: int) -> Written:
+    async def _publish(self, table: PostgresTable, staging: Relation, rows: int) -> Written:
         connection = await self._controlling()
+        if not self._context.verify:
+            return await self._published(connection, table, staging, rows, None)
+        # The source hashes its rows meanwhile, so that it is not waited for while the target is locked.
+        async with source_fingerprint(table, connection) as expecting:
+
+            async def verify(relation: Relation) -> Comparison:
+                return await compare(table, connection, relation, expecting)
+
+            return await self._published(connection, table, staging, rows, verify)
+
+    async def _published(
+        self,
+        connection: "asyncpg.Connection[Any]",
+        table: PostgresTable,
+        staging: Relation,
+        rows: int,
+        verify: Callable[[Relation], Awaitable[Comparison]] | None,
+    ) -> Written:
         plan = self._placed(table.plan)
-
-        async def verify(relation: Relation) -> dict[str, Any]:
-            try:
-                return await compare(table, connection, relation)
-            except BaseExceptionGroup as group:
-                raise _first(group) from group
-
         publication = Publication(
             connection=connection,
             state=self._state,
@@ -240,7 +252,7 @@ class PostgresRun:
             primary_key=await self._primary_key(table),
             staging=staging,
             rows=rows,
-            verify=verify if self._context.verify else None,
+            verify=verify,
         )
         try:
             return await publication.publish()
