@@ -88,9 +88,25 @@ class ParquetDestination:
         self._refuse_outside()
         with _named_errors(self._root):
             _make_folder(self._root)
-            probe = self._root / f".datasync-check-{uuid.uuid4().hex}"
-            probe.write_bytes(b"check")
-            probe.unlink()
+            probe, link = (self._root / f".datasync-check-{uuid.uuid4().hex}" for _ in range(2))
+            try:
+                probe.write_bytes(b"check")
+                os.link(probe, link)
+            finally:
+                probe.unlink(missing_ok=True)
+                link.unlink(missing_ok=True)
+            if (self._root / STAGING).is_dir():
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """What the last jobs of a destination left has no next run that would see to it."""
+        nobody = RunContext(job_id=0, project_id=0, run_id="check", epoch=0)
+        staging = Staging(self._root, nobody, Log(self._root))
+        try:
+            staging.take()
+            staging.sweep()
+        finally:
+            staging.release()
 
 
 class ParquetRun:
