@@ -118,7 +118,8 @@ class PostgresRun:
                 await self._refuse_unknown_type(connection, pg_table, column.name, column.type)
             await refuse_unfit_enums(connection, pg_table, target.namespace)
             place = await publishing.placement(connection, self._state, self._context, target)
-            await self._lineage.refuse_own_source(connection, pg_table, target, place.oid)
+            await self._lineage.add(connection, pg_table, target, place.oid)
+            self._lineage.refuse_own_source(pg_table, target)
             if place.oid is None:
                 await _refuse_taken_type_name(connection, target)
                 return
@@ -129,6 +130,8 @@ class PostgresRun:
     async def write(self, table: Table, progress: Progress) -> Written:
         pg_table = _postgres_table(table)
         target = self._target(table.plan)
+        # Streams that were prepared later may be read from it.
+        self._lineage.refuse_own_source(pg_table, target)
         staging = staging_of(self._context, target)
         where = f"the destination's table {target}"
         try:

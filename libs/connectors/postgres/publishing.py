@@ -27,7 +27,8 @@ from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Run
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 600.0
+# Copying again costs more than waiting.
+PATIENCE_SECONDS = 1800.0
 PAUSE_SECONDS_MIN = 0.1
 PAUSE_SECONDS_MAX = 10.0
 PAUSE_GROWTH = 1.5
