@@ -226,7 +226,8 @@ async def held_run(api: Rest, source_dsn: str, replica: str) -> AsyncIterator[in
     """The job of a run that reads until the block ends."""
     await execute(
         source_dsn,
-        "CREATE VIEW held AS SELECT 1 AS id, pg_advisory_lock_shared(1)::text AS nothing; CREATE TABLE a AS SELECT 1 AS id",
+        "CREATE VIEW held AS SELECT 1 AS id, pg_advisory_lock_shared(1)::text AS nothing;"
+        " CREATE TABLE a AS SELECT 1 AS id",
     )
     source = await make_endpoint(api, "sources", "postgres", postgres_config(source_dsn))
     destination = await make_endpoint(api, "destinations", "postgres", postgres_config(replica))
