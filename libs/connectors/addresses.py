@@ -1,35 +1,64 @@
-"""Addresses that a person may not point a connector at: the metadata services of clouds hand out credentials."""
+"""Connecting to a host that a person typed: looked up once, judged, and connected to at the address that was judged.
+
+Whoever looks a name up twice, to judge it and to connect, may be given another address the second time.
+"""
 
 import asyncio
-import ipaddress
 import socket
+from typing import Any
 
-from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable
-
-_REFUSED_NETWORKS = tuple(
-    ipaddress.ip_network(text)
-    for text in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "100.100.100.200/32", "192.0.0.192/32")
-)
+from libs.connectors.protocol import ConnectorRefused
+from libs.core.addresses import is_metadata_address, parse_address
 
 
-def is_refused(address: str) -> bool:
-    """Whether an IP address is link-local or a known metadata service, also when written as IPv4 in IPv6."""
-    parsed = ipaddress.ip_address(address.split("%", 1)[0])
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
-        parsed = parsed.ipv4_mapped
-    return any(parsed.version == network.version and parsed in network for network in _REFUSED_NETWORKS)
+class CheckedLoop:
+    """The running event loop as a client library may use it: it connects to no address that may not be called.
 
+    The metadata services of clouds hand out credentials. Not a byte is sent to one, and nothing that it says is told.
+    """
 
-async def refuse_metadata_address(host: str, port: int, *, timeout_seconds: float) -> None:
-    """Resolve ``host`` and raise ``ConnectorRefused`` if any of its addresses is one that may not be called."""
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except TimeoutError:
-        raise ConnectorUnavailable(f"the name {host} was not resolved within {timeout_seconds:g} s") from None
-    except OSError as error:
-        raise ConnectorUnavailable(f"the host {host} is not known: {error.strerror or error}") from None
-    for _, _, _, _, address in found:
-        if is_refused(str(address[0])):
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    async def create_connection(
+        self, protocol_factory: Any, host: str, port: int, **options: Any
+    ) -> tuple[asyncio.Transport, Any]:
+        """As the loop's own, by the checked addresses of ``host`` in their order.
+
+        Raises:
+            ConnectorRefused: one of the host's addresses may not be called.
+            OSError: the host is not known, or none of its addresses can be connected to.
+        """
+        connected = await self._connect(host, port)
+        if options.get("ssl") is not None:
+            options.setdefault("server_hostname", host)
+        try:
+            transport, protocol = await self._loop.create_connection(protocol_factory, sock=connected, **options)
+        except BaseException:
+            connected.close()
+            raise
+        return transport, protocol
+
+    async def _connect(self, host: str, port: int) -> socket.socket:
+        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        if any(is_metadata_address(parse_address(str(address[0]))) for *_, address in found):
             raise ConnectorRefused(f"host {host}: addresses of metadata services are refused", code="address_refused")
+        errors: list[OSError] = []
+        for family, kind, protocol_number, _, address in found:
+            try:
+                return await self._connect_to(socket.socket(family, kind, protocol_number), address)
+            except OSError as error:
+                errors.append(error)
+        raise errors[0]
+
+    async def _connect_to(self, unconnected: socket.socket, address: Any) -> socket.socket:
+        unconnected.setblocking(False)
+        try:
+            await self._loop.sock_connect(unconnected, address)
+        except BaseException:
+            unconnected.close()
+            raise
+        return unconnected

@@ -8,7 +8,7 @@ Arrow record batches are the common currency (``Table.batches``). A destination 
 format recognises the table's class and passes its bytes through instead.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -17,8 +17,6 @@ from libs.core.errors import FixRequest, RetryLater
 
 if TYPE_CHECKING:
     import pyarrow
-
-    from libs.connectors.canonical import SourceEnd
 
 Policy = Literal["fail", "null", "text"]
 CatalogEntry = dict[str, Any]
@@ -143,15 +141,13 @@ class Written:
     """What was committed for a stream.
 
     Args:
-        verified: None when no verification was asked for, or the ends can't be compared.
-        verification: what was compared and what came out, as ``comparison.py`` has it.
-        values_changed: how many values a policy changed, by column that has one in force.
+        verified: None when no verification was asked for.
+        verification: counts and hashes of both ends.
     """
 
     rows: int
     verified: bool | None = None
     verification: dict[str, Any] | None = None
-    values_changed: Mapping[str, int] = field(default_factory=dict)
 
 
 class Table(Protocol):
@@ -159,6 +155,7 @@ class Table(Protocol):
 
     Attributes:
         rows_estimated: the planner's estimate, None when it has none.
+        warnings: what whoever reads the run's log has to know of what is read.
         connections_max: how many parts may be read at once.
         arrow_schema: of ``batches``; reading it imports pyarrow.
     """
@@ -166,6 +163,7 @@ class Table(Protocol):
     plan: StreamPlan
     primary_key: tuple[str, ...]
     rows_estimated: int | None
+    warnings: tuple[str, ...]
 
     @property
     def connections_max(self) -> int: ...
@@ -179,11 +177,8 @@ class Table(Protocol):
     def batches(self, part: Any) -> AsyncGenerator["pyarrow.RecordBatch", None]:
         """The rows of one part; only as many batches are in memory as are being worked on."""
 
-    def comparable(self) -> "SourceEnd":
-        """The source's end of a comparison: hashes the rows itself, in the snapshot, as the Arrow types hold them."""
-
-    async def values_changed(self) -> dict[str, int]:
-        """How many values a policy changed in ``batches``, by column that has one in force; counted by the source."""
+    async def count(self) -> int:
+        """The number of rows, counted by the source in the snapshot."""
 
 
 class Snapshot(Protocol):

@@ -7,7 +7,7 @@ everything that waits.
 from collections.abc import Mapping
 from typing import Any
 
-from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorCursor, AsyncIOMotorDatabase
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
 from pymongo import (
     ASCENDING,
     DESCENDING,
@@ -38,7 +38,6 @@ Document = dict[str, Any]
 Client = AsyncIOMotorClient[Document]
 Database = AsyncIOMotorDatabase[Document]
 Collection = AsyncIOMotorCollection[Document]
-Cursor = AsyncIOMotorCursor[Document]
 
 MAJORITY = ReadConcern("majority")
 DURABLE = WriteConcern(w="majority", j=True)
@@ -57,7 +56,6 @@ __all__ = [
     "ClientSession",
     "Collection",
     "ConnectionFailure",
-    "Cursor",
     "CursorType",
     "Database",
     "DeleteOne",

@@ -6,7 +6,6 @@
 
 import asyncio
 import contextlib
-import errno
 import os
 import shutil
 import uuid
@@ -20,13 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from libs.connectors.comparison import compare
+from libs.connectors.failures import Verdict, code_of, verdict_of
 from libs.connectors.parquet.config import ParquetConfig
+from libs.connectors.parquet.fingerprint import Fingerprint, fingerprint_of_files
 from libs.connectors.parquet.folders import hidden_name, write_version
 from libs.connectors.parquet.log import Log, LogState, admit, sync_folder
 from libs.connectors.parquet.names import table_path
 from libs.connectors.parquet.staging import STAGING, Staging
-from libs.connectors.parquet.verification import ParquetEnd
 from libs.connectors.protocol import (
     ConnectorRefused,
     ConnectorUnavailable,
@@ -43,6 +42,8 @@ Result = TypeVar("Result")
 
 ROW_GROUP_BYTES = 16 * 1024 * 1024
 ROW_GROUP_ROWS_MAX = 131_072
+LONG_GROUP_BYTES = 32 * 1024 * 1024
+LONG_ROW_BYTES = 4 * 1024 * 1024
 FILE_BYTES_MAX = 512 * 1024 * 1024
 COMPRESSION_LEVEL = 1
 DICTIONARY_SAMPLE_ROWS = 8_192
@@ -88,25 +89,9 @@ class ParquetDestination:
         self._refuse_outside()
         with _named_errors(self._root):
             _make_folder(self._root)
-            probe, link = (self._root / f".datasync-check-{uuid.uuid4().hex}" for _ in range(2))
-            try:
-                probe.write_bytes(b"check")
-                os.link(probe, link)
-            finally:
-                probe.unlink(missing_ok=True)
-                link.unlink(missing_ok=True)
-            if (self._root / STAGING).is_dir():
-                self._sweep()
-
-    def _sweep(self) -> None:
-        """What the last jobs of a destination left has no next run that would see to it."""
-        nobody = RunContext(job_id=0, project_id=0, run_id="check", epoch=0)
-        staging = Staging(self._root, nobody, Log(self._root))
-        try:
-            staging.take()
-            staging.sweep()
-        finally:
-            staging.release()
+            probe = self._root / f".datasync-check-{uuid.uuid4().hex}"
+            probe.write_bytes(b"check")
+            probe.unlink()
 
 
 class ParquetRun:
@@ -149,7 +134,8 @@ class ParquetRun:
             try:
                 files = await self._stage(table, staged, progress)
                 progress.loaded()
-                written = await self._verified(table, files)
+                verified, verification = await self._verify(table, staged, files)
+                written = Written(sum(file.rows for file in files), verified, verification)
             except BaseException:
                 await _in_thread(lambda: shutil.rmtree(staged, ignore_errors=True))
                 raise
@@ -168,7 +154,7 @@ class ParquetRun:
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="parquet-write") as pool:
 
             async def work(number: int) -> None:
-                async with FileWriter.open(staging, number, schema, pool) as writer:
+                async with FileWriter.open(staging, number, schema, pool, self._context.verify) as writer:
                     while waiting:
                         _, part = waiting.pop()
                         async with contextlib.aclosing(table.batches(part)) as batches:
@@ -176,6 +162,8 @@ class ParquetRun:
                                 progress.add(rows_read=batch.num_rows, bytes_read=batch.nbytes)
                                 await writer.write(batch)
                                 progress.add(rows_written=batch.num_rows)
+                                # Otherwise it would be held until the next has arrived.
+                                del batch
                     await writer.finish()
                 files.extend(writer.files)
 
@@ -184,14 +172,24 @@ class ParquetRun:
                     tasks.create_task(work(number))
         return sorted(files, key=lambda file: file.name)
 
-    async def _verified(self, table: Table, files: Sequence["StagedFile"]) -> Written:
-        rows, changed = sum(file.rows for file in files), await table.values_changed()
+    async def _verify(
+        self, table: Table, staging: Path, files: Sequence["StagedFile"]
+    ) -> tuple[bool | None, dict[str, Any] | None]:
         if not self._context.verify:
-            return Written(rows, values_changed=changed)
-        source = table.comparable()
-        there = ParquetEnd([file.path for file in files], table.arrow_schema, source.columns, source.key)
-        comparison = await compare(table.plan.stream, source, there)
-        return Written(rows, comparison.verified, comparison.document, changed)
+            return None, None
+        counted = await table.count()
+        read_back = await asyncio.to_thread(fingerprint_of_files, [file.path for file in files])
+        as_read = Fingerprint.joined([file.fingerprint for file in files if file.fingerprint is not None])
+        verification = {
+            "source": {"rows": counted, "buckets": as_read.buckets()},
+            "destination": {"rows": read_back.rows, "buckets": read_back.buckets()},
+        }
+        verified = counted == as_read.rows == read_back.rows and as_read.buckets() == read_back.buckets()
+        if not verified:
+            raise ConnectorUnavailable(
+                f"{table.plan.stream}: the files differ from what was read", code="verification_failed"
+            )
+        return verified, verification
 
     def _committed(self, plan: StreamPlan) -> Written | None:
         path = self._path(plan)
@@ -205,9 +203,7 @@ class ParquetRun:
         except FileNotFoundError:
             # Somebody has removed the files since.
             return None
-        return Written(
-            entry["rows"], entry.get("verified"), entry.get("verification"), entry.get("values_changed") or {}
-        )
+        return Written(entry["rows"], entry.get("verified"), entry.get("verification"))
 
     def _refuse(self, plan: StreamPlan) -> None:
         path = self._path(plan)
@@ -233,7 +229,6 @@ class ParquetRun:
             "files": [{"name": file.name, "rows": file.rows, "size_bytes": file.size_bytes} for file in files],
             "verified": written.verified,
             "verification": written.verification,
-            "values_changed": dict(written.values_changed),
         }
         try:
             self._append(entry)
@@ -302,32 +297,36 @@ class StagedFile:
     path: Path
     rows: int
     size_bytes: int
+    fingerprint: Fingerprint | None
 
 
 class FileWriter:
     """Writes one sequence of files: batches are gathered into row groups, encoded in a thread."""
 
-    def __init__(self, folder: Path, number: int, schema: pa.Schema, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, folder: Path, number: int, schema: pa.Schema, pool: ThreadPoolExecutor, verify: bool) -> None:
         self._folder = folder
         self._number = number
         self._schema = schema
         self._pool = pool
+        self._verify = verify
         self._gathered: list[pa.RecordBatch] = []
         self._gathered_bytes = 0
         self._gathered_rows = 0
         self._writer: pq.ParquetWriter | None = None
+        self._for_long_rows = False
         self._name = ""
         self._path = Path()
         self._rows = 0
         self._sequence = 0
+        self._fingerprint: Fingerprint | None = None
         self.files: list[StagedFile] = []
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, folder: Path, number: int, schema: pa.Schema, pool: ThreadPoolExecutor
+        cls, folder: Path, number: int, schema: pa.Schema, pool: ThreadPoolExecutor, verify: bool
     ) -> AsyncIterator["FileWriter"]:
-        writer = cls(folder, number, schema, pool)
+        writer = cls(folder, number, schema, pool, verify)
         try:
             yield writer
         finally:
@@ -361,7 +360,11 @@ class FileWriter:
         await finished(asyncio.get_running_loop().run_in_executor(self._pool, work))
 
     def _write(self, batches: Sequence[pa.RecordBatch]) -> None:
+        long = any(batch.nbytes > LONG_ROW_BYTES * batch.num_rows for batch in batches)
+        if long and not self._for_long_rows:
+            self._close()
         if self._writer is None:
+            self._for_long_rows = long
             self._name = f"part-{self._number}-{self._sequence:05d}-{self._folder.name}.parquet"
             self._path = self._folder / hidden_name(self._name)
             self._writer = pq.ParquetWriter(
@@ -369,14 +372,20 @@ class FileWriter:
                 self._schema,
                 compression="zstd",
                 compression_level=COMPRESSION_LEVEL,
-                use_dictionary=repetitive_columns(batches),  # type: ignore[arg-type]
+                # Of long values six copies would be made for statistics, which are then left out for their size.
+                write_statistics=not long,
+                use_dictionary=[] if long else repetitive_columns(batches),  # type: ignore[arg-type]
             )
+            self._fingerprint = Fingerprint() if self._verify else None
         if not batches:
             return
         rows = pa.Table.from_batches(batches, self._schema)
+        if self._fingerprint is not None:
+            self._fingerprint.add(rows)
         self._writer.write_table(rows, row_group_size=rows.num_rows)
         self._rows += rows.num_rows
-        if self._path.stat().st_size >= FILE_BYTES_MAX:
+        # The writer keeps the pages of its last row group until the next or the end.
+        if rows.nbytes >= LONG_GROUP_BYTES or self._path.stat().st_size >= FILE_BYTES_MAX:
             self._close()
 
     def _close(self) -> None:
@@ -387,7 +396,7 @@ class FileWriter:
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
         size = self._path.stat().st_size
-        self.files.append(StagedFile(self._name, self._path, self._rows, size))
+        self.files.append(StagedFile(self._name, self._path, self._rows, size, self._fingerprint))
         self._rows = 0
         self._sequence += 1
 
@@ -447,12 +456,15 @@ def _first(group: BaseExceptionGroup[BaseException], root: Path) -> BaseExceptio
 
 
 def _in_words(error: OSError, root: Path) -> ConnectorRefused | ConnectorUnavailable:
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            return ConnectorUnavailable(f"no space is left in {root}", code="disk_full")
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return ConnectorRefused(f"{root} can't be written to: {error.strerror}", code="read_only")
-        case errno.ENOTDIR | errno.EEXIST:
-            return ConnectorRefused(f"{root} can't be used: {error.strerror} ({error.filename})")
+    code = code_of(error)
+    match code:
+        case "disk_full":
+            words = f"no space is left in {root}"
+        case "read_only":
+            words = f"{root} can't be written to: {error.strerror}"
+        case _ if verdict_of(error) is Verdict.PERMANENT:
+            words = f"{root} can't be used: {error.strerror} ({error.filename})"
         case _:
-            return ConnectorUnavailable(f"writing to {root} failed: {error.strerror or error}")
+            words = f"writing to {root} failed: {error.strerror or error}"
+    kind = ConnectorRefused if verdict_of(error) is Verdict.PERMANENT else ConnectorUnavailable
+    return kind(words, code=code)

@@ -67,13 +67,9 @@ class Staging:
     def sweep(self) -> None:
         """Finish what killed writers had committed and remove what they had not."""
         state = self._log.refresh()
-        for folder in _folders(self._root / STAGING):
+        for folder in list((self._root / STAGING).iterdir()):
             if folder != self.folder:
-                try:
-                    self._sweep_one(folder, state.epochs)
-                except OSError as error:
-                    # Such as one of another account, whose own writers have to see to it.
-                    logger.warning("parquet_staging_not_swept", folder=str(folder), error=str(error))
+                self._sweep_one(folder, state.epochs)
         for table in self.tables.behind():
             self._settle(table)
         self._sweep_versions()

@@ -6,6 +6,7 @@ Reading goes by binary COPY. What has no like in Arrow is asked of the server as
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 
 from libs.connectors.postgres.binary import (
     DECIMAL_DIGITS_MAX,
+    TRAILER,
     Malformed,
     RowBuffer,
     Unheld,
@@ -21,12 +23,11 @@ from libs.connectors.postgres.binary import (
     new_marker,
     without_header,
 )
-from libs.connectors.postgres.connection import quoted
 from libs.connectors.postgres.types import Column, PostgresType
 from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Policy
 
 if TYPE_CHECKING:
-    from libs.connectors.postgres.source import Part, PostgresTable
+    from libs.connectors.postgres.source import LongRowsTurn, Part, PostgresTable
 
 # What a batch has at least, and what a buffer for it holds with the piece that came last.
 BATCH_BYTES = 2 * 1024 * 1024
@@ -102,7 +103,7 @@ def _decimal(precision_and_scale: tuple[int, int] | None) -> pa.DataType | None:
 
 
 def _arrow_column(column: Column, policy: Policy) -> ArrowColumn:
-    name = quoted(column.name)
+    name = column.expression
     native = arrow_type(column.type)
     if native is None or (policy == "text" and _unholdable(column.type, name) is not None):
         return ArrowColumn(column.name, pa.string(), f"{name}::text")
@@ -113,16 +114,6 @@ def _arrow_column(column: Column, policy: Policy) -> ArrowColumn:
         return ArrowColumn(column.name, native, expression)
     safe = f"CASE WHEN {bad} THEN NULL ELSE {expression} END"
     return ArrowColumn(column.name, native, safe, guard=bad if policy == "fail" else None)
-
-
-def unholdable_by_policy(table: "PostgresTable") -> dict[str, str]:
-    """By column whose policy is not ``fail``: the SQL condition that holds for a value which the policy changes."""
-    conditions = {
-        column.name: _unholdable(column.type, quoted(column.name))
-        for column in table.columns
-        if table.plan.policies.get(column.name, "fail") != "fail"
-    }
-    return {name: condition for name, condition in conditions.items() if condition is not None}
 
 
 def _unholdable(postgres_type: PostgresType, value: str) -> str | None:
@@ -198,8 +189,13 @@ async def read(table: "PostgresTable", part: "Part") -> AsyncGenerator[pa.Record
         while (rows := await copy.filled.get()) is not None:
             if isinstance(rows, Exception):
                 raise rows
-            yield await asyncio.to_thread(record_batch, rows, columns, marker, str(table.plan.stream))
+            batch = await asyncio.to_thread(record_batch, rows, columns, marker, str(table.plan.stream))
             copy.give_back(rows)
+            # What is held here would not be free while others work, or the next rows arrive.
+            del rows
+            yield batch
+            del batch
+            copy.filled.task_done()
     finally:
         copying.cancel()
         await asyncio.wait({copying})
@@ -208,6 +204,8 @@ async def read(table: "PostgresTable", part: "Part") -> AsyncGenerator[pa.Record
 
 class _Copy:
     """A COPY under way, into ``BUFFERS`` buffers in turn: while one is filled the other is worked on.
+
+    A long row is a batch of its own, and done with before the next arrives.
 
     ``filled`` has the rows of one batch after the other, at last None or why the COPY broke off.
     """
@@ -236,7 +234,8 @@ class _Copy:
     async def run(self) -> None:
         try:
             async with self._table.snapshot.reader() as connection:
-                await connection.copy_from_query(self._sql, output=self._take, format="binary")
+                with self._table.snapshot.long_rows() as turn:
+                    await connection.copy_from_query(self._sql, output=partial(self._take, turn), format="binary")
             self._filling.cut_trailer()
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             self.filled.put_nowait(self._table.failed(error))
@@ -249,14 +248,21 @@ class _Copy:
             (self.filled if self._filling.length_bytes else self._empty).put_nowait(self._filling)
             self.filled.put_nowait(None)
 
-    async def _take(self, data: bytes) -> None:
+    async def _take(self, turn: "LongRowsTurn", data: bytes) -> None:
         """Takes whole rows: a server sends each as one message (PostgreSQL documentation, "Message Flow")."""
         if not self._begun:
             data, self._begun = without_header(data), True
-        if self._filling.length_bytes >= BATCH_BYTES:
-            self.filled.put_nowait(self._filling)
-            self._filling = await self._empty.get()
+        long = await turn.arrived(len(data))
+        if self._filling.length_bytes >= BATCH_BYTES or (long and self._filling.length_bytes):
+            await self._hand_on()
         self._filling.append(data)
+        if long and not self._filling.data.endswith(TRAILER, 0, self._filling.length_bytes):
+            await self._hand_on()
+            await self.filled.join()
+
+    async def _hand_on(self) -> None:
+        self.filled.put_nowait(self._filling)
+        self._filling = await self._empty.get()
 
     def _buffer(self) -> RowBuffer:
         return self._idle.pop() if self._idle else RowBuffer(BUFFER_BYTES)

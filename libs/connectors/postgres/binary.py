@@ -107,7 +107,9 @@ class RowBuffer:
     def append(self, piece: bytes) -> None:
         end = self.length_bytes + len(piece)
         if end > self.capacity_bytes:
-            self.data = self.data[: self.length_bytes] + bytearray(end - self.length_bytes + _PADDING_BYTES)
+            grown = bytearray(end + _PADDING_BYTES)
+            grown[: self.length_bytes] = memoryview(self.data)[: self.length_bytes]
+            self.data = grown
         self.data[self.length_bytes : end] = piece
         self.length_bytes = end
 

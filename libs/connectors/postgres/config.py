@@ -46,7 +46,8 @@ class PostgresConfig(ConnectorConfig):
     ssl: SslConfig = form_field("SSL", "Encryption of the connection", 6, default=SslConfig())
     jdbc_url_params: dict[str, str] = form_field(
         "Connection parameters",
-        "Server settings of the session: application_name, statement_timeout, lock_timeout, search_path",
+        "Server settings of the session: application_name, statement_timeout, lock_timeout, search_path (empty unless "
+        "set here; functions of views or triggers may need it)",
         7,
         default={},
     )
@@ -77,12 +78,22 @@ class PostgresConfig(ConnectorConfig):
     def address(self) -> str:
         return f"{self.host.lower()}:{self.port}"
 
+    def session_settings(self) -> dict[str, str]:
+        """The server's settings that this configuration decides."""
+        return {}
+
 
 class PostgresSourceConfig(PostgresConfig):
     """A PostgreSQL to read from."""
 
     schemas: list[str] = form_field(
         "Schemas", "Schemas to look for tables in; all but the system's when empty", 10, default=[]
+    )
+    row_security: Literal["refuse", "filtered"] = form_field(
+        "Row-level security",
+        "refuse: a table whose policies would hide rows from the role is not read; filtered: the visible rows are",
+        13,
+        default="refuse",
     )
     update_method: dict[str, Any] | None = form_field(
         "Update method",
@@ -91,6 +102,9 @@ class PostgresSourceConfig(PostgresConfig):
         default=None,
     )
     ssh_config: dict[str, Any] | None = form_field("SSH tunnel", "Not supported so far: leave empty", 12, default=None)
+
+    def session_settings(self) -> dict[str, str]:
+        return {"row_security": "on" if self.row_security == "filtered" else "off"}
 
     @field_validator("schemas", mode="before")
     @classmethod
@@ -111,6 +125,9 @@ class PostgresSourceConfig(PostgresConfig):
 class PostgresDestinationConfig(PostgresConfig):
     """A PostgreSQL to write to."""
 
+    max_threads: int = form_field(
+        "Threads", "Connections that copy at once; one more prepares and commits", 8, default=2, ge=1, le=32
+    )
     default_schema: str = form_field(
         "Schema", "Schema for every table; the source's schema names are kept when empty", 10, default="", max_length=63
     )

@@ -1,4 +1,4 @@
-"""Connections to a PostgreSQL: TLS as libpq has it, time-outs, and errors in words for the person who configured it."""
+"""Connections to a PostgreSQL: TLS as libpq has it, time-outs, and one reading of every value on both ends."""
 
 import asyncio
 import contextlib
@@ -7,12 +7,14 @@ import ssl
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 
-from libs.connectors.addresses import refuse_metadata_address
+from libs.connectors.addresses import CheckedLoop
+from libs.connectors.failures import Verdict
 from libs.connectors.postgres.config import CONNECTION_PARAMETERS, PostgresConfig, SslConfig
+from libs.connectors.postgres.failures import failure, meaning_of, message_of
 from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable
 from libs.core.errors import DataSyncError
 
@@ -22,33 +24,59 @@ KEEPALIVE_IDLE_SECONDS = 30
 KEEPALIVE_INTERVAL_SECONDS = 10
 KEEPALIVE_PROBES_MAX = 3
 
-# One rendering of every value on both ends, and no time-out that would end a long copy.
-SESSION_SETTINGS = {
+# Every setting by which the text of a value, or how a text is read, may differ between two sessions, so that what a
+# role, a database or a server was set to changes nothing on either end. Left out on purpose: lc_time and lc_numeric,
+# which no type's text depends on (only ``to_char``), and client_encoding, which the driver sets.
+_ONE_READING_OF_VALUES = {
     "timezone": "UTC",
+    "timezone_abbreviations": "Default",
     "datestyle": "ISO, YMD",
     "intervalstyle": "iso_8601",
     "extra_float_digits": "3",
     "bytea_output": "hex",
     "lc_monetary": "C",
-    "statement_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
+    "array_nulls": "on",
+    "xmloption": "content",
+    "xmlbinary": "base64",
+    "quote_all_identifiers": "off",
 }
+# What statements mean. Without a search path names are qualified in texts, and nobody's function stands in for
+# PostgreSQL's own.
+_ONE_READING_OF_STATEMENTS = {
+    "search_path": "",
+    "standard_conforming_strings": "on",
+    "backslash_quote": "safe_encoding",
+    "escape_string_warning": "off",
+    "transform_null_equals": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
+}
+# A copy may take long, and waits where it says so itself.
+_NO_TIMEOUTS = {"statement_timeout": "0", "lock_timeout": "0", "idle_in_transaction_session_timeout": "0"}
+SESSION_SETTINGS = (
+    _ONE_READING_OF_VALUES
+    | _ONE_READING_OF_STATEMENTS
+    | _NO_TIMEOUTS
+    # A policy is never applied in silence: the server refuses to read or write what it would filter.
+    | {"row_security": "off"}
+)
+# Time-outs that older servers do not know, by the version that has them.
+_NO_TIMEOUTS_SINCE = {14: "idle_session_timeout", 17: "transaction_timeout"}
 
 Connection = asyncpg.Connection
 
 
 async def connect(config: PostgresConfig, *, application_name: str, retries: int = 0) -> "Connection[Any]":
-    """Open a connection with the fixed session settings.
+    """Open a connection with the fixed session settings; nothing of the environment or the home folder is read.
 
     Args:
         application_name: what the server shows in ``pg_stat_activity``.
         retries: how often a server that can't be reached is tried again.
 
     Raises:
-        ConnectorRefused: wrong credentials, unknown database, bad certificates.
+        ConnectorRefused: wrong credentials, unknown database, bad certificates, an address that may not be called.
         ConnectorUnavailable: refused, unknown host, no answer in time.
     """
-    await refuse_metadata_address(config.host, config.port, timeout_seconds=CONNECT_TIMEOUT_SECONDS)
     attempt = 0
     while True:
         try:
@@ -61,23 +89,53 @@ async def connect(config: PostgresConfig, *, application_name: str, retries: int
 
 
 async def _connect_once(config: PostgresConfig, application_name: str) -> "Connection[Any]":
-    settings = SESSION_SETTINGS | {"application_name": application_name} | _parameters(config)
     try:
-        connection = await asyncpg.connect(
-            host=config.host,
-            port=config.port,
-            user=config.username,
-            password=config.password,
-            database=config.database,
-            ssl=ssl_argument(config.ssl),
-            timeout=CONNECT_TIMEOUT_SECONDS,
-            server_settings=settings,
-            statement_cache_size=0,
-        )
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+            connection = await _connect_as_preferred(config, application_name)
+            for version, name in _NO_TIMEOUTS_SINCE.items():
+                if connection.get_server_version() >= (version,):
+                    await connection.execute(f"SET {name} = 0")
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, ValueError) as error:
         raise connecting_failed(error, config) from None
     _probe_when_silent(connection)
     return connection
+
+
+async def _connect_as_preferred(config: PostgresConfig, application_name: str) -> "Connection[Any]":
+    """Try what the TLS mode prefers, and then, where it allows another way, that (libpq, section 34.19.3)."""
+    first, *others = tls_ways(config.ssl)
+    try:
+        return await _open(config, application_name, first)
+    except (ssl.SSLError, ConnectionError, asyncpg.InvalidAuthorizationSpecificationError) as error:
+        # A refused connection and a wrong password are the same either way.
+        if not others or isinstance(error, ConnectionRefusedError | asyncpg.InvalidPasswordError):
+            raise
+        try:
+            return await _open(config, application_name, others[0])
+        except (asyncpg.ConnectionDoesNotExistError, asyncpg.InternalClientError):
+            # What hangs up either way is known best by its first answer.
+            raise error from None
+
+
+async def _open(config: PostgresConfig, application_name: str, tls: ssl.SSLContext | None) -> "Connection[Any]":
+    settings = SESSION_SETTINGS | config.session_settings() | {"application_name": application_name}
+    # Everything is given: the driver looks for what is missing in PG* variables, ~/.pgpass and ~/.postgresql.
+    return await asyncpg.connect(
+        host=config.host,
+        port=config.port,
+        user=config.username,
+        password=config.password,
+        database=config.database,
+        ssl=tls or False,
+        direct_tls=False,
+        target_session_attrs=asyncpg.connect_utils.SessionAttribute.any,
+        krbsrvname="postgres",
+        gsslib="gssapi",
+        timeout=CONNECT_TIMEOUT_SECONDS,
+        server_settings=settings | _parameters(config),
+        statement_cache_size=0,
+        loop=cast(asyncio.AbstractEventLoop, CheckedLoop()),
+    )
 
 
 def _probe_when_silent(connection: "Connection[Any]") -> None:
@@ -100,16 +158,18 @@ def connecting_failed(error: BaseException, config: PostgresConfig) -> DataSyncE
     match error:
         case TimeoutError():
             return ConnectorUnavailable(f"{where} did not answer within {CONNECT_TIMEOUT_SECONDS:g} s", code="timeout")
-        case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
-            return ConnectorRefused(f"{where} refused the credentials of {config.username!r}: {error}")
-        case asyncpg.InvalidCatalogNameError():
-            return ConnectorRefused(f"{where} has no database {config.database!r}")
+        case socket.gaierror():
+            return ConnectorUnavailable(f"the host {config.host} is not known: {error.strerror or error}")
         case ssl.SSLCertVerificationError():
             return ConnectorRefused(f"the certificate of {where} can't be verified: {error.verify_message}")
         case ssl.SSLError():
-            return ConnectorRefused(f"no encrypted connection to {where}: {error.reason or error}")
+            words = f"no encrypted connection to {where}: {getattr(error, 'reason', None) or error}"
+        case asyncpg.InvalidAuthorizationSpecificationError():
+            words = f"{where} refused the credentials of {config.username!r}: {message_of(error)}"
+        case asyncpg.InvalidCatalogNameError():
+            words = f"{where} has no database {config.database!r}"
         case ConnectionRefusedError():
-            return ConnectorUnavailable(f"{where} refused the connection: is it running, and is the port right?")
+            words = f"{where} refused the connection: is it running, and is the port right?"
         case ConnectionError() if "SSL" in str(error) and config.ssl.mode in ("disable", "allow", "prefer"):
             # Its refusal would have been accepted, so this was none.
             return ConnectorRefused(f"{where} does not answer as PostgreSQL does: is the port right?")
@@ -117,13 +177,17 @@ def connecting_failed(error: BaseException, config: PostgresConfig) -> DataSyncE
             mode = config.ssl.mode
             return ConnectorRefused(f"{where} does not offer encrypted connections, which ssl mode {mode} needs")
         case ConnectionError() if "connection_lost" in str(error):
-            return ConnectorUnavailable(f"{where} ended the connection at once: is it PostgreSQL, and is it running?")
+            words = f"{where} ended the connection at once: is it PostgreSQL, and is it running?"
         case OSError():
-            return ConnectorUnavailable(f"{where} can't be reached: {error.strerror or error}")
+            words = f"{where} can't be reached: {error.strerror or error}"
         case asyncpg.PostgresError():
-            return ConnectorUnavailable(f"{where} did not accept the connection: {error}")
+            words = f"{where} did not accept the connection: {message_of(error)}"
         case _:
-            return ConnectorRefused(f"{where}: {error}")
+            words = f"{where}: {error}"
+    meaning = meaning_of(error)
+    if meaning.verdict is Verdict.PERMANENT:
+        return ConnectorRefused(words, code=meaning.code)
+    return ConnectorUnavailable(words, code=meaning.code)
 
 
 @contextlib.contextmanager
@@ -135,38 +199,31 @@ def translated(where: str) -> Iterator[None]:
         raise failure(error, where) from error
 
 
-def failure(error: BaseException, where: str) -> DataSyncError:
-    """The driver's error by what the caller can do about it (PostgreSQL documentation, appendix A)."""
-    state = getattr(error, "sqlstate", None) or ""
-    match state:
-        case "53100":
-            return ConnectorUnavailable(f"{where}: the disk is full: {error}", code="disk_full")
-        case "25006":
-            return ConnectorRefused(f"{where} is read-only: {error}", code="read_only")
-        case "42501":
-            return ConnectorRefused(f"{where}: permission denied: {error}", code="permission_denied")
-        case "42P01" | "3F000":
-            return ConnectorRefused(f"{where}: {error}", code="table_missing")
-    if not state or state[:2] in {"08", "40", "53", "55", "57", "58"} or state == "72000":
-        return ConnectorUnavailable(f"{where} broke off: {str(error) or type(error).__name__}")
-    detail = f" ({error.detail})" if isinstance(error, asyncpg.PostgresError) and error.detail else ""
-    return ConnectorRefused(f"{where}: {error}{detail}")
-
-
-def ssl_argument(config: SslConfig) -> Any:
-    """asyncpg's ``ssl``: the mode's name where libpq's defaults do, a context where certificates were typed in."""
+def tls_ways(config: SslConfig) -> list[ssl.SSLContext | None]:
+    """How to connect, the preferred way first: with this context, or unencrypted."""
     match config.mode:
         case "disable":
-            return False
-        case "allow" | "prefer" if not config.client_cert:
-            return config.mode
-        case "require" if not config.server_ca and not config.client_cert:
-            return config.mode
-    context = ssl.create_default_context(cadata=config.server_ca or None)
+            return [None]
+        case "allow":
+            return [None, _tls_context(config)]
+        case "prefer":
+            return [_tls_context(config), None]
+        case _:
+            return [_tls_context(config)]
+
+
+def _tls_context(config: SslConfig) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["postgresql"])
     # "require" with a root certificate verifies it, for compatibility with old versions of libpq (section 34.19.1).
     verify = config.mode in {"verify-ca", "verify-full"} or (config.mode == "require" and bool(config.server_ca))
     context.check_hostname = config.mode == "verify-full"
     context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
+    if config.server_ca:
+        context.load_verify_locations(cadata=config.server_ca)
+    elif verify:
+        context.load_default_certs()
     if config.client_cert:
         with tempfile.TemporaryDirectory() as folder:
             certificate, key = Path(folder, "client.crt"), Path(folder, "client.key")

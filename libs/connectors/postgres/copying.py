@@ -13,7 +13,7 @@ CHUNK_BYTES = 256 * 1024
 
 
 class Pipe:
-    """Bytes on their way, at most ``QUEUE_BYTES`` of them, gathered into larger chunks."""
+    """Bytes on their way in chunks of at most twice ``CHUNK_BYTES``: short rows are gathered, long ones cut up."""
 
     def __init__(self, taken: Callable[[int], None]) -> None:
         self._taken = taken
@@ -22,6 +22,9 @@ class Pipe:
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE_BYTES // CHUNK_BYTES)
 
     async def put(self, data: bytes) -> None:
+        if len(data) > CHUNK_BYTES:
+            await self._cut_up(data)
+            return
         self._gathered.append(data)
         self._gathered_bytes += len(data)
         if self._gathered_bytes >= CHUNK_BYTES:
@@ -36,6 +39,12 @@ class Pipe:
         while (chunk := await self._chunks.get()) is not None:
             yield chunk
             self._taken(len(chunk))
+
+    async def _cut_up(self, data: bytes) -> None:
+        if self._gathered:
+            await self._hand_on()
+        for start in range(0, len(data), CHUNK_BYTES):
+            await self._chunks.put(data[start : start + CHUNK_BYTES])
 
     async def _hand_on(self) -> None:
         gathered, self._gathered, self._gathered_bytes = self._gathered, [], 0
@@ -68,14 +77,16 @@ async def copy_part(
     pipe = Pipe(taken)
     copy_format: Literal["binary", "text"] = "binary" if binary else "text"
 
-    async def take(data: bytes) -> None:
-        moved(len(data))
-        await pipe.put(data)
-
     async def read() -> int:
+        async def take(data: bytes) -> None:
+            moved(len(data))
+            await turn.arrived(len(data))
+            await pipe.put(data)
+
         try:
             async with table.snapshot.reader() as connection:
-                status = await connection.copy_from_query(table.select(part), output=take, format=copy_format)
+                with table.snapshot.long_rows() as turn:
+                    status = await connection.copy_from_query(table.select(part), output=take, format=copy_format)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise table.failed(error) from error
         await pipe.close()

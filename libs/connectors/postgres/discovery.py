@@ -9,11 +9,23 @@ import asyncpg
 from libs.connectors.postgres.types import Column, columns_of
 from libs.connectors.protocol import CatalogEntry
 
-_RELATIONS = """
+# A database may be a destination too: what DataSync itself keeps there is left out, told by its columns, and so are the
+# tables that it fills before they take a target's place, told by their names and their storage parameter.
+_RELATIONS = r"""
+WITH own_schemas AS (
+    SELECT relnamespace FROM pg_class c
+    WHERE relname = '_datasync_state' AND relkind = 'r' AND (
+        SELECT array_agg(attname::text ORDER BY attnum) FROM pg_attribute
+        WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped
+    ) @> '{job_id,epoch,run_id,taken_at}'
+)
 SELECT c.oid, n.nspname AS namespace, c.relname AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT c.relispartition AND c.relpersistence <> 't'
-  AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> '_datasync'
-  AND c.relname NOT LIKE '\\_datasync\\_%' AND ($1::text[] = '{}' OR n.nspname = ANY($1::text[]))
+  AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\_%'
+  AND NOT (c.relname IN ('_datasync_state', '_datasync_streams') AND n.oid IN (SELECT relnamespace FROM own_schemas))
+  AND NOT (c.relname ~ '^_datasync_stage_[0-9]+_[0-9]+_[0-9a-f]{12}$'
+           AND coalesce(c.reloptions @> '{autovacuum_enabled=false}', false))
+  AND ($1::text[] = '{}' OR n.nspname = ANY($1::text[]))
   AND has_schema_privilege(n.oid, 'USAGE')
   AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'))
 ORDER BY n.nspname, c.relname

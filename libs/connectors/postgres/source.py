@@ -1,31 +1,62 @@
 """PostgreSQL as a source: one exported snapshot for a run, tables read in ranges of pages by several connections."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from libs.connectors.postgres.config import PostgresSourceConfig
-from libs.connectors.postgres.connection import CONNECT_TIMEOUT_SECONDS, connect, failure, quoted, translated
+from libs.connectors.postgres.connection import CONNECT_TIMEOUT_SECONDS, connect, quoted, translated
 from libs.connectors.postgres.discovery import discover, primary_keys
+from libs.connectors.postgres.failures import failure, hidden_by_row_security, message_of, sqlstate_of
 from libs.connectors.postgres.types import Column, columns_of
 from libs.connectors.protocol import CatalogEntry, ConnectorRefused, ConnectorUnavailable, StreamPlan
 
 if TYPE_CHECKING:
     import pyarrow
 
-    from libs.connectors.canonical import SourceEnd
     from libs.connectors.postgres.binary import RowBuffer
 
 PAGE_BYTES = 8192
+LONG_ROW_BYTES = 8 * 1024 * 1024
 PART_PAGES_MIN = 2_048
 PART_PAGES_MAX = 131_072
 PARTS_PER_CONNECTION = 8
 LOCK_TIMEOUT_SECONDS = 30
+ROLLBACK_TIMEOUT_SECONDS = 5
+# SQLSTATEs of a server that ends the connection, or has none to us.
+_CONNECTION_LOST = ("57P", "080")
 # Older servers read the whole table for every range of pages.
 TID_RANGE_SCAN_VERSION = (14,)
+
+
+class LongRowsTurn:
+    """One reader's turn with rows of which few fit into memory, kept from its first such row to the next short one.
+
+    Between them the driver has up to three rows at once: the last one, the pieces of the next and what they make up.
+    """
+
+    def __init__(self, lock: asyncio.Lock) -> None:
+        self._lock = lock
+        self._mine = False
+
+    async def arrived(self, size_bytes: int) -> bool:
+        """Wait for the turn if a row is long, which is returned; end it otherwise."""
+        if size_bytes < LONG_ROW_BYTES:
+            self.end()
+            return False
+        if not self._mine:
+            await self._lock.acquire()
+            self._mine = True
+        return True
+
+    def end(self) -> None:
+        if self._mine:
+            self._mine = False
+            self._lock.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +113,8 @@ class PostgresSource:
         holder = await connect(self._config, application_name="datasync snapshot", retries=self._config.retry_count)
         try:
             with translated("the source"):
-                await holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                # By the driver's own transaction, in which others nest: a statement that fails must not end it.
+                await holder.transaction(isolation="repeatable_read", readonly=True).start()
                 exported = await holder.fetchval("SELECT pg_export_snapshot()")
             async with contextlib.AsyncExitStack() as stack:
                 yield PostgresSnapshot(self._config, holder, exported, stack)
@@ -91,7 +123,7 @@ class PostgresSource:
 
 
 class PostgresSnapshot:
-    """One moment of the database, held open by one connection and shared by the others.
+    """One moment of the database, held open by one connection, which reads too, and shared by the others.
 
     Attributes:
         row_buffers: those that no COPY fills at the moment.
@@ -105,32 +137,25 @@ class PostgresSnapshot:
         stack: contextlib.AsyncExitStack,
     ) -> None:
         self.config = config
-        self.holder = holder
         self.exported = exported
+        self._holder = holder
+        self._holding = asyncio.Lock()
+        self._readers = asyncio.Semaphore(config.max_threads)
         self._stack = stack
         self._idle: list[asyncpg.Connection[Any]] = []
         self.row_buffers: list[RowBuffer] = []
+        self._long_rows = asyncio.Lock()
 
     async def table(self, plan: StreamPlan) -> "PostgresTable":
-        with translated(f"the source's table {plan.stream}"):
-            relation = await self.holder.fetchrow(
-                """
-                SELECT c.oid, c.relkind, c.relhassubclass, c.relpages, c.reltuples, a.amname, n.nspname, c.relname,
-                       has_table_privilege(c.oid, 'SELECT') AS lockable
-                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am a ON a.oid = c.relam
-                WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-                """,
-                plan.stream.namespace,
-                plan.stream.name,
-            )
-            # pg_class is read as of the snapshot, where a table that was dropped a moment ago still stands.
-            if relation is None or not await self._still_there(relation["oid"]):
-                raise gone(plan)
-            await self._hold(relation)
-            columns = (await columns_of(self.holder, [relation["oid"]]))[relation["oid"]]
-            keys = (await primary_keys(self.holder, [relation["oid"]]))[relation["oid"]]
-            leaves = await self._leaves(relation)
-        chosen = _choose(plan, columns)
+        where = f"the source's table {plan.stream}"
+        with translated(where):
+            async with self._readers, self._held() as holder:
+                relation = await self._relation(holder, plan)
+                columns = (await columns_of(holder, [relation["oid"]]))[relation["oid"]]
+                keys = (await primary_keys(holder, [relation["oid"]]))[relation["oid"]]
+                chosen = _choose(plan, columns)
+                warnings = await self._try_to_read(holder, plan, chosen)
+                leaves = await _leaves(holder, relation)
         names = {column.name for column in chosen}
         return PostgresTable(
             snapshot=self,
@@ -139,26 +164,68 @@ class PostgresSnapshot:
             primary_key=tuple(keys) if names.issuperset(keys) else (),
             rows_estimated=_estimate(leaves),
             leaves=tuple(leaves),
+            warnings=warnings,
         )
 
     async def is_usable(self) -> bool:
         try:
-            await self.holder.fetchval("SELECT 1", timeout=CONNECT_TIMEOUT_SECONDS)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            async with self._held() as holder:
+                await holder.fetchval("SELECT 1", timeout=CONNECT_TIMEOUT_SECONDS)
+        except (ConnectorUnavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
             return False
         return True
 
     @contextlib.asynccontextmanager
     async def reader(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
         """A connection that sees the snapshot, one of ``max_threads``; broken ones are not used again."""
-        connection = self._idle.pop() if self._idle else await self._open_reader()
+        async with self._readers:
+            if not self._holding.locked():
+                async with self._held() as holder:
+                    yield holder
+                return
+            connection = self._idle.pop() if self._idle else await self._open_reader()
+            try:
+                yield connection
+            except BaseException:
+                # Closing, unlike cutting off, has the server end a query that is still running and holds locks.
+                await close(connection)
+                raise
+            self._idle.append(connection)
+
+    @contextlib.contextmanager
+    def long_rows(self) -> Iterator[LongRowsTurn]:
+        """For a reader that tells what arrives: of several with long rows one goes on, the others keep one each."""
+        turn = LongRowsTurn(self._long_rows)
         try:
-            yield connection
-        except BaseException:
-            # Closing, unlike cutting off, has the server end a query that is still running and holds locks.
-            await close(connection)
-            raise
-        self._idle.append(connection)
+            yield turn
+        finally:
+            turn.end()
+
+    @contextlib.asynccontextmanager
+    async def _held(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
+        """The connection that holds the snapshot, which outlives what fails on it."""
+        async with self._holding:
+            try:
+                nested = self._holder.transaction()
+                await nested.start()
+                try:
+                    yield self._holder
+                except BaseException:
+                    await self._roll_back(nested)
+                    raise
+                await nested.commit()
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+                if self._holder.is_closed() or sqlstate_of(error)[:3] in _CONNECTION_LOST:
+                    raise snapshot_lost(error) from error
+                raise
+
+    async def _roll_back(self, nested: "asyncpg.transaction.Transaction") -> None:
+        """In bounded time: a server that does not even end a query has lost the snapshot for us."""
+        try:
+            async with asyncio.timeout(ROLLBACK_TIMEOUT_SECONDS):
+                await nested.rollback()
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self._holder.terminate()
 
     async def _open_reader(self) -> "asyncpg.Connection[Any]":
         connection = await connect(self.config, application_name="datasync read", retries=self.config.retry_count)
@@ -171,44 +238,88 @@ class PostgresSnapshot:
                 raise snapshot_lost(error) from error
         return connection
 
-    async def _still_there(self, oid: int) -> bool:
-        # System functions look at the newest catalogue, not at the snapshot's.
-        return await self.holder.fetchval("SELECT pg_table_is_visible($1) IS NOT NULL", oid) is True
+    async def _relation(self, holder: "asyncpg.Connection[Any]", plan: StreamPlan) -> Any:
+        """The table's row of the catalogue, the table held."""
+        relation = await holder.fetchrow(
+            """
+            SELECT c.oid, c.relkind, c.relhassubclass, c.relpages, c.reltuples, a.amname, n.nspname, c.relname,
+                   has_table_privilege(c.oid, 'SELECT') AS readable
+            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am a ON a.oid = c.relam
+            WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+            """,
+            plan.stream.namespace,
+            plan.stream.name,
+        )
+        # pg_class is read as of the snapshot, where a table that was dropped a moment ago still stands; functions look
+        # at the newest catalogue.
+        if relation is None or not await holder.fetchval("SELECT pg_table_is_visible($1) IS NOT NULL", relation["oid"]):
+            raise gone(plan)
+        # Keep the table from being dropped or truncated, which no snapshot survives, as pg_dump does.
+        if relation["relkind"] in (b"r", b"p") and relation["readable"]:
+            await holder.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
+            await holder.execute(f"LOCK TABLE {_name(relation)} IN ACCESS SHARE MODE")
+        return relation
 
-    async def _hold(self, relation: Any) -> None:
-        """Keep the table from being dropped or truncated, which no snapshot survives, as pg_dump does."""
-        if relation["relkind"] in (b"r", b"p") and relation["lockable"]:
-            await self.holder.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
-            await self.holder.execute(
-                f"LOCK TABLE {quoted(relation['nspname'], relation['relname'])} IN ACCESS SHARE MODE"
-            )
+    async def _try_to_read(
+        self, holder: "asyncpg.Connection[Any]", plan: StreamPlan, columns: Sequence[Column]
+    ) -> tuple[str, ...]:
+        """Begin to read, without a row: missing rights, policies and unpopulated views show before the first.
 
-    async def _leaves(self, relation: Any) -> list["Leaf"]:
-        if relation["relkind"] == "p":
-            rows = await self.holder.fetch(
-                """
-                SELECT c.oid, c.relkind, false AS relhassubclass, c.relpages, c.reltuples, a.amname, n.nspname,
-                       c.relname
-                FROM pg_partition_tree($1::oid::regclass) t JOIN pg_class c ON c.oid = t.relid
-                JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am a ON a.oid = c.relam WHERE t.isleaf
-                """,
-                relation["oid"],
-            )
+        Returns:
+            The warnings.
+        """
+        probe = f"{_select(columns)} FROM {quoted(plan.stream.namespace, plan.stream.name)} LIMIT 0"
+        try:
+            async with holder.transaction():
+                await holder.execute(f"SET LOCAL row_security = off; {probe}")
+        except asyncpg.PostgresError as error:
+            if not hidden_by_row_security(error) or self.config.row_security != "filtered":
+                raise _read_failed(error, plan) from error
         else:
-            rows = [relation]
-        leaves = []
-        ranges = self.holder.get_server_version() >= TID_RANGE_SCAN_VERSION
-        for row in rows:
-            by_page = (
-                ranges and row["relkind"] in (b"r", b"m") and not row["relhassubclass"] and row["amname"] == "heap"
-            )
-            size = (
-                await self.holder.fetchval("SELECT pg_relation_size($1::oid::regclass)", row["oid"]) if by_page else 0
-            )
-            pages = (size or 0) // PAGE_BYTES
-            rows_estimated = _rows_estimated(row["reltuples"], row["relpages"], pages)
-            leaves.append(Leaf(quoted(row["nspname"], row["relname"]), by_page, pages, rows_estimated))
-        return leaves
+            await holder.execute(f"SET LOCAL row_security = {self.config.session_settings()['row_security']}")
+            return ()
+        try:
+            await holder.execute(probe)
+        except asyncpg.PostgresError as error:
+            raise _read_failed(error, plan) from error
+        return (
+            f"{plan.stream}: row-level security is applied: only the rows that the role {self.config.username!r} may "
+            "see are read, as the source's configuration (row_security: filtered) allows",
+        )
+
+
+async def _leaves(connection: "asyncpg.Connection[Any]", relation: Any) -> list["Leaf"]:
+    """What holds the table's rows; a partitioned table that has to be read by itself is its own only one."""
+    rows = [relation]
+    if relation["relkind"] == b"p":
+        found = await connection.fetch(
+            """
+            SELECT c.oid, c.relkind, false AS relhassubclass, c.relpages, c.reltuples, a.amname, n.nspname, c.relname,
+                   true AS readable,
+                   has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+                   AND NOT row_security_active(c.oid) AND NOT row_security_active($1::oid) AS same_alone
+            FROM pg_partition_tree($1::oid::regclass) t JOIN pg_class c ON c.oid = t.relid
+            JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am a ON a.oid = c.relam WHERE t.isleaf
+            """,
+            relation["oid"],
+        )
+        # Rights and policies of the partitioned table count when it is read, its partitions' own when they are.
+        rows = found if all(row["same_alone"] for row in found) else rows
+    return [await _leaf(connection, row) for row in rows]
+
+
+async def _leaf(connection: "asyncpg.Connection[Any]", row: Any) -> "Leaf":
+    by_page = (
+        connection.get_server_version() >= TID_RANGE_SCAN_VERSION
+        and row["relkind"] in (b"r", b"m")
+        and not row["relhassubclass"]
+        and row["amname"] == "heap"
+        # Rights to columns alone do not include the place of a row.
+        and row["readable"]
+    )
+    size = await connection.fetchval("SELECT pg_relation_size($1::oid::regclass)", row["oid"]) if by_page else 0
+    pages = (size or 0) // PAGE_BYTES
+    return Leaf(_name(row), by_page, pages, _rows_estimated(row["reltuples"], row["relpages"], pages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +342,7 @@ class PostgresTable:
     primary_key: tuple[str, ...]
     rows_estimated: int | None
     leaves: tuple[Leaf, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def connections_max(self) -> int:
@@ -240,8 +352,8 @@ class PostgresTable:
         return [part for leaf in self.leaves for part in _cut(leaf, self.connections_max)]
 
     def select(self, part: Part) -> str:
-        """The query of one part's rows, every column as it is."""
-        return f"SELECT {', '.join(quoted(column.name) for column in self.columns)} {part.from_clause}"
+        """The query of one part's rows, every column in its ``type``."""
+        return f"{_select(self.columns)} {part.from_clause}"
 
     @property
     def arrow_schema(self) -> "pyarrow.Schema":
@@ -255,27 +367,15 @@ class PostgresTable:
         async with contextlib.aclosing(read(self, part)) as batches:
             async for batch in batches:
                 yield batch
+                del batch
 
-    def comparable(self) -> "SourceEnd":
-        from libs.connectors.postgres.arrow_form import arrow_form  # noqa: PLC0415
-        from libs.connectors.postgres.verification import PostgresSourceEnd  # noqa: PLC0415
-
-        return PostgresSourceEnd(self, arrow_form(self))
-
-    async def values_changed(self) -> dict[str, int]:
-        from libs.connectors.postgres.arrow import unholdable_by_policy  # noqa: PLC0415
-
-        conditions = unholdable_by_policy(self)
-        if not conditions:
-            return {}
-        counts = ", ".join(f"count(*) FILTER (WHERE {condition})" for condition in conditions.values())
+    async def count(self) -> int:
         try:
             async with self.snapshot.reader() as connection:
-                found = await connection.fetchrow(f"SELECT {counts} FROM {quoted(*self.name)}")  # noqa: S608
+                count = await connection.fetchval(f"SELECT count(*) FROM {quoted(*self.name)}")  # noqa: S608
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise self.failed(error) from error
-        assert found is not None
-        return dict(zip(conditions, found, strict=True))
+        return int(count)
 
     @property
     def name(self) -> tuple[str, str]:
@@ -283,9 +383,18 @@ class PostgresTable:
 
     def failed(self, error: BaseException) -> Exception:
         """The reading side's error, naming the table."""
-        if isinstance(error, asyncpg.UndefinedTableError):
-            return gone(self.plan)
-        return failure(error, f"reading {self.plan.stream} from the source")
+        return _read_failed(error, self.plan)
+
+
+def _read_failed(error: BaseException, plan: StreamPlan) -> Exception:
+    failed = failure(error, f"reading {plan.stream} from the source")
+    if hidden_by_row_security(error):
+        return ConnectorRefused(
+            f"{failed.message}, or set row_security: filtered in the source's configuration to copy only the rows that "
+            "the role may see",
+            code=failed.code,
+        )
+    return failed
 
 
 def gone(plan: StreamPlan) -> ConnectorRefused:
@@ -297,7 +406,7 @@ def gone(plan: StreamPlan) -> ConnectorRefused:
 
 def snapshot_lost(error: Exception) -> ConnectorUnavailable:
     """The connection that held the snapshot is gone: what is not committed is read again, in another."""
-    return ConnectorUnavailable(f"the source's snapshot was lost: {error}", code="snapshot_lost")
+    return ConnectorUnavailable(f"the source's snapshot was lost: {message_of(error)}", code="snapshot_lost")
 
 
 async def close(connection: "asyncpg.Connection[Any]") -> None:
@@ -306,6 +415,14 @@ async def close(connection: "asyncpg.Connection[Any]") -> None:
         await connection.close(timeout=2)
     except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         connection.terminate()
+
+
+def _name(relation: Any) -> str:
+    return quoted(relation["nspname"], relation["relname"])
+
+
+def _select(columns: Sequence[Column]) -> str:
+    return f"SELECT {', '.join(column.expression for column in columns)}"
 
 
 def _choose(plan: StreamPlan, columns: list[Column]) -> list[Column]:

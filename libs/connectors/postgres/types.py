@@ -1,4 +1,8 @@
-"""PostgreSQL's types as the catalogue of a server describes them, followed through domains to what they hold."""
+"""PostgreSQL's types as the catalogue of a server describes them, followed through domains to what they hold.
+
+A type is portable when its values mean the same on every server. All others (object identifiers such as ``regclass``,
+``aclitem``, types without an input function, and whatever is made of them) are read as text, into text.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,10 +15,18 @@ FIRST_NORMAL_OID = 16384
 BUILT_IN_OID_MAX = 9999
 
 _KINDS = {b"b": "scalar", b"e": "enum", b"c": "composite", b"r": "range", b"m": "range", b"p": "pseudo", b"d": "domain"}
-# Their binary form is an OID that means something else on another server, or does not exist.
-_BY_OID = frozenset(
-    ("regclass", "regcollation", "regconfig", "regdictionary", "regnamespace", "regoper", "regoperator", "regproc")
-) | frozenset(("regprocedure", "regrole", "regtype", "aclitem"))
+# PostgreSQL's own types whose values stand for themselves. The numbers of transactions, tuples, places in the log and
+# objects (``xid``, ``tid``, ``pg_lsn``, ``oid``) are numbers in text and binary form alike, and stay the same numbers.
+# A type that is not listed, also one that PostgreSQL is yet to get, goes as text.
+_PORTABLE = frozenset(
+    (
+        *("bool", "int2", "int4", "int8", "float4", "float8", "numeric", "money", "oid", "xid", "xid8", "cid", "tid"),
+        *("text", "varchar", "bpchar", "char", "name", "bytea", "bit", "varbit", "uuid", "refcursor", "pg_lsn"),
+        *("date", "time", "timetz", "timestamp", "timestamptz", "interval", "json", "jsonb", "jsonpath", "xml"),
+        *("inet", "cidr", "macaddr", "macaddr8", "tsvector", "tsquery", "txid_snapshot", "pg_snapshot"),
+        *("point", "lseg", "line", "path", "box", "polygon", "circle", "int2vector", "oidvector"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +63,7 @@ class PostgresType:
         """Whether its binary form means the same on every server: an array's carries its element's OID."""
         if self.element is not None:
             return self.element.same_in_binary and not self.element.through_domain and self.built_in
-        return self.built_in and self.name not in _BY_OID
+        return self.built_in and (self.kind == "range" or self.name in _PORTABLE)
 
     @property
     def precision_and_scale(self) -> tuple[int, int] | None:
@@ -63,14 +75,30 @@ class PostgresType:
         return modifier >> 16 & 0xFFFF, scale - 0x800 if scale & 0x400 else scale
 
 
+TEXT = PostgresType(25, -1, "text", "pg_catalog", "text", "scalar")
+TEXT_ARRAY = PostgresType(1009, -1, "text[]", "pg_catalog", "_text", "array", element=TEXT)
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
-    """``declared`` is the type as the table has it, ``type`` what it is once domains are resolved."""
+    """A column and how its values are read.
+
+    Args:
+        declared: the type as the table has it.
+        type: what is read: the type once domains are resolved, text where that is not portable.
+        cast: makes ``type`` of the column where it is another, such as ``::text``.
+    """
 
     name: str
     declared: str
     nullable: bool
     type: PostgresType
+    cast: str = ""
+
+    @property
+    def expression(self) -> str:
+        """The SQL expression of its values at the source."""
+        return '"' + self.name.replace('"', '""') + '"' + self.cast
 
     @property
     def json_type(self) -> str:
@@ -109,8 +137,11 @@ async def columns_of(connection: "asyncpg.Connection[Any]", relation_oids: Seque
     resolver = _Resolver(known, await _names(known, rows, connection))
     columns: dict[int, list[Column]] = {oid: [] for oid in relation_oids}
     for row in rows:
-        resolved = resolver.resolve(row["atttypid"], row["atttypmod"])
-        columns[row["attrelid"]].append(Column(row["attname"], row["declared"], not row["attnotnull"], resolved))
+        resolved, cast = resolver.resolve(row["atttypid"], row["atttypmod"]), ""
+        if not resolver.portable(row["atttypid"]):
+            resolved = TEXT_ARRAY if resolved.element is not None else TEXT
+            cast = f"::{resolved.sql}"
+        columns[row["attrelid"]].append(Column(row["attname"], row["declared"], not row["attnotnull"], resolved, cast))
     return columns
 
 
@@ -125,13 +156,22 @@ async def _load(oids: Iterable[int], connection: "asyncpg.Connection[Any]") -> d
                    CASE WHEN t.typlen = -1 AND t.typcategory = 'A' AND t.oid NOT IN (22, 30) THEN t.typelem ELSE 0
                    END AS element,
                    (SELECT array_agg(enumlabel::text ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = t.oid)
-                   AS labels
+                   AS labels,
+                   CASE WHEN t.typtype = 'c' THEN (
+                       SELECT array_agg(atttypid) FROM pg_attribute
+                       WHERE attrelid = t.typrelid AND attnum > 0 AND NOT attisdropped
+                   ) WHEN t.typtype IN ('r', 'm') THEN (
+                       -- Older servers have no multiranges.
+                       SELECT array_agg(rngsubtype) FROM pg_range r
+                       WHERE t.oid IN (rngtypid, (to_jsonb(r) ->> 'rngmultitypid')::oid)
+                   ) END AS parts
             FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = ANY($1::oid[])
             """,
             list(wanted),
         )
         known |= {row["oid"]: row for row in rows}
-        wanted = {oid for row in rows for oid in (row["typbasetype"], row["element"]) if oid} - set(known)
+        made_of = ((row["typbasetype"], row["element"], *(row["parts"] or ())) for row in rows)
+        wanted = {oid for oids in made_of for oid in oids if oid} - set(known)
     return known
 
 
@@ -156,6 +196,15 @@ async def _names(
 class _Resolver:
     known: dict[int, Any]
     names: dict[tuple[int, int], str]
+
+    def portable(self, oid: int) -> bool:
+        """Whether values of the type, and all that it is made of, mean the same on every server."""
+        info = self.known[oid]
+        made_of = [inner for inner in (info["typbasetype"], info["element"], *(info["parts"] or ())) if inner]
+        if made_of:
+            return all(self.portable(inner) for inner in made_of)
+        # What a type of an extension or an enum holds is its own matter: the destination needs the same type.
+        return oid > BUILT_IN_OID_MAX or info["typname"] in _PORTABLE
 
     def resolve(self, oid: int, typmod: int) -> PostgresType:
         info = self.known[oid]

@@ -1,0 +1,68 @@
+"""Which IP addresses may be called: one rule for whatever a person can make DataSync connect to.
+
+IPv4 addresses travel in several forms of IPv6, and a translator or relay near us would deliver them. So an address is
+judged together with every IPv4 address that it carries.
+"""
+
+import ipaddress
+from collections.abc import Iterator
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# Link-local addresses, and those at which clouds serve the credentials of the machine (AWS, Azure and GCP, Alibaba,
+# Oracle). 192.0.0.192 is Oracle's, fd00:ec2::/32 has AWS's services, fd20:ce::/64 is Google's.
+_METADATA_NETWORKS = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "169.254.0.0/16",
+        "100.100.100.200/32",
+        "192.0.0.192/32",
+        "168.63.129.16/32",
+        "fe80::/10",
+        "fd00:ec2::/32",
+        "fd20:ce::/64",
+    )
+)
+# The last 32 bits are an IPv4 address: NAT64 (RFC 6052, RFC 8215) and the deprecated IPv4-compatible form (RFC 4291).
+_IPV4_AT_THE_END = tuple(ipaddress.IPv6Network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96"))
+_ISATAP_IDENTIFIERS = (0x0000_5EFE, 0x0200_5EFE)
+
+
+def parse_address(text: str) -> IPAddress:
+    """An address as ``getaddrinfo`` or a socket tells it, its zone left out; raises ``ValueError``."""
+    return ipaddress.ip_address(text.split("%", 1)[0])
+
+
+def is_metadata_address(address: IPAddress) -> bool:
+    """Whether the address, or one that it carries, is link-local or a cloud's metadata service."""
+    return any(
+        meant.version == network.version and meant in network
+        for meant in _meant_by(address)
+        for network in _METADATA_NETWORKS
+    )
+
+
+def is_public_address(address: IPAddress) -> bool:
+    """Whether the address, and every one that it carries, is of the public internet and of one machine."""
+    return all(meant.is_global and not meant.is_multicast for meant in _meant_by(address)) and not is_metadata_address(
+        address
+    )
+
+
+def _meant_by(address: IPAddress) -> Iterator[IPAddress]:
+    """The addresses that may be reached by this one; an IPv4-mapped one stands for its IPv4 address alone."""
+    if isinstance(address, ipaddress.IPv4Address):
+        yield address
+        return
+    if address.ipv4_mapped is not None:
+        yield address.ipv4_mapped
+        return
+    yield address
+    if address.sixtofour is not None:
+        yield address.sixtofour
+    if address.teredo is not None:
+        yield from address.teredo
+    if int(address) >> 32 & 0xFFFF_FFFF in _ISATAP_IDENTIFIERS or any(
+        address in network for network in _IPV4_AT_THE_END
+    ):
+        yield ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
