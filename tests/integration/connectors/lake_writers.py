@@ -4,7 +4,7 @@ import asyncio
 import multiprocessing
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ class Numbers:
             ids = range(start, start + ROWS // 4)
             yield pa.record_batch([[self.version] * len(ids), list(ids)], schema=self.arrow_schema)
 
-    async def count(self) -> int:
-        return ROWS
+    async def values_changed(self) -> Mapping[str, int]:
+        return {}
 
 
 def plan_of_numbers(table: str = "t", namespace: str = "s") -> StreamPlan:
