@@ -261,6 +261,7 @@ class EventStore:
         self.sync_database = self._sync_client[database_name]
         self._events_majority: Collection = self.database.get_collection("events", read_concern=MAJORITY)
         self.head_cached: Head | None = None
+        self.answered_at = time.monotonic()
         self.pipeline = Pipeline(self._sync_client, database_name)
         self.writer = uuid7()
         self._instance = instance
@@ -342,6 +343,7 @@ class EventStore:
         document = await self.database["head"].find_one({"_id": "head"})
         if document is None:
             raise RetryLater("the event store has no head yet")
+        self.answered_at = time.monotonic()
         self.head_cached = head_of(document)
         return self.head_cached
 

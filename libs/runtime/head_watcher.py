@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import structlog
 
+from libs.core.errors import RetryLater
 from libs.runtime.event_store import BELL, EventStore
 from libs.runtime.mongo import Client, CursorType, Document, InvalidOperation, PyMongoError, synchronous
 
@@ -24,9 +25,12 @@ log = structlog.get_logger(__name__)
 
 
 async def keep_head_fresh(store: EventStore) -> None:
-    """Notice within a second that a rebuild made other collections the live ones, also where nothing is written."""
+    """Notice within a second that a rebuild made other collections the live ones, or that the store is silent."""
     while True:
-        await store.head()
+        try:
+            await store.head()
+        except (PyMongoError, RetryLater) as error:
+            log.warning("head_not_read", database=store.database.name, error=type(error).__name__)
         await asyncio.sleep(FRESH_SECONDS)
 
 

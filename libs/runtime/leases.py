@@ -87,11 +87,12 @@ class Leases:
                 if await self._try_acquire(name):
                     held_until = asked_at + self._lease_seconds
                 elif time.monotonic() >= held_until - self._lease_seconds / 3:
-                    return None
+                    break
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
+            task.cancel()
+            await asyncio.wait({task})
+        # It may have failed while the renewal was waited for.
+        return None if task.cancelled() else task.result()
 
     async def _try_acquire(self, name: str) -> bool:
         try:

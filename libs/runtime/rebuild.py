@@ -580,7 +580,8 @@ async def _exclusively(leases: Leases, work: Callable[[], Awaitable[Result]]) ->
     finally:
         for task in (working, renewing):
             task.cancel()
-        await asyncio.wait({working, renewing})
+        # Their errors are taken, so that neither is left for the loop to complain about.
+        await asyncio.gather(working, renewing, return_exceptions=True)
         await leases.release(LEASE)
 
 

@@ -61,6 +61,7 @@ class Relay:
         self._position_stored_at = 0.0
         self._read_at = 0.0
         self._checked_store_id = ""
+        self._stopped_because: str | None = None
         commands.on_commit(self._hand_over)
 
     async def run(self) -> None:
@@ -82,6 +83,10 @@ class Relay:
             watcher.close()
             RELAY_LAG_EVENTS.set(0)
 
+    async def reason_to_be_stopped(self) -> str | None:
+        """Why it waits for an operator, None while it does not."""
+        return self._stopped_because
+
     async def stored_position(self) -> int:
         """The position up to which everything of this store is acknowledged."""
         document = await self._positions.find_one({"_id": "relay", "store_id": (await self._store.head()).store_id})
@@ -100,12 +105,17 @@ class Relay:
         self._checked_store_id = store_id
 
     async def _wait_for_repair(self, error: StoreBehindLog) -> None:
-        log.error("relay_stopped", reason=str(error), repair=f"datasync restored {self._service}")
+        repair = f"datasync restored {self._service}"
+        log.error("relay_stopped", reason=str(error), repair=repair)
+        self._stopped_because = f"stopped: {error}; if it was restored from a backup, say so with `{repair}`"
         RELAY_STOPPED.set(1)
-        before = (await self._store.head()).store_id
-        while (await self._store.head()).store_id == before:  # noqa: ASYNC110 - the change comes from another process
-            await asyncio.sleep(STOPPED_POLL_SECONDS)
-        RELAY_STOPPED.set(0)
+        try:
+            before = (await self._store.head()).store_id
+            while (await self._store.head()).store_id == before:  # noqa: ASYNC110 - another process changes it
+                await asyncio.sleep(STOPPED_POLL_SECONDS)
+        finally:
+            self._stopped_because = None
+            RELAY_STOPPED.set(0)
 
     @property
     def _service(self) -> str:

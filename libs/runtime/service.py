@@ -11,6 +11,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -48,7 +49,9 @@ from libs.runtime.telemetry import configure_telemetry
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
 
 BACKOFF_SECONDS_MAX = 10.0
+FAILURES_MAX = 3
 OPEN_REFUSALS_MAX = 5
+STORE_SILENCE_SECONDS_MAX = 3.0
 GARBAGE_LOOKED_FOR_AFTER = 20_000
 SWITCH_INTERVAL_SECONDS = 0.0005
 
@@ -64,6 +67,8 @@ class BackgroundTasks:
 
     def __init__(self) -> None:
         self._tasks: list[asyncio.Task[None]] = []
+        self._failing: dict[str, str] = {}
+        self._closing = False
 
     def start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         """Run ``work`` now and again until shutdown; it is awaited anew 50 ms to 10 s after it raised."""
@@ -71,25 +76,38 @@ class BackgroundTasks:
 
     async def close(self) -> None:
         """Cancel everything, the newest first, and wait for it."""
+        self._closing = True
         for task in reversed(self._tasks):
             task.cancel()
             await asyncio.wait({task})
         self._tasks.clear()
 
+    async def problem(self) -> str | None:
+        """Which of them keep failing, if any."""
+        return "; ".join(f"{name} keeps failing: {error}" for name, error in self._failing.items()) or None
+
     async def _supervise(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        delay_seconds = 0.05
+        delay_seconds, failures = 0.05, 0
         loop = asyncio.get_running_loop()
         while True:
+            recovering = loop.call_later(BACKOFF_SECONDS_MAX, self._failing.pop, name, None)
             started_at = loop.time()
             try:
                 await work()
                 return
             except Exception as error:
                 log.warning("background_task_failed", task=name, error=repr(error), exc_info=error)
-            if loop.time() - started_at > BACKOFF_SECONDS_MAX:
-                delay_seconds = 0.05
+                failures = 1 if loop.time() - started_at > BACKOFF_SECONDS_MAX else failures + 1
+                # A store that does not answer is told by its own check.
+                if failures >= FAILURES_MAX and not isinstance(error, PyMongoError):
+                    self._failing[name] = repr(error)[:200]
+            finally:
+                recovering.cancel()
+            if self._closing:
+                # It answered the cancellation with an error of its own, and must not begin again.
+                return
+            delay_seconds = 0.05 if failures == 1 else min(BACKOFF_SECONDS_MAX, delay_seconds * 2)
             await asyncio.sleep(delay_seconds)
-            delay_seconds = min(BACKOFF_SECONDS_MAX, delay_seconds * 2)
 
 
 @dataclass
@@ -227,6 +245,7 @@ async def _open_context(
         internal=internal,
         event_log=event_log,
     )
+    context.health.add("background tasks", context.tasks.problem)
     if definition.uses_store:
         await _open_store(definition, context, client, stack)
     return context
@@ -268,12 +287,11 @@ async def _opened_when_reachable(store: EventStore, definition: ServiceDefinitio
 
 
 async def _store_answers(store: EventStore) -> str | None:
-    try:
-        async with asyncio.timeout(2):
-            await store.head()
-    except (PyMongoError, TimeoutError) as error:
-        return f"the store does not answer: {type(error).__name__}"
-    return None
+    """Known from the reads of every second: who asks gets an answer at once, also while the store is silent."""
+    silence_seconds = time.monotonic() - store.answered_at
+    if silence_seconds < STORE_SILENCE_SECONDS_MAX:
+        return None
+    return f"the store has not answered for {silence_seconds:.0f} s"
 
 
 async def _serve(app: web.Application, settings: ServiceSettings, stack: AsyncExitStack) -> int:
@@ -298,6 +316,7 @@ def _follow_events(definition: ServiceDefinition[SettingsT], context: ServiceCon
     context.tasks.start("log identity", lambda: remember(context.store, context.event_log))
     if context.event_log.needs_relay and definition.aggregates:
         relay = Relay(context.store, context.event_log, context.commands)
+        context.health.add("relay", relay.reason_to_be_stopped)
         context.tasks.start("relay", lambda: context.leases.run_while_leader("relay", relay.run))
     refold = _refolding(definition, context) if definition.projections else None
     for topic in definition.topics:

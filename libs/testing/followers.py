@@ -78,12 +78,14 @@ class Installation:
             commands = CommandHandler(store, SystemClock(), [THING])
             commands.start()
             stack.push_async_callback(commands.close)
+            running = []
             for _ in range(relays):
                 event_log = self.open_log("things")
                 stack.push_async_callback(event_log.close)
                 if event_log.needs_relay:
-                    stack.push_async_callback(_stop, asyncio.create_task(Relay(store, event_log, commands).run()))
-            yield Owner(store, commands)
+                    running.append(Relay(store, event_log, commands))
+                    stack.push_async_callback(_stop, asyncio.create_task(running[-1].run()))
+            yield Owner(store, commands, running)
 
     @asynccontextmanager
     async def follower(self, behaviour: Behaviour | None = None, *, lease: bool = True) -> AsyncIterator["Follower"]:
@@ -125,6 +127,7 @@ class Owner:
 
     store: EventStore
     commands: CommandHandler
+    relays: Sequence[Relay]
 
     async def make(self, identifier: str, name: str) -> Entity[Thing]:
         return await self.commands.handle(THING, identifier, MakeThing(name), PROJECT)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
+import orjson
 from aiohttp import web
 
 from libs.runtime.http import PUBLIC_PATHS, Check, operational_routes
@@ -74,11 +75,20 @@ def _readiness_of(probes: aiohttp.ClientSession, url: str) -> Check:
     async def check() -> str | None:
         try:
             async with probes.get(f"{url}/readyz") as response:
-                return None if response.status == 200 else "the service is not ready"
+                return None if response.status == 200 else _what_is_wrong(await response.read())
         except (TimeoutError, aiohttp.ClientError) as error:
             return f"the service does not answer: {type(error).__name__}"
 
     return check
+
+
+def _what_is_wrong(answer: bytes) -> str:
+    """The failing checks of a service, by name."""
+    try:
+        checks = orjson.loads(answer)["checks"].items()
+        return "not ready: " + "; ".join(f"{name}: {found['message']}" for name, found in checks if not found["ready"])
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return "the service is not ready"
 
 
 SERVICE = ServiceDefinition(name="gateway", settings=GatewaySettings, start=start, uses_store=False)

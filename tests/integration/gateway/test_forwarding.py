@@ -376,11 +376,13 @@ async def test_kept_connections_that_the_service_closed_are_not_trusted(
 async def test_ready_only_while_the_services_behind_are(suite: Suite, stranger: aiohttp.ClientSession) -> None:
     async with stranger.get("/readyz") as response:
         assert response.status == 200
-        assert set((await response.json())["checks"]) == {"auth", "catalog", "job_orchestrator", "record_sync"}
+        behind = {"auth", "catalog", "job_orchestrator", "record_sync"}
+        assert set((await response.json())["checks"]) == {"background tasks", *behind}
     suite.catalog.backend.health.stop()
     async with stranger.get("/readyz") as response:
         assert response.status == 503
-        assert (await response.json())["checks"]["catalog"] == {"ready": False, "message": "the service is not ready"}
+        told = "not ready: shutdown: the service is stopping"
+        assert (await response.json())["checks"]["catalog"] == {"ready": False, "message": told}
     async with stranger.get("/healthz") as response:
         assert response.status == 200
 

@@ -277,6 +277,8 @@ async def test_a_store_restored_from_a_backup_publishes_nothing_until_it_is_told
             while RELAY_STOPPED._value.get() != 1:
                 await asyncio.sleep(0.02)
             assert "later" not in await follower.views()
+            [relay] = owner.relays
+            assert "datasync restored" in (await relay.reason_to_be_stopped() or "")
             await renew_identity(owner.store)
             await until_stopped(follower)
             await repair(place, follower, behaviour)
@@ -284,6 +286,7 @@ async def test_a_store_restored_from_a_backup_publishes_nothing_until_it_is_told
             assert set(await follower.views()) == {"1", "2", "3", "later"}
             await owner.make("last", "last")
             await until_views(follower, 5)
+            assert await relay.reason_to_be_stopped() is None
 
 
 async def restore_to(position: int, owner: Owner) -> None:
