@@ -159,9 +159,10 @@ class Tables:
         draft.symlink_to(target)
         draft.replace(path)
         sync_folder(path.parent)
-        # Who has the files open reads on; the folder goes with the job's next run.
-        if before is not None and before.is_dir():
-            hide(before)
+        # Who has the files open reads on; the folder goes with the job's next run, if another has not hidden it first.
+        if before is not None:
+            with contextlib.suppress(FileNotFoundError):
+                hide(before)
 
     def _remove(self, path: Path, cleared: dict[str, Any] | None) -> None:
         if cleared is None:
