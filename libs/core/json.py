@@ -6,8 +6,11 @@ RFC 8259 leaves duplicate keys open; MongoDB, PostgreSQL and protobuf disagree o
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import orjson
 
 from libs.core.errors import FieldError, InvalidInput
@@ -24,20 +27,66 @@ class _DuplicateKey(ValueError):
         self.key = key
 
 
-def parse_json(body: bytes, *, subject: str = "request body") -> Any:
+def parse_json(body: bytes, *, subject: str = "request body", wrapped: int = 0) -> Any:
     """Parse UTF-8 JSON under the rules above.
 
     Args:
         body: the bytes as they came.
         subject: what the messages call the text.
+        wrapped: how many levels stand around what a caller would send by itself; they don't count as depth.
 
     Raises:
         InvalidInput: not JSON, or JSON that breaks a rule; ``errors`` names the path.
     """
-    try:
+    with _told(subject):
         # orjson first: it refuses over-deep nesting iteratively, which keeps the recursive parser below safe.
         orjson.loads(body)
         value = json.loads(body, object_pairs_hook=_unique_pairs, parse_constant=_refuse_constant)
+    check_json(value, depth=-wrapped)
+    return value
+
+
+def raw_members(body: bytes, *, subject: str = "request body") -> dict[str, msgspec.Raw]:
+    """The members of an object as the texts that they are; the rules hold for the object, not yet for its members.
+
+    Raises:
+        InvalidInput: not JSON, no object, or a key of it stands twice.
+    """
+    with _told(subject):
+        pairs = json.loads(
+            body,
+            object_pairs_hook=_Pairs,
+            parse_int=_ignored,
+            parse_float=_ignored,
+            parse_constant=_refuse_constant,
+        )
+        if not isinstance(pairs, _Pairs):
+            raise _invalid("", "must be a JSON object", "invalid")
+        _unique_pairs(pairs)
+        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+
+
+def raw_items(text: msgspec.Raw) -> list[msgspec.Raw] | None:
+    """The items of an array as the texts that they are, None where it is no array."""
+    try:
+        return msgspec.json.decode(text, type=list[msgspec.Raw])
+    except msgspec.ValidationError:
+        return None
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object's members in their order, those with one key too."""
+
+
+def _ignored(_: str) -> int:
+    return 0
+
+
+@contextmanager
+def _told(subject: str) -> Iterator[None]:
+    """What a parser refuses, in our words."""
+    try:
+        yield
     except _DuplicateKey as error:
         raise _invalid(error.key, f"the key {error.key!r} stands twice in one object", "duplicate_key") from None
     except RecursionError:
@@ -46,8 +95,6 @@ def parse_json(body: bytes, *, subject: str = "request body") -> Any:
         if "ecursion" in str(error) or "depth limit" in str(error):
             raise _invalid("", f"{subject} is nested deeper than {DEPTH_MAX} levels", "too_deep") from None
         raise InvalidInput(f"{subject} is not valid JSON: {error}", code="malformed_json") from None
-    check_json(value)
-    return value
 
 
 def check_json(value: Any, path: str = "", depth: int = 0) -> None:

@@ -2,14 +2,35 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, ValidationError
 
 from libs.core.errors import FieldError
 
 FINDINGS_MAX = 20
 MOMENT = "must be a moment with its zone, such as 2026-02-21T10:30:00Z (in a URL a + is written %2B)"
+
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:[Zz]|[+-]\d\d:?\d\d)", re.ASCII)
+
+
+def _as_written(value: Any) -> Any:
+    """Pydantic would also take seconds since 1970, which nobody means who writes ``2026``."""
+    if isinstance(value, str) and _MOMENT.fullmatch(value) is None:
+        raise ValueError(MOMENT)
+    return value
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is before the year 1 or after the year 9999 in UTC") from None
+
+
+PastMoment = Annotated[AwareDatetime, BeforeValidator(_as_written), AfterValidator(_in_utc)]
+"""A moment that a caller names (RFC 3339), in UTC."""
 
 _WORDS = {
     "missing": ("is required", "missing"),

@@ -9,11 +9,11 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
-from functools import partial
-from typing import Any, Literal, TypeVar
+from functools import lru_cache, partial
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import orjson
 import structlog
@@ -40,6 +40,7 @@ from libs.core.errors import (
 from libs.core.ids import uuid7
 from libs.core.json import parse_json
 from libs.core.principal import Principal
+from libs.core.text import is_text, number_of, readable
 from libs.core.validation import field_errors
 from libs.runtime.command_handler import IdempotencyKey
 from libs.runtime.http_body import BODY, EXPECTATION, read_bytes, require_readable
@@ -201,6 +202,8 @@ class _Shell:
 
     async def _answer(self, request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
         try:
+            if not is_text(request.path):
+                raise NotFound(f"there is nothing at {request.path[:200]}", code="unknown_route")
             if self._is_public:
                 return await handler(request)
             self._authenticate(request)
@@ -216,7 +219,7 @@ class _Shell:
             return self._answer_error(request, error, request_id)
 
     def _answer_error(self, request: web.Request, error: Exception, request_id: str) -> web.StreamResponse:
-        path, accept = request.path, request.headers.get("Accept", "")
+        path, accept = readable(request.path), request.headers.get("Accept", "")
         family = family_of(path)
         if self._is_public and family == "internal":
             family = "project"
@@ -273,7 +276,7 @@ class _Shell:
         if timer is None:
             timer = self._timers[key] = HTTP_REQUESTS.labels(method, route, f"{status // 100}xx")
         timer.observe(duration_seconds)
-        path, duration_ms = request.path, round(duration_seconds * 1000, 2)
+        path, duration_ms = readable(request.path), round(duration_seconds * 1000, 2)
         if self._is_public and path not in OPERATIONAL_PATHS:
             log_request(REQUEST_ID.get(), method, path, status, duration_ms, traceparent)
             return
@@ -290,7 +293,7 @@ def _describe(span: Span, request: web.Request, status: int) -> None:
         {
             "http.request.method": request.method,
             "http.route": route,
-            "url.path": request.path,
+            "url.path": readable(request.path),
             "http.response.status_code": status,
         }
     )
@@ -348,7 +351,7 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
 
 def _cut(request: web.Request, error: Exception) -> ConnectionResetError:
     """After the head has gone out the only honest end is an incomplete body: the connection is cut."""
-    log.error("response_broken_off", path=request.path, error=repr(error), exc_info=error)
+    log.error("response_broken_off", path=readable(request.path), error=repr(error), exc_info=error)
     if request.transport is not None:
         request.transport.abort()
     return ConnectionResetError("the answer was broken off")
@@ -471,7 +474,7 @@ async def read_raw_json(request: web.Request) -> Any:
         InvalidInput: not JSON, or JSON that breaks a rule of ``libs.core.json``.
         TooLarge: over the limit.
     """
-    _require_json(request)
+    require_json(request)
     return parse_json(await read_bytes(request))
 
 
@@ -506,6 +509,7 @@ async def read_query_or_body(request: web.Request, model: type[ModelT]) -> Model
     for name, value in query.items():
         if name in body and str(body[name]) != value:
             raise _invalid(name, "stands in the query and in the body with different values")
+    _require_plain_numbers(query, model)
     fields = {**query, **{name: value for name, value in body.items() if value is not None}}
     try:
         return model.model_validate(fields)
@@ -520,7 +524,8 @@ def invalid_input(error: ValidationError) -> InvalidInput:
     return InvalidInput(message, errors=found)
 
 
-def _require_json(request: web.Request) -> None:
+def require_json(request: web.Request) -> None:
+    """Raises ``UnsupportedMediaType`` unless the body says to be JSON in UTF-8."""
     content_type = request.content_type if "Content-Type" in request.headers else "absent"
     if content_type != "application/json" and not content_type.endswith("+json"):
         raise UnsupportedMediaType(f"the content type must be application/json, and it is {content_type[:64]}")
@@ -531,17 +536,57 @@ def _require_json(request: web.Request) -> None:
 
 def _query_of(request: web.Request) -> dict[str, str]:
     query = request.query
-    for name in query:
+    for name, value in query.items():
+        if not (is_text(name) and is_text(value)):
+            raise _invalid(readable(name)[:64], "is not UTF-8")
         if len(query.getall(name)) > 1:
             raise _invalid(name, "stands twice in the query")
     return dict(query)
 
 
 def _model_of_query(query: Mapping[str, str], model: type[ModelT]) -> ModelT:
+    _require_plain_numbers(query, model)
     try:
         return model.model_validate(query)
     except ValidationError as error:
         raise invalid_input(error) from None
+
+
+_PLAIN_NUMBER = {int: re.compile(r"-?[0-9]{1,19}"), float: re.compile(r"-?[0-9]{1,19}(?:\.[0-9]{1,19})?")}
+
+
+def _require_plain_numbers(query: Mapping[str, str], model: type[BaseModel]) -> None:
+    """Pydantic would also take ``1_0``, ``+1``, ``1.0`` and spaces, which a person hardly means."""
+    for name, (kind, texts) in _numbers_of(model).items():
+        value = query.get(name)
+        if value is not None and value not in texts and _PLAIN_NUMBER[kind].fullmatch(value) is None:
+            raise _invalid(name, "must be an integer" if kind is int else "must be a number")
+
+
+@lru_cache(maxsize=256)
+def _numbers_of(model: type[BaseModel]) -> Mapping[str, tuple[type, frozenset[str]]]:
+    """The fields that hold numbers, with the texts that they may hold as well; none that takes any text."""
+    found: dict[str, tuple[type, frozenset[str]]] = {}
+    for name, field in model.model_fields.items():
+        kinds = list(_kinds_of(field.annotation))
+        number = next((kind for kind in (int, float) if kind in kinds), None)
+        if number is not None and str not in kinds:
+            found[field.alias or name] = (number, frozenset(kind for kind in kinds if isinstance(kind, str)))
+    return found
+
+
+def _kinds_of(annotation: Any) -> Iterator[Any]:
+    """The types and the literal values that an annotation is made of."""
+    origin = get_origin(annotation)
+    if origin is None:
+        yield annotation
+    elif origin is Annotated:
+        yield from _kinds_of(get_args(annotation)[0])
+    elif origin is Literal:
+        yield from get_args(annotation)
+    else:
+        for part in get_args(annotation):
+            yield from _kinds_of(part)
 
 
 def _invalid(field: str, message: str) -> InvalidInput:
@@ -564,9 +609,9 @@ def project_of(request: web.Request) -> int:
         Forbidden: the caller is not a member.
     """
     text = request.match_info["projectid"]
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+    project_id = number_of(text)
+    if project_id is None:
         raise NotFound(f"there is no project {text[:64]!r}")
-    project_id = int(text)
     principal_of(request).require_project(project_id)
     return project_id
 
@@ -582,12 +627,8 @@ def metadata_of(request: web.Request) -> Metadata:
     )
 
 
-def idempotency_of(request: web.Request, body: bytes | None = None) -> IdempotencyKey | None:
-    """The request's ``Idempotency-Key``, made unique to the caller, the method and the path.
-
-    Args:
-        body: what must be the same when the key comes again; by default the body that was read.
-    """
+def idempotency_key_of(request: web.Request) -> str | None:
+    """The text of the request's ``Idempotency-Key``."""
     keys = request.headers.getall("Idempotency-Key", ())
     if not keys:
         return None
@@ -596,10 +637,38 @@ def idempotency_of(request: web.Request, body: bytes | None = None) -> Idempoten
     key = keys[0]
     if not 1 <= len(key) <= IDEMPOTENCY_KEY_LENGTH_MAX or not key.isascii() or not key.isprintable():
         raise _invalid("Idempotency-Key", f"must be 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} printable ASCII characters")
+    return key
+
+
+def cookie_of(request: web.Request, name: str) -> str:
+    """A cookie's value, empty where it is missing or no text; the first where it comes twice (RFC 6265 section 5.4).
+
+    Cookies may come on several lines, as a proxy for HTTP/2 leaves them (RFC 9113 section 8.2.3).
+    """
+    if "Cookie" not in request.headers:
+        return ""
+    for line in request.headers.getall("Cookie"):
+        for pair in line.split(";"):
+            found, separator, value = pair.strip().partition("=")
+            if separator and found == name:
+                value = value.strip().removeprefix('"').removesuffix('"')
+                return value if is_text(value) else ""
+    return ""
+
+
+def idempotency_of(request: web.Request, body: bytes | None = None) -> IdempotencyKey | None:
+    """The request's ``Idempotency-Key``, made unique to the caller, the method and the path.
+
+    Args:
+        body: what must be the same when the key comes again; by default the body that was read.
+    """
+    key = idempotency_key_of(request)
+    if key is None:
+        return None
     principal = request.get(PRINCIPAL)
     caller = ("anonymous", "") if principal is None else (principal.kind, principal.subject)
     parts = (*caller, request.method, request.path, key)
-    identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    identity = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
     content = request.get(BODY, b"") if body is None else body
     # Keyed by what is not kept, so that a password in the body can't be guessed from what is.
     return IdempotencyKey(identity, hmac.digest(key.encode(), content, "sha256").hex())

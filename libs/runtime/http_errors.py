@@ -22,7 +22,9 @@ from libs.core.errors import (
     Unauthenticated,
     UnsupportedMediaType,
 )
+from libs.core.text import readable
 from libs.runtime.http_body import CODINGS
+from libs.runtime.http_conditions import accepts_by_name
 
 Family = Literal["project", "v2", "sync", "oauth", "internal"]
 
@@ -54,7 +56,7 @@ def error_answer(error: DataSyncError, family: Family, accept: str, request_id: 
     """
     body: Mapping[str, Any]
     content_type = "application/json"
-    match "sync" if PROBLEM in accept else family:
+    match "sync" if accepts_by_name(accept, PROBLEM) else family:
         case "v2":
             body = {"error": _title(error.status), "message": error.message, "code": error.code} | _fields(error)
         case "sync":
@@ -67,8 +69,28 @@ def error_answer(error: DataSyncError, family: Family, accept: str, request_id: 
         case "project":
             body = {"success": False, "message": error.message, "code": error.code} | _fields(error)
     return web.Response(
-        status=error.status, body=orjson.dumps(body), content_type=content_type, headers=_headers(error, family)
+        status=error.status, body=_encoded(body), content_type=content_type, headers=_headers(error, family)
     )
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    """As JSON; what a caller sent that is no text may stand in a message."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        return orjson.dumps(_readable(body))
+
+
+def _readable(value: Any) -> Any:
+    match value:
+        case str():
+            return readable(value)
+        case list():
+            return [_readable(item) for item in value]
+        case Mapping():
+            return {readable(name): _readable(item) for name, item in value.items()}
+        case _:
+            return value
 
 
 def of_http_exception(error: web.HTTPException, path: str) -> DataSyncError:

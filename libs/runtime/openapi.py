@@ -299,9 +299,10 @@ def template_of(path: str) -> str:
 
 _SUMMARY = "Replicate databases on a schedule, keep developers' sync records: one REST API."
 _DESCRIPTION = """\
-Every answer has an `X-Request-Id`. Bodies are JSON in UTF-8 and may come with `Content-Encoding: gzip`; answers are
-compressed on `Accept-Encoding: gzip`. Timestamps are ISO 8601 in UTC. Errors have the shape of their family, and that
-of RFC 9457 everywhere on `Accept: application/problem+json`. `Idempotency-Key` on a POST makes repeating it safe for 24
+Every answer has an `X-Request-Id`. Bodies are JSON in UTF-8 and may come with `Content-Encoding: gzip` or `deflate`;
+answers are compressed on `Accept-Encoding: gzip`, with an `ETag` of their own. Pages shift while others write; the
+change feed of records does not. Timestamps are ISO 8601 in UTC. Errors have the shape of their family, and that of
+RFC 9457 everywhere on `Accept: application/problem+json`. `Idempotency-Key` on a POST makes repeating it safe for 24
 hours. A key may be sent as `Authorization: Bearer <key>` or raw in `Authorization`."""
 
 _SECURITY_SCHEMES: Json = {

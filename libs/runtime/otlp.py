@@ -3,7 +3,9 @@
 import threading
 import time
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
+import requests
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -37,7 +39,7 @@ Labels = tuple[tuple[str, str], ...]
 def push_traces(service: str, endpoint: str) -> trace.Tracer:
     """Send every span to ``endpoint``/v1/traces, in batches; what can't be sent is dropped."""
     provider = TracerProvider(resource=_resource(service))
-    exporter = OTLPSpanExporter(f"{endpoint}/v1/traces", timeout=PUSH_TIMEOUT_SECONDS)
+    exporter = OTLPSpanExporter(f"{endpoint}/v1/traces", timeout=PUSH_TIMEOUT_SECONDS, session=_session_to(endpoint))
     provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     return provider.get_tracer("datasync")
@@ -45,7 +47,7 @@ def push_traces(service: str, endpoint: str) -> trace.Tracer:
 
 def push_metrics(service: str, endpoint: str, registry: CollectorRegistry) -> None:
     """Send the registry to ``endpoint``/v1/metrics every 15 seconds, from a thread that ends with the process."""
-    exporter = OTLPMetricExporter(f"{endpoint}/v1/metrics", timeout=PUSH_TIMEOUT_SECONDS)
+    exporter = OTLPMetricExporter(f"{endpoint}/v1/metrics", timeout=PUSH_TIMEOUT_SECONDS, session=_session_to(endpoint))
     resource = _resource(service)
     started_at_ns = time.time_ns()
 
@@ -55,6 +57,14 @@ def push_metrics(service: str, endpoint: str, registry: CollectorRegistry) -> No
             exporter.export(metrics_data(registry.collect(), resource, started_at_ns, time.time_ns()))
 
     threading.Thread(target=push, name="otlp-metrics", daemon=True).start()
+
+
+def _session_to(endpoint: str) -> requests.Session:
+    """A collector on this machine is reached directly, any other by the proxy that the environment names."""
+    session = requests.Session()
+    host = urlsplit(endpoint).hostname or ""
+    session.trust_env = not (host == "localhost" or host.startswith("127.") or host == "::1")
+    return session
 
 
 def metrics_data(families: Iterable[Family], resource: Resource, started_at_ns: int, now_ns: int) -> MetricsData:

@@ -201,11 +201,12 @@ class Suite:
 
     def _is_ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.base_url}/readyz", timeout=2) as answer:
+            with _DIRECT.open(f"{self.base_url}/readyz", timeout=2) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
 
 
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _DATASYNC = (sys.executable, "-P", "-m", "libs.runtime.cli")
 _INHERITED = {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
@@ -15,8 +15,11 @@ from libs.core.envelope import Frozen, Metadata
 from libs.core.errors import FieldError, Forbidden, InvalidInput, NotFound
 from libs.core.json import canonical_json
 from libs.core.principal import Principal
+from libs.core.text import number_of
 from libs.runtime.command_handler import Entity, IdempotencyKey
 from libs.runtime.http import (
+    cookie_of,
+    idempotency_key_of,
     idempotency_of,
     internal_route,
     json_answer,
@@ -255,7 +258,7 @@ class UserRoutes:
         project_id = project_of(request)
         role = principal_of(request).projects[project_id]
         if moment is not None:
-            then = await self.queries.as_of(PROJECT, project_id, moment.astimezone(UTC))
+            then = await self.queries.as_of(PROJECT, project_id, moment)
             return success(project_detail(then, role))
         project = await self.queries.project(project_id)
         if project is None:
@@ -294,7 +297,7 @@ class UserRoutes:
         moment = read_query(request, OneQuery).as_of
         if moment is None:
             return success(user_view(user), etag=user.version)
-        then = await self.queries.as_of(USER, user.id, moment.astimezone(UTC))
+        then = await self.queries.as_of(USER, user.id, moment)
         return success(user_view(then))
 
     async def history(self, request: web.Request) -> web.StreamResponse:
@@ -334,7 +337,7 @@ class UserRoutes:
         """The user of the path: the caller itself, or a member of one of the caller's projects."""
         principal, text = principal_of(request), request.match_info["userid"]
         refusal = NotFound(f"there is no user {text[:20]} in your projects", code="user_not_found")
-        if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        if number_of(text) is None:
             raise refusal
         user = await self.queries.user(int(text))
         theirs = await self.queries.projects_of(int(text))
@@ -445,7 +448,7 @@ class KeyRoutes:
         if moment is None:
             # The counters of use change without a new version.
             return json_answer(key_view(key, project_id, usage.get(str(key.id))), etag=key.version, embeds_others=True)
-        then = await self.queries.as_of(API_KEY, key.id, moment.astimezone(UTC))
+        then = await self.queries.as_of(API_KEY, key.id, moment)
         return json_answer(key_view(then, project_id, None))
 
     async def history(self, request: web.Request) -> web.StreamResponse:
@@ -505,13 +508,13 @@ def client_address(request: web.Request) -> str:
 
 def presented_sessions(request: web.Request) -> list[str]:
     """The session tokens that the request carries, the Authorization header's first."""
-    candidates = [without_scheme(request.headers.get("Authorization", "")), request.cookies.get(SESSION_COOKIE, "")]
+    candidates = [without_scheme(request.headers.get("Authorization", "")), cookie_of(request, SESSION_COOKIE)]
     return [candidate for candidate in candidates if is_session_token(candidate)]
 
 
 async def guarded_idempotency(request: web.Request, body: SignupBody, passwords: Passwords) -> IdempotencyKey | None:
     """The request's Idempotency-Key; its record is no quicker way to guess the password than the password's hash."""
-    salt = request.headers.get("Idempotency-Key")
+    salt = idempotency_key_of(request)
     if salt is None:
         return None
     fingerprint = await passwords.fingerprint(body.password, f"{body.username}\n{salt}")

@@ -3,10 +3,11 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from libs.contracts.auth import Plan
 from libs.core.principal import Role
+from libs.core.validation import PastMoment
 from services.auth.domain.scopes import Permission
 
 PASSWORD_LENGTH_MAX = 1024
@@ -160,7 +161,7 @@ class OneQuery(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    as_of: AwareDatetime | None = None
+    as_of: PastMoment | None = None
 
 
 class HistoryQuery(BaseModel):

@@ -5,7 +5,6 @@ was revoked, for whoever presents it is decided with the client's state.
 """
 
 import base64
-import binascii
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -245,7 +244,7 @@ def _basic(authorization: str) -> ClientCredentials:
         raise malformed
     try:
         decoded = base64.b64decode(encoded.strip(), validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:
         raise malformed from None
     client_id, separator, secret = decoded.partition(":")
     if not separator:

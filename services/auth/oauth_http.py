@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC
 from functools import partial
 from urllib.parse import parse_qsl
 
@@ -118,7 +117,7 @@ class OauthRoutes:
             shown = client_view(client, project_id, usage.get(str(client.id)))
             # The counters of use change without a new version.
             return json_answer(shown, etag=client.version, embeds_others=True)
-        then = await self.queries.as_of(OAUTH_CLIENT, client.id, moment.astimezone(UTC))
+        then = await self.queries.as_of(OAUTH_CLIENT, client.id, moment)
         return json_answer(client_view(then, project_id, None))
 
     async def history(self, request: web.Request) -> web.StreamResponse:

@@ -128,7 +128,8 @@ def address_subject(address: str) -> str:
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return "unknown"
+        # A proxy may hide an address behind a name of its own (RFC 7239 section 6.3).
+        return address if address.startswith("_") else "unknown"
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.ipv4_mapped is not None:
             return str(parsed.ipv4_mapped)

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from aiohttp import web
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from libs.connectors import registry
 from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable
@@ -26,6 +25,7 @@ from libs.core.clock import isoformat_z
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, FieldError, NotFound, UpstreamTimeout
 from libs.core.json import INTEGER_MAX, parse_json
+from libs.core.validation import PastMoment
 from libs.runtime.command_handler import Entity
 from libs.runtime.documents import Documents
 from libs.runtime.http import (
@@ -154,7 +154,7 @@ class ListQuery(Query):
 
 
 class OneQuery(ListQuery):
-    as_of: AwareDatetime | None = None
+    as_of: PastMoment | None = None
 
 
 class HistoryQuery(Query):
@@ -231,7 +231,7 @@ class ConnectionRoutes:
         entity_id = self._id(request)
         objects = query.expand is not None
         if query.as_of is not None:
-            moment = query.as_of.astimezone(UTC)
+            moment = query.as_of
             return success(await self.queries.shown_as_of(self.role, entity_id, project_id, moment, objects=objects))
         entity = await self.documents.require(AGGREGATES[self.role], entity_id, project_id)
         shown = await self.queries.shown(self.role, entity, objects=objects)

@@ -1,10 +1,14 @@
 """Whose address a request comes from."""
 
 import ipaddress
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 UNKNOWN = "unknown"
+
+_WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}")
+_OBFUSCATED = re.compile(r"_[A-Za-z0-9._-]{1,63}")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -25,22 +29,33 @@ class ClientAddresses:
 
         Args:
             remote: the peer of the connection.
-            forwarded_for: the values of ``X-Forwarded-For``, each a list to which every proxy appended its peer.
+            forwarded_for: the values of ``X-Forwarded-For``, each a list to which every proxy appended its peer: an
+                address, perhaps with a port, or a name that stands for one (RFC 7239 section 6.3).
         """
         nearest = _parsed(remote or "")
         if nearest is None:
             return UNKNOWN
         if self._trusted:
-            hops = [hop for value in forwarded_for for hop in value.split(",")]
+            hops = [hop.strip() for value in forwarded_for for hop in value.split(",")]
             while self._is_trusted(nearest) and hops:
-                before = _parsed(hops.pop().strip())
-                if before is None:
+                hop = hops.pop()
+                before = _parsed(_without_port(hop))
+                if before is not None:
+                    nearest = before
+                elif _OBFUSCATED.fullmatch(hop) is not None:
+                    return hop
+                elif hop:
                     break
-                nearest = before
         return _text_of(nearest)
 
     def _is_trusted(self, address: Address) -> bool:
         return any(address in network for network in self._trusted)
+
+
+def _without_port(hop: str) -> str:
+    """``192.0.2.1:80``, ``[2001:db8::1]:80`` and ``[2001:db8::1]`` without what is not the address."""
+    matched = _WITH_PORT.fullmatch(hop)
+    return hop if matched is None else matched[1] or matched[2]
 
 
 def subject_of(address: str) -> str:
@@ -59,7 +74,8 @@ def _text_of(address: Address) -> str:
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> Address | None:
     try:
-        address = ipaddress.ip_address(text)
+        # The zone of a link-local address is the machine's own matter.
+        address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None

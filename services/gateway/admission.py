@@ -35,12 +35,12 @@ class Admission:
             RetryLater: auth can't be asked.
         """
         address = self._policies.address
-        if address is not None and not self._credentials.has_seen_valid(request.headers, request.cookies):
+        if address is not None and not self._credentials.has_seen_valid(request):
             verdict = self._limits.knows_exhausted(address, subject_of(self.address_of(request)))
             if verdict is not None:
                 _answer(request, address, verdict)
         try:
-            return await self._credentials.caller_of(request.headers, request.cookies)
+            return await self._credentials.caller_of(request)
         except Unauthenticated:
             await self.require_address(request)
             raise

@@ -7,16 +7,18 @@ never waits. Concurrent requests with one credential ask once.
 
 import asyncio
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 import structlog
+from aiohttp import web
 
 from libs.contracts.internal import RESOLVE_CREDENTIAL, CredentialPresented, CredentialResolved
 from libs.core.errors import DataSyncError, RetryLater, Unauthenticated
 from libs.core.principal import Principal
+from libs.core.text import is_text
+from libs.runtime.http import cookie_of
 from libs.runtime.internal_client import InternalClient
 
 SESSION_COOKIE = "datasync_session"
@@ -74,16 +76,16 @@ class Credentials:
         self._known.clear()
         self._asking.clear()
 
-    def has_seen_valid(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool:
+    def has_seen_valid(self, request: web.Request) -> bool:
         """A credential of the request was valid lately, whatever it is by now."""
         presented: tuple[Key, Key] = (
-            ("bearer", _bearer_of(headers.get("Authorization", ""))),
-            ("session", cookies.get(SESSION_COOKIE, "")),
+            ("bearer", _bearer_of(request.headers.get("Authorization", ""))),
+            ("session", cookie_of(request, SESSION_COOKIE)),
         )
         known = (self._known.get(key) for key in presented)
         return any(item is not None and item.resolved.principal is not None for item in known)
 
-    async def caller_of(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> Caller:
+    async def caller_of(self, request: web.Request) -> Caller:
         """Who sent the request.
 
         A bearer that has none of our formats (OLake's page sends the literal ``authenticated``) does not decide when
@@ -93,9 +95,9 @@ class Credentials:
             Unauthenticated: no credential, or one that auth refuses.
             RetryLater: auth can't be asked.
         """
-        authorization = headers.get("Authorization", "")
+        authorization = request.headers.get("Authorization", "")
         bearer = _bearer_of(authorization)
-        session = cookies.get(SESSION_COOKIE, "")
+        session = cookie_of(request, SESSION_COOKIE)
         if session and not bearer.startswith(OUR_PREFIX):
             resolved = await self._resolve("session", session)
             if resolved.principal is not None:
@@ -119,7 +121,7 @@ class Credentials:
             if age_seconds >= REFRESHED_SECONDS:
                 self._ask(key)
             return known.resolved
-        if len(credential) > CREDENTIAL_LENGTH_MAX:
+        if len(credential) > CREDENTIAL_LENGTH_MAX or not is_text(credential):
             return CredentialResolved(principal=None, reason="unknown")
         try:
             known = await asyncio.shield(self._ask(key))

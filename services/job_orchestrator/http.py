@@ -5,17 +5,19 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from libs.contracts import internal
 from libs.core.clock import Clock
 from libs.core.errors import Conflict, FieldError, InvalidInput, NotFound
 from libs.core.json import JsonObject, parse_json
+from libs.core.text import number_of
+from libs.core.validation import PastMoment
 from libs.runtime.command_handler import CommandHandler, Entity
 from libs.runtime.documents import Documents
 from libs.runtime.http import idempotency_of, internal_route, metadata_of, project_of, read_body, read_query, success
@@ -162,12 +164,12 @@ class JobsQuery(Query):
 
 
 class JobQuery(Query):
-    as_of: AwareDatetime | None = None
+    as_of: PastMoment | None = None
     expand: Literal["config"] | None = None
 
 
 class TaskQuery(Query):
-    as_of: AwareDatetime | None = None
+    as_of: PastMoment | None = None
 
 
 class TasksQuery(Query):
@@ -365,7 +367,7 @@ class JobRoutes:
         return await self.documents.require(JOB, path_id(request), project_of(request))
 
     async def _as_of(self, job: Entity[JobState], moment: datetime) -> Entity[JobState]:
-        before = await self.documents.as_of(JOB, job.id, moment.astimezone(UTC))
+        before = await self.documents.as_of(JOB, job.id, moment)
         if before is None:
             raise NotFound(f"job {job.id} did not exist then")
         return before
@@ -440,7 +442,7 @@ class TaskRoutes:
         moment = read_query(request, TaskQuery).as_of
         run = await self._run(request)
         if moment is not None:
-            return success(await self.queries.task_as_of(run, moment.astimezone(UTC)))
+            return success(await self.queries.task_as_of(run, moment))
         return success(await self.queries.task_detail(run), etag=run.version, embeds_others=True)
 
     async def history(self, request: web.Request) -> web.StreamResponse:
@@ -554,9 +556,10 @@ class InternalRoutes:
 
 def path_id(request: web.Request) -> int:
     """The job's id in the path; a number that no id can have names nothing."""
-    identifier = int(request.match_info["id"][:20])
-    if identifier > ID_MAX:
-        raise NotFound(f"job {identifier} does not exist")
+    text = request.match_info["id"]
+    identifier = number_of(text)
+    if identifier is None or identifier > ID_MAX:
+        raise NotFound(f"job {text[:20]} does not exist")
     return identifier
 
 
@@ -566,7 +569,7 @@ def _filter_of(request: web.Request) -> JobsQuery | None:
     if field is None:
         return None
     number = request.match_info[field].strip("\"'")
-    if not re.fullmatch(r"[1-9]\d{0,15}", number):
+    if not re.fullmatch(r"[1-9][0-9]{0,15}", number):
         message = f"{field} must be an id"
         raise InvalidInput(message, errors=[FieldError(field, message)])
     return JobsQuery(source_id=int(number)) if field == "source_id" else JobsQuery(dest_id=int(number))

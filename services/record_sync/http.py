@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC
 from functools import partial
 from typing import Annotated
 
@@ -12,14 +11,16 @@ from aiohttp import web
 from pydantic import Field
 
 from libs.core.errors import FieldError, Forbidden, InvalidInput
+from libs.core.text import number_of
 from libs.runtime.command_handler import Entity, IdempotencyKey
 from libs.runtime.http import dump, idempotency_of, json_answer, metadata_of, principal_of, read_query
-from libs.runtime.http_conditions import if_match_of
+from libs.runtime.http_conditions import accepts_by_name, if_match_of
 from libs.runtime.openapi import Content, describe
 from services.record_sync.answers import RECORD_ID, BatchShown, ChangesShown, RecordHistory, RecordShown, RecordsShown
 from services.record_sync.domain.record import CreateRecord, DeleteRecord, Record
 from services.record_sync.feed import Changes, Feed, Interest
 from services.record_sync.inputs import (
+    POSITION_MAX,
     BatchOfOperations,
     ChangesQuery,
     CreateBody,
@@ -131,7 +132,7 @@ class RecordRoutes:
         if query.as_of is None:
             return _shown(await self.records.require(caller, record_id))
         entity = await self.records.require(caller, record_id, deleted_too=True)
-        then = await self.queries.as_of(entity.id, query.as_of.astimezone(UTC))
+        then = await self.queries.as_of(entity.id, query.as_of)
         return json_answer(record_view(then))
 
     async def update(self, request: web.Request) -> web.StreamResponse:
@@ -167,7 +168,7 @@ class RecordRoutes:
         query = read_query(request, ChangesQuery)
         caller.require_developer(query.developer_id)
         interest = Interest(caller.project_id, query.developer_id or caller.developer_id, query.resource_type)
-        is_stream = "text/event-stream" in request.headers.get("Accept", "")
+        is_stream = accepts_by_name(request.headers.get("Accept", ""), "text/event-stream")
         after = _last_event_id(request) if is_stream else None
         if after is None:
             after = await self.feed.latest() if query.after == "latest" else query.after
@@ -215,10 +216,11 @@ def _last_event_id(request: web.Request) -> int | None:
     given = request.headers.get("Last-Event-ID")
     if not given:
         return None
-    if not (given.isascii() and given.isdigit() and len(given) <= 15):
+    position = number_of(given)
+    if position is None or position > POSITION_MAX:
         message = "must be the id of an event of this feed"
         raise InvalidInput(f"Last-Event-ID {message}", errors=[FieldError("Last-Event-ID", message)])
-    return int(given)
+    return position
 
 
 def _shown(entity: Entity[Record], status: int = 200) -> web.Response:
@@ -265,8 +267,8 @@ def _caller(request: web.Request, scope: str) -> Caller:
         [project_id] = principal.projects
     elif named is None and not principal.projects:
         raise Forbidden("you are not a member of any project", code="not_a_member")
-    elif named is not None and named.isascii() and named.isdigit() and len(named) <= 18:
-        project_id = int(named)
+    elif named is not None and (number := number_of(named)) is not None:
+        project_id = number
     else:
         message = "must name one of your projects by its number"
         raise InvalidInput(f"{PROJECT_HEADER} {message}", errors=[FieldError(PROJECT_HEADER, message)])

@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 import orjson
 from aiohttp import web
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from libs.core.decider import ExpectedVersion
 from libs.core.errors import FieldError, InvalidInput
-from libs.runtime.http import invalid_input, read_raw_json
+from libs.core.json import parse_json, raw_items, raw_members
+from libs.core.validation import PastMoment
+from libs.runtime.http import invalid_input, read_raw_json, require_json
 from libs.runtime.http_body import read_bytes
 from services.record_sync.domain.record import ACTIVE, CreateRecord, DeleteRecord, UpdateRecord
 
@@ -99,7 +101,7 @@ class BatchOfOperations(Body):
 class BatchBody(Body):
     """A batch before its operations are looked at."""
 
-    operations: list[dict[str, Any]] = Field(min_length=1, max_length=OPERATIONS_MAX)
+    operations: list[Any] = Field(min_length=1, max_length=OPERATIONS_MAX)
 
 
 class Query(BaseModel):
@@ -115,7 +117,7 @@ class ListQuery(Query):
 
 
 class OneQuery(Query):
-    as_of: AwareDatetime | None = None
+    as_of: PastMoment | None = None
 
 
 class HistoryQuery(Query):
@@ -166,11 +168,12 @@ async def read_operations(request: web.Request) -> Sequence[Operation | InvalidI
     Raises:
         InvalidInput: the body as a whole is not a batch.
     """
-    body = _checked(BatchBody, await read_raw_json(request))
-    members = msgspec.json.decode(await read_bytes(request), type=dict[str, list[dict[str, msgspec.Raw]]])
-    return [
-        _operation_or_refusal(fields, raw) for fields, raw in zip(body.operations, members["operations"], strict=True)
-    ]
+    require_json(request)
+    members = raw_members(await read_bytes(request))
+    frame: dict[str, Any] = dict(members)
+    if "operations" in members:
+        frame["operations"] = raw_items(members["operations"])
+    return [_operation_or_refusal(bytes(text)) for text in _checked(BatchBody, frame).operations]
 
 
 def compact(text: bytes) -> str:
@@ -181,14 +184,19 @@ def compact(text: bytes) -> str:
     return compacted.decode()
 
 
-def _operation_or_refusal(fields: dict[str, Any], raw: Members) -> Operation | InvalidInput:
+def _operation_or_refusal(text: bytes) -> Operation | InvalidInput:
     try:
-        return _operation(fields, raw)
+        return _operation(text)
     except InvalidInput as refusal:
         return refusal
 
 
-def _operation(fields: dict[str, Any], raw: Members) -> Operation:
+def _operation(text: bytes) -> Operation:
+    """Each is held to the rules of JSON by itself, and what it holds may nest as deeply as it may alone."""
+    fields = parse_json(text, subject="the operation", wrapped=1)
+    if not isinstance(fields, dict):
+        raise _refused("operation", "must be a JSON object")
+    raw = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     match fields.get("op"):
         case "create":
             _checked(CreateOperation, fields)

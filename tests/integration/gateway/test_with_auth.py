@@ -1,5 +1,6 @@
 """The gateway in front of the real auth service."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -211,3 +212,101 @@ async def test_the_token_endpoint_answers_in_its_own_shape_whoever_refuses(url: 
         async with caller.post("/oauth/token", data=b"x" * 2_000_000) as response:
             assert response.status == 413
             assert (await response.json())["error"] == "invalid_request"
+
+
+NO_TEXT = (b"\xff", b"\xe9", b"\xed\xa0\x80", b"a\x80b", b"\xc3\xa9")
+PLACES = (
+    b"Authorization: Bearer %b",
+    b"Authorization: Basic %b",
+    b"Authorization: %b",
+    b"Cookie: datasync_session=%b",
+    b"Cookie: theme=%b; datasync_session=x",
+    b"Expect: %b",
+    b"Accept: %b",
+    b"Accept-Encoding: %b",
+    b"Content-Type: %b",
+    b"Content-Type: application/json; charset=%b",
+    b"Content-Encoding: %b",
+    b"Idempotency-Key: %b",
+    b"If-Match: %b",
+    b"If-None-Match: %b",
+    b"Origin: %b",
+    b"Referer: %b",
+    b"Host: %b",
+    b"X-Request-Id: %b",
+    b"X-Forwarded-For: %b",
+    b"X-Project-Id: %b",
+    b"Last-Event-ID: %b",
+    b"traceparent: %b",
+    b"tracestate: %b",
+    b"User-Agent: %b",
+    b"Connection: %b",
+    b"X-Anything: %b",
+)
+TARGETS = (b"/%b", b"/auth?x=%b", b"/api/v2/keys/%b", b"/api/v2/keys?limit=%b", b"/docs/%b", b"/api/v2/keys/x?as_of=%b")
+
+
+async def test_no_byte_of_a_request_is_our_fault(url: str) -> None:
+    """What comes from a client is decoded in one place each; bytes that are no text are answered like any others."""
+    owner = f"Authorization: Bearer {BOOTSTRAP_KEY}\r\n".encode()
+    requests = [
+        (method + target + b" HTTP/1.1\r\n", place % junk + b"\r\n" + (b"" if b"Authorization" in place else owner))
+        for junk in NO_TEXT
+        for place in PLACES
+        for method, target in (
+            (b"GET ", b"/auth"),
+            (b"POST ", b"/login"),
+            (b"POST ", b"/signup"),
+            (b"POST ", b"/oauth/token"),
+        )
+    ]
+    requests += [
+        (b"GET " + target % junk + b" HTTP/1.1\r\n", owner + b"Accept: " + accept + b"\r\n")
+        for junk in (*NO_TEXT, b"%FF", b"%ED%A0%80", b"%00", b"%C3%A9", b"\xd9\xa1", b"0001-01-01T00:00:00%2B14:00")
+        for target in TARGETS
+        for accept in (b"*/*", b"application/problem+json")
+    ]
+    form = b"grant_type=client_credentials"
+    found = {}
+    for line, headers in requests:
+        kind = b"application/x-www-form-urlencoded" if b"/oauth/token" in line else b"application/json"
+        body = form if b"/oauth/token" in line else b'{"username": "ada", "password": "password"}'
+        content = b"" if b"GET" in line else b"Content-Length: %d\r\n" % len(body)
+        content += b"" if b"Content-Type" in headers else b"Content-Type: " + kind + b"\r\n"
+        content += b"" if b"Host" in headers else b"Host: x\r\n"
+        status = await _status(
+            url, line + headers + content + b"Connection: close\r\n\r\n" + (b"" if b"GET" in line else body)
+        )
+        if not 200 <= status < 500:
+            found[line + headers] = status
+    assert not found
+
+
+async def test_a_session_cookie_counts_on_any_line(url: str) -> None:
+    async with aiohttp.ClientSession(url, cookie_jar=aiohttp.DummyCookieJar()) as page:
+        async with page.post("/signup", json=ADA) as response:
+            assert response.status == 200
+        async with page.post("/login", json={"username": "ada", "password": "password"}) as response:
+            session = response.cookies["datasync_session"].value
+        ours = f"datasync_session={session}"
+        for lines in (
+            ["theme=dark", ours],
+            [ours, "theme=dark"],
+            [f'a="b;c"; {ours}'],
+            [f"x;;=;{ours}; y"],
+            ["e=\udcff", ours],
+        ):
+            async with page.get("/auth", headers=[("Cookie", line) for line in lines]) as response:
+                assert response.status == 200, lines
+        async with page.get("/auth", headers={"Cookie": f"other_{ours}"}) as response:
+            assert response.status == 401
+
+
+async def _status(url: str, sent: bytes) -> int:
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(sent)
+    async with asyncio.timeout(10):
+        answer = await reader.readline()
+    writer.close()
+    return int(answer.split()[1])

@@ -80,8 +80,69 @@ async def test_a_repeated_batch_repeats_nothing_that_was_done(service: RecordSer
     assert other.status == 422
 
 
-@pytest.mark.parametrize(
-    "body", [{}, {"operations": []}, {"operations": [{}] * 1001}, {"operations": {}}, {"operations": [1]}, []]
-)
+@pytest.mark.parametrize("body", [{}, {"operations": []}, {"operations": [{}] * 1001}, {"operations": {}}, []])
 async def test_a_body_that_is_no_batch_is_400(service: RecordService, body: Any) -> None:
     assert (await service.request("POST", ":batch", body)).status == 400
+
+
+def nested(levels: int) -> str:
+    return '{"a":' * levels + "1" + "}" * levels
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '{"op": "delete", "id": "a", "id": "b"}',
+        '{"op": "delete", "id": "a\\u0000"}',
+        '{"op": "update", "id": "a", "changes": {"data": {"n": 9223372036854775808}}}',
+        '{"op": "update", "id": "a", "changes": {"data": {"n": ' + "9" * 5000 + "}}}",
+        '{"op": "update", "id": "a", "changes": {"data": ' + nested(500) + "}}",
+        '{"op": "delete", "id": "a", "ifMatch": "1"}',
+        "[]",
+        "null",
+        '"delete"',
+    ],
+)
+async def test_an_operation_that_is_wrong_refuses_itself_alone(service: RecordService, bad: str) -> None:
+    good = '{"op": "create", "record": {"developerId": "d", "resourceType": "T", "data": {}, "resourceKey": "k"}}'
+    answer = await service.request("POST", ":batch", text=f'{{"operations": [{bad}, {good}]}}')
+    assert [item["status"] for item in answer.ok()["results"]] == [400, 201]
+
+
+async def test_what_an_operation_holds_may_nest_as_deeply_as_it_may_alone(service: RecordService) -> None:
+    """The body of a single call is one level, its data the next 63."""
+    for levels, status in ((63, 201), (64, 400)):
+        record = f'{{"developerId": "d", "resourceType": "T", "resourceKey": "k%s", "data": {nested(levels)}}}'
+        assert (await service.request("POST", "", text=record % "1")).status == status
+        operation = f'{{"op": "create", "record": {record % "2"}}}'
+        answer = await service.request("POST", ":batch", text=f'{{"operations": [{operation}]}}')
+        assert [item["status"] for item in answer.ok()["results"]] == [status]
+
+
+@pytest.mark.parametrize("text", ['{"operations": [], "operations": []}', '{"operations": {}}', "[]", "{", "", "1"])
+async def test_a_frame_that_is_wrong_refuses_the_batch(service: RecordService, text: str) -> None:
+    assert (await service.request("POST", ":batch", text=text)).status == 400
+
+
+@pytest.mark.parametrize(
+    ("moment", "status"),
+    [
+        ("0001-01-01T00:00:00Z", 404),
+        ("9999-12-31T23:59:59.999999Z", 200),
+        ("0001-01-01T00:00:00%2B14:00", 400),
+        ("9999-12-31T23:59:59-14:00", 400),
+        ("1700000000", 400),
+        ("2026", 400),
+        ("2026-01-01", 400),
+        ("٢٠٢٦-01-01T00:00:00Z", 400),
+    ],
+)
+async def test_a_moment_of_the_past_may_lie_anywhere_in_time(service: RecordService, moment: str, status: int) -> None:
+    created = await service.create()
+    assert (await service.request("GET", f"/{created['id']}?as_of={moment}")).status == status
+
+
+@pytest.mark.parametrize("number", ["1_0", "%2B1", "%201", "1.0", "١", "0x1", "1e1", ""])
+@pytest.mark.parametrize("parameter", ["limit", "page"])
+async def test_a_number_is_written_in_digits(service: RecordService, parameter: str, number: str) -> None:
+    assert (await service.request("GET", f"?{parameter}={number}")).status == 400
