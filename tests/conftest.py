@@ -56,8 +56,8 @@ async def postgres_database(postgres_server: Postgres) -> AsyncIterator[str]:
 
 
 @pytest.fixture(scope="session")
-def kafka() -> Iterator[str]:
-    """The bootstrap servers of an Apache Kafka; the test is skipped where Java or Maven is missing."""
+def kafka_server() -> Iterator[Kafka]:
+    """An Apache Kafka; the test is skipped where Java or Maven is missing."""
     server = Kafka()
     try:
         server.start()
@@ -67,9 +67,14 @@ def kafka() -> Iterator[str]:
     except BaseException:
         server.remove()
         raise
-    with_kafka = server.bootstrap_servers
-    yield with_kafka
+    yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def kafka(kafka_server: Kafka) -> str:
+    """The bootstrap servers of an Apache Kafka."""
+    return kafka_server.bootstrap_servers
 
 
 @pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])

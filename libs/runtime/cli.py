@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_settings import SettingsError
+from pydantic_settings import BaseSettings, SettingsError
 
 from libs.core.clock import isoformat_z
 from libs.core.errors import DataSyncError
@@ -32,6 +32,7 @@ from libs.runtime.settings import (
     StoreSettings,
     describe_bad_settings,
 )
+from libs.runtime.settings_reference import markdown, sample, settings_of
 from libs.runtime.suite import SERVICES, CannotStart, SuiteSettings, new_encryption_keys
 from libs.runtime.supervisor import up
 from libs.runtime.version import installed_version
@@ -102,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--topic", help="only those of this topic")
     command.add_argument("--stream", help="only those of this stream, such as source-42")
     command.set_defaults(run=_parked)
+
+    command = commands.add_parser("settings", help="print the reference of all settings")
+    command.add_argument("--sample", action="store_true", help="print a commented datasync.yaml instead")
+    command.set_defaults(run=_settings)
 
     actions = commands.add_parser("keys", help="the keys that encrypt connectors' secrets").add_subparsers(
         required=True, metavar="ACTION"
@@ -181,6 +186,18 @@ def _kept_encryption_keys(data_dir: Path | None) -> dict[str, Any]:
     """Those that ``datasync up`` made; elsewhere they are in ``ENCRYPTION_KEYS``."""
     path = None if data_dir is None else data_dir / "keys" / "encryption.json"
     return {} if path is None or not path.is_file() else {"encryption_keys": json.loads(path.read_text())}
+
+
+def _settings(options: argparse.Namespace) -> int:
+    readers = {service.name: _settings_class(service.name) for service in SERVICES}
+    settings = settings_of({**readers, "suite": SuiteSettings})
+    print(sample(settings) if options.sample else markdown(settings), end="")
+    return 0
+
+
+def _settings_class(service: str) -> type[BaseSettings]:
+    found: type[BaseSettings] = importlib.import_module(f"services.{service}.app").SERVICE.settings
+    return found
 
 
 def _new_keys(_: argparse.Namespace) -> int:

@@ -11,7 +11,18 @@ from typing import Any, TypeVar
 from libs.runtime.private_files import private_directory, write_private
 from libs.runtime.settings import StoreSettings
 
-KEPT = ("mongodb_url", "database_prefix", "kafka_bootstrap_servers", "kafka_topic_prefix")
+KEPT = (
+    "mongodb_url",
+    "database_prefix",
+    "kafka_bootstrap_servers",
+    "kafka_topic_prefix",
+    "kafka_security_protocol",
+    "kafka_ssl_ca_file",
+    "kafka_ssl_cert_file",
+    "kafka_ssl_key_file",
+    "kafka_sasl_mechanism",
+    "kafka_sasl_username",
+)
 
 _PASSWORD = re.compile(
     r"(?<=://)[^@/]*@|(?<=[?&])(?:tlsCertificateKeyFilePassword|authMechanismProperties)=[^&]*&?", re.IGNORECASE
@@ -28,7 +39,7 @@ class OtherInstallation(Exception):
 
 def keep_settings(service: str, settings: StoreSettings, data_dir: Path) -> None:
     """Write down where a service's data are; a user's name and password stay out."""
-    kept = {name: getattr(settings, name) for name in KEPT}
+    kept = settings.model_dump(mode="json", include=set(KEPT))
     folder = private_directory(data_dir / "settings")
     write_private(folder / f"{service}.json", json.dumps(_without_password(kept), indent=2) + "\n")
 
@@ -49,7 +60,7 @@ def settings_of_installation(settings: type[SettingsT], service: str, data_dir: 
     except FileNotFoundError:
         return given
     is_stripped = kept.pop(_IS_STRIPPED, False)
-    here = _without_password({name: getattr(given, name) for name in given.model_fields_set & set(KEPT)})
+    here = _without_password(given.model_dump(mode="json", include=given.model_fields_set & set(KEPT)))
     different = sorted(name.upper() for name in here.keys() & kept.keys() if here[name] != kept[name])
     if different:
         raise OtherInstallation(

@@ -78,8 +78,12 @@ __all__ = [
 ]
 
 
-def connect(url: str, app_name: str = "datasync") -> Client:
-    """A client for ``url``; it connects when first used and reconnects by itself."""
+def connect(url: str, app_name: str = "datasync", *, pool_min: int = 0, pool_max: int = 50) -> Client:
+    """A client for ``url``; it connects when first used and reconnects by itself.
+
+    Args:
+        pool_min, pool_max: how many connections it keeps, and may have at a time.
+    """
     return AsyncIOMotorClient(
         url,
         appname=app_name,
@@ -90,7 +94,8 @@ def connect(url: str, app_name: str = "datasync") -> Client:
         serverSelectionTimeoutMS=SELECT_SERVER_MS,
         connectTimeoutMS=CONNECT_MS,
         socketTimeoutMS=SOCKET_MS,
-        maxPoolSize=50,
+        minPoolSize=pool_min,
+        maxPoolSize=pool_max,
     )
 
 

@@ -43,7 +43,7 @@ from libs.runtime.principals import PrincipalSigner, PrincipalVerifier
 from libs.runtime.rebuild import Rebuild, RebuildFailed
 from libs.runtime.relay import Relay
 from libs.runtime.sequences import Sequences
-from libs.runtime.settings import EXIT_BAD_SETTINGS, ServiceSettings, load_settings
+from libs.runtime.settings import EXIT_BAD_SETTINGS, ServiceSettings, load_settings, settings_without_effect
 from libs.runtime.telemetry import configure_telemetry
 
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
@@ -208,7 +208,12 @@ async def running_service(
 ) -> AsyncIterator[RunningService[SettingsT]]:
     """Run a service in this process until the block ends; port 0 takes a free one."""
     async with AsyncExitStack() as stack:
-        client = connect(settings.mongodb_url, definition.name)
+        client = connect(
+            settings.mongodb_url,
+            definition.name,
+            pool_min=settings.database_pool_min,
+            pool_max=settings.database_pool_max,
+        )
         stack.callback(client.close)
         context = await _open_context(definition, settings, client, clock or SystemClock(), stack)
         routes = await stack.enter_async_context(definition.start(context))
@@ -218,6 +223,9 @@ async def running_service(
         stack.push_async_callback(context.tasks.close)
         stack.callback(context.health.stop)
         log.info("service_started", service=definition.name, port=port)
+        if settings.public:
+            for name, reason in settings_without_effect(settings).items():
+                log.warning("setting_without_effect", setting=name, reason=reason)
         yield RunningService(f"http://{settings.host}:{port}", context, app)
         context.health.stop()
         log.info("service_stopping", service=definition.name)

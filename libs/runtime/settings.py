@@ -10,15 +10,16 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, FilePath, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
+from libs.runtime.kafka_security import KafkaSecurity, Mechanism, Protocol
 from libs.runtime.principals import public_key_of, trusted_key
 
 CONFIG_VARIABLE = "DATASYNC_CONFIG"
@@ -47,6 +48,13 @@ YAML_SETTINGS: Mapping[str, str] = MappingProxyType(
         "database.prefix": "database_prefix",
         "kafka.bootstrapServers": "kafka_bootstrap_servers",
         "kafka.topicPrefix": "kafka_topic_prefix",
+        "kafka.securityProtocol": "kafka_security_protocol",
+        "kafka.ssl.caFile": "kafka_ssl_ca_file",
+        "kafka.ssl.certFile": "kafka_ssl_cert_file",
+        "kafka.ssl.keyFile": "kafka_ssl_key_file",
+        "kafka.sasl.mechanism": "kafka_sasl_mechanism",
+        "kafka.sasl.username": "kafka_sasl_username",
+        "kafka.sasl.password": "kafka_sasl_password",
         "sync.interval": "sync_interval",
         "sync.maxRetries": "max_retries",
         "sync.backoff": "sync_backoff",
@@ -67,6 +75,15 @@ YAML_SETTINGS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Where a setting stands in ``datasync.yaml``; a path that no service knows is refused."""
+
+WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
+    {
+        "sync_interval": "how often a one-call sync task repeats; there are none yet, jobs have their `frequency`",
+        "webhook_timeout": "how long a receiver may take to answer; webhooks are not sent yet",
+        "webhook_retries": "how often a failed delivery is tried again; webhooks are not sent yet",
+    }
+)
+"""What the documented ``datasync.yaml`` may say and nothing heeds yet: told in a warning, never in silence."""
 
 PUBLIC_ADDRESS = frozenset({"server.host", "server.port"})
 """What the file says about the address is meant for the one service that the public talks to."""
@@ -110,8 +127,19 @@ class StoreSettings(BaseSettings):
         mongodb_url: the state store.
         database_prefix: what the names of this installation's databases begin with.
         db_url: ``mongodb://…`` is the state store; another scheme names the database that tasks use by default.
-        kafka_bootstrap_servers: None keeps the event log embedded in the services' own stores.
+        kafka_bootstrap_servers: where Kafka is, ``host:port`` with commas between several; without it the event log is
+            embedded in the services' own stores.
         kafka_topic_prefix: what the names of this installation's topics begin with, on a shared cluster.
+        kafka_security_protocol: of the brokers' listener: ``PLAINTEXT``, ``SSL``, ``SASL_PLAINTEXT`` or ``SASL_SSL``.
+        kafka_ssl_ca_file: authorities that the brokers' certificates may come from, in PEM; the system's by default.
+        kafka_ssl_cert_file: the certificate that is shown to brokers that ask for one, in PEM.
+        kafka_ssl_key_file: the key of that certificate, in PEM, not encrypted.
+        kafka_sasl_mechanism: ``PLAIN``, ``SCRAM-SHA-256`` or ``SCRAM-SHA-512``.
+        kafka_sasl_username: the user, where the protocol is one with SASL.
+        kafka_sasl_password: the user's password.
+        database_pool_min: how many connections to MongoDB each service keeps open.
+        database_pool_max: how many it may have at a time, beside those of its write path.
+        log_level: ``DEBUG``, ``INFO``, ``WARN`` or ``ERROR``.
         log_format: ``auto`` is readable on a terminal and JSON elsewhere.
     """
 
@@ -126,6 +154,15 @@ class StoreSettings(BaseSettings):
     db_url: SecretStr | None = None
     kafka_bootstrap_servers: str | None = Field(default=None, pattern=r"^[^\s,]+:\d+(\s*,\s*[^\s,]+:\d+)*$")
     kafka_topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
+    kafka_security_protocol: Protocol = "PLAINTEXT"
+    kafka_ssl_ca_file: FilePath | None = None
+    kafka_ssl_cert_file: FilePath | None = None
+    kafka_ssl_key_file: FilePath | None = None
+    kafka_sasl_mechanism: Mechanism = "SCRAM-SHA-512"
+    kafka_sasl_username: str | None = None
+    kafka_sasl_password: SecretStr | None = None
+    database_pool_min: int = Field(default=0, ge=0, le=1000)
+    database_pool_max: int = Field(default=50, ge=5, le=1000)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
 
@@ -136,6 +173,36 @@ class StoreSettings(BaseSettings):
         if isinstance(db_url, str) and db_url.startswith(MONGODB_SCHEMES):
             return {**values, "db_url": None, "mongodb_url": values.get("mongodb_url") or db_url}
         return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.database_pool_min > self.database_pool_max:
+            raise ValueError("DATABASE_POOL_MIN is over DATABASE_POOL_MAX")
+        has_sasl = self.kafka_security_protocol.startswith("SASL_")
+        if has_sasl and not (self.kafka_sasl_username and self.kafka_sasl_password):
+            protocol = self.kafka_security_protocol
+            raise ValueError(f"KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD: required with {protocol}")
+        if not has_sasl and (self.kafka_sasl_username or self.kafka_sasl_password):
+            names = "KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD"
+            raise ValueError(f"KAFKA_SECURITY_PROTOCOL: must be SASL_SSL or SASL_PLAINTEXT for {names} to be used")
+        has_tls = self.kafka_security_protocol.endswith("SSL")
+        if not has_tls and (self.kafka_ssl_ca_file or self.kafka_ssl_cert_file):
+            raise ValueError("KAFKA_SECURITY_PROTOCOL: must be SSL or SASL_SSL for certificates to be used")
+        if (self.kafka_ssl_cert_file is None) != (self.kafka_ssl_key_file is None):
+            raise ValueError("KAFKA_SSL_CERT_FILE and KAFKA_SSL_KEY_FILE: one needs the other")
+        return self
+
+    @property
+    def kafka_security(self) -> KafkaSecurity:
+        return KafkaSecurity(
+            self.kafka_security_protocol,
+            self.kafka_ssl_ca_file,
+            self.kafka_ssl_cert_file,
+            self.kafka_ssl_key_file,
+            self.kafka_sasl_mechanism,
+            self.kafka_sasl_username,
+            self.kafka_sasl_password,
+        )
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -171,9 +238,13 @@ class ServiceSettings(StoreSettings):
     """What every service has; each adds its own in a subclass in its ``config.py``.
 
     Args:
-        data_dir: where this service's ``StoreSettings`` are kept for the commands of whoever operates it; nowhere
-            without one.
+        data_dir: where the suite keeps its databases, keys and logs, and each service what the operator's commands
+            need to find its data.
         otlp_endpoint: where traces and metrics are pushed to, such as ``http://collector:4318``.
+        host: the address to listen at.
+        port: the port to listen at.
+        auth_url, catalog_url, job_orchestrator_url, record_sync_url, webhooks_url, worker_url: where the service of that
+            name is called by the others.
         signing_key: this service's Ed25519 private key, 32 bytes in base64.
         trusted_keys: Ed25519 public keys in base64, by the service that signs with them.
         shutdown_timeout_seconds: how long requests in flight may take to finish at shutdown.
@@ -284,6 +355,16 @@ _SECTIONS = frozenset(
 )
 
 
+def settings_without_effect(settings: "StoreSettings") -> dict[str, str]:
+    """What is set, in the environment or in the file, and has no effect: why, by the name that was used."""
+    written = {YAML_SETTINGS[path]: path for path, _ in _leaves(_read_yaml()) if path in YAML_SETTINGS}
+    found = {written[name]: why for name, why in WITHOUT_EFFECT.items() if name in written}
+    found |= {name.upper(): why for name, why in WITHOUT_EFFECT.items() if os.environ.get(name.upper())}
+    if settings.db_url is not None:
+        found["DB_URL"] = "it names no MongoDB, so it would be the database of one-call sync tasks; there are none yet"
+    return found
+
+
 def load_settings(settings: type[SettingsT]) -> SettingsT:
     """Read a service's settings, or say on stderr which are bad and exit with code 2."""
     try:
@@ -319,4 +400,5 @@ def _describe(name: str, items: Sequence[Any]) -> str:
     # Of a union, the validators of its alternatives stand in the path beside what a person wrote.
     inner = ".".join(str(part) for part in items[0]["loc"][1:] if re.fullmatch(r"[\w.-]+", str(part)))
     said = "; or ".join(dict.fromkeys(item["msg"].removeprefix("Value error, ") for item in items))
-    return f"  {name.upper()}{where}: {f'{inner}: ' if inner else ''}{said}"
+    subject = f"{name.upper()}{where}: " if name else ""
+    return f"  {subject}{f'{inner}: ' if inner else ''}{said}"

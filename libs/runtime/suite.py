@@ -37,7 +37,11 @@ class SuiteSettings(BaseSettings):
 
     Args:
         data_dir: where the databases, keys and logs of this installation are kept.
-        host, port: where the gateway listens; everything else listens on 127.0.0.1 only.
+        host: where the gateway listens; everything else listens on 127.0.0.1 only.
+        port: the gateway's.
+        auth_port, catalog_port, job_orchestrator_port, record_sync_port, worker_port: where the suite has the service
+            listen.
+        mongodb_port: where the mongod that is started listens.
         mongodb_url: an existing MongoDB replica set; without it a mongod is started on ``mongodb_port``.
         db_url: the same, when it begins with ``mongodb://``; other schemes concern the services.
         api_key: the first project's key; without it one is made and kept in the data directory.

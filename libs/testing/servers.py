@@ -25,6 +25,7 @@ from typing import IO, Any, Self
 
 from libs.runtime.child_process import accepts_connections, die_with_parent, free_port
 from libs.runtime.mongod import await_primary, find_mongod, mongod_command, mongod_url
+from libs.testing.certificates import Authority
 
 KAFKA_VERSION = "4.1.0"
 _PROJECT = Path(__file__).resolve().parents[2]
@@ -188,27 +189,52 @@ class Mongod(Server):
 
 
 class Kafka(Server):
-    """Apache Kafka in KRaft mode, one node that is broker and controller, without automatic topics."""
+    """Apache Kafka in KRaft mode, one node that is broker and controller, without automatic topics.
+
+    Beside its plain listener it has one with TLS, for a user with a password.
+    """
 
     name = "kafka"
 
     def __init__(self) -> None:
         super().__init__()
         self._controller_port = free_port()
+        self._secure_port = free_port()
+        self.password = secrets.token_urlsafe()
         self._log_offset_bytes = 0
 
     @property
     def bootstrap_servers(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def secure_bootstrap_servers(self) -> str:
+        """Of the listener that wants ``SASL_SSL``, mechanism ``PLAIN``, user ``datasync``."""
+        return f"127.0.0.1:{self._secure_port}"
+
+    @property
+    def ca_file(self) -> Path:
+        return self.directory / "authority.pem"
+
     def prepare(self) -> None:
+        authority = Authority("kafka")
+        self.ca_file.write_text(authority.pem)
+        (self.directory / "server.pem").write_text(authority.certificate())
         self._classpath = f"{kafka_jars()}/*"
+        outside = f"PLAINTEXT://127.0.0.1:{self.port},SECURE://127.0.0.1:{self._secure_port}"
         properties = {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
+            "listeners": f"{outside},CONTROLLER://127.0.0.1:{self._controller_port}",
+            "advertised.listeners": outside,
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL",
+            "listener.name.secure.ssl.keystore.type": "PEM",
+            "listener.name.secure.ssl.keystore.location": str(self.directory / "server.pem"),
+            "listener.name.secure.sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.secure.plain.sasl.jaas.config": (
+                f'org.apache.kafka.common.security.plain.PlainLoginModule required user_datasync="{self.password}";'
+            ),
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAINTEXT",
             "log.dirs": str(self.directory / "data"),

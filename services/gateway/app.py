@@ -58,7 +58,9 @@ async def start(context: ServiceContext[GatewaySettings]) -> AsyncIterator[Seque
 @asynccontextmanager
 async def _rate_limits(context: ServiceContext[GatewaySettings]) -> AsyncIterator[RateLimits]:
     settings = context.settings
-    client = connect(settings.mongodb_url, SERVICE.name)
+    client = connect(
+        settings.mongodb_url, SERVICE.name, pool_min=settings.database_pool_min, pool_max=settings.database_pool_max
+    )
     limits = RateLimits(client[settings.database_prefix + SERVICE.name])
     try:
         if settings.rate_limits:

@@ -155,8 +155,9 @@ class Claims:
         return retry_allowed(run, retries_max=self._settings.max_retries)
 
     def _backoff_seconds(self, attempts: int) -> float:
-        """Exponential with full jitter in its upper half, so that runs that failed together don't return together."""
-        pause_seconds: float = min(BACKOFF_SECONDS_MAX, self._settings.retry_backoff_seconds * 2 ** (attempts - 1))
+        """With jitter in its upper half, so that runs that failed together don't return together."""
+        growth = {"exponential": 2 ** (attempts - 1), "linear": attempts, "constant": 1}[self._settings.sync_backoff]
+        pause_seconds: float = min(BACKOFF_SECONDS_MAX, self._settings.retry_backoff_seconds * growth)
         return pause_seconds * random.uniform(0.5, 1.0)
 
     async def _waiting(self) -> list[Entity[RunState]]:

@@ -14,4 +14,6 @@ async def open_event_log(settings: StoreSettings, client: Client, service: str =
         return EmbeddedEventLog(client, settings.database_prefix)
     from libs.runtime.event_log.kafka import KafkaEventLog  # noqa: PLC0415
 
-    return KafkaEventLog(settings.kafka_bootstrap_servers, service, settings.kafka_topic_prefix)
+    return KafkaEventLog(
+        settings.kafka_bootstrap_servers, service, settings.kafka_topic_prefix, settings.kafka_security
+    )

@@ -24,6 +24,7 @@ from aiokafka.partitioner import DefaultPartitioner
 from libs.core.envelope import Envelope
 from libs.runtime.event_log.cloudevents import decode_message, encode
 from libs.runtime.event_log.port import LogIdentity, Message, OffsetOutOfRange
+from libs.runtime.kafka_security import PLAINTEXT, KafkaSecurity
 
 TOPICS = resources.files(__package__) / "topics.yaml"
 BATCH_BYTES_MAX = 1024 * 1024
@@ -68,7 +69,12 @@ def declared_topics() -> list[DeclaredTopic]:
     return topics
 
 
-async def ensure_topics(bootstrap_servers: str, topic_prefix: str = "", topics: Sequence[DeclaredTopic] = ()) -> None:
+async def ensure_topics(
+    bootstrap_servers: str,
+    topic_prefix: str = "",
+    topics: Sequence[DeclaredTopic] = (),
+    security: KafkaSecurity = PLAINTEXT,
+) -> None:
     """Make the declared topics that are missing, and check the others.
 
     Args:
@@ -82,7 +88,9 @@ async def ensure_topics(bootstrap_servers: str, topic_prefix: str = "", topics: 
     declared = {topic_prefix + topic.name: topic for topic in topics or declared_topics()}
     with _as_os_errors():
         async with AsyncExitStack() as stack, asyncio.timeout(3 * ANSWER_SECONDS_MAX):
-            admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=REQUEST_MS)
+            admin = AIOKafkaAdminClient(
+                bootstrap_servers=bootstrap_servers, request_timeout_ms=REQUEST_MS, **security.options()
+            )
             stack.push_async_callback(admin.close)
             await admin.start()
             existing = await _partition_counts(admin, declared)
@@ -108,12 +116,16 @@ class KafkaEventLog:
         bootstrap_servers: ``host:port``, several separated by commas.
         service: names the reader's group, ``datasync.<service>``, whose lag the usual tools show.
         topic_prefix: stands before every topic's name on the cluster.
+        security: how the brokers are reached.
     """
 
     needs_relay = True
 
-    def __init__(self, bootstrap_servers: str, service: str, topic_prefix: str = "") -> None:
+    def __init__(
+        self, bootstrap_servers: str, service: str, topic_prefix: str = "", security: KafkaSecurity = PLAINTEXT
+    ) -> None:
         self._bootstrap_servers = bootstrap_servers
+        self._security = security
         self._service = service
         self._prefix = topic_prefix
         self._producer: AIOKafkaProducer | None = None
@@ -156,8 +168,10 @@ class KafkaEventLog:
             retry_backoff_ms=RETRY_MS,
             fetch_max_wait_ms=FETCH_WAIT_MS,
             max_partition_fetch_bytes=FETCH_BYTES_MAX,
+            **self._security.options(),
         )
-        progress = _GroupProgress(self._bootstrap_servers, f"{self._prefix}datasync.{self._service}")
+        group = f"{self._prefix}datasync.{self._service}"
+        progress = _GroupProgress(self._bootstrap_servers, group, self._security)
         try:
             with _as_os_errors():
                 async with asyncio.timeout(3 * ANSWER_SECONDS_MAX):
@@ -172,7 +186,11 @@ class KafkaEventLog:
         """Asks the brokers."""
         with _as_os_errors():
             async with AsyncExitStack() as stack, asyncio.timeout(3 * ANSWER_SECONDS_MAX):
-                admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap_servers, request_timeout_ms=REQUEST_MS)
+                admin = AIOKafkaAdminClient(
+                    bootstrap_servers=self._bootstrap_servers,
+                    request_timeout_ms=REQUEST_MS,
+                    **self._security.options(),
+                )
                 stack.push_async_callback(admin.close)
                 await admin.start()
                 cluster = await admin.describe_cluster()
@@ -185,7 +203,7 @@ class KafkaEventLog:
     async def _ensure_topics(self) -> None:
         async with self._topics_lock:
             if not self._topics_ensured:
-                await ensure_topics(self._bootstrap_servers, self._prefix)
+                await ensure_topics(self._bootstrap_servers, self._prefix, security=self._security)
                 self._topics_ensured = True
 
     async def _publish(self, topic: str, envelopes: Sequence[Envelope]) -> None:
@@ -217,6 +235,7 @@ class KafkaEventLog:
                 request_timeout_ms=REQUEST_MS,
                 max_batch_size=BATCH_BYTES_MAX,
                 max_request_size=2 * BATCH_BYTES_MAX,
+                **self._security.options(),
             )
             self._producer = producer
             await producer.start()
@@ -307,8 +326,9 @@ class KafkaSubscription:
 class _GroupProgress:
     """Commits a group's offsets for the usual monitoring tools, beside the reading and over a client of its own."""
 
-    def __init__(self, bootstrap_servers: str, group: str) -> None:
+    def __init__(self, bootstrap_servers: str, group: str, security: KafkaSecurity) -> None:
         self._bootstrap_servers = bootstrap_servers
+        self._security = security
         self._group = group
         self._consumer: AIOKafkaConsumer | None = None
         self._commit: asyncio.Task[None] | None = None
@@ -346,7 +366,10 @@ class _GroupProgress:
             await self._close_consumer()
         if self._consumer is None:
             self._consumer = AIOKafkaConsumer(
-                bootstrap_servers=self._bootstrap_servers, group_id=self._group, enable_auto_commit=False
+                bootstrap_servers=self._bootstrap_servers,
+                group_id=self._group,
+                enable_auto_commit=False,
+                **self._security.options(),
             )
             self._consumer.assign(list(partitions))
             await self._consumer.start()

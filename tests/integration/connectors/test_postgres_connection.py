@@ -1,8 +1,6 @@
 """Reaching a PostgreSQL: what goes wrong is said in words, and what there is to read is listed."""
 
 import asyncio
-import datetime as dt
-import ipaddress
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -11,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from libs.connectors import registry
 from libs.connectors.postgres.config import PostgresSourceConfig
 from libs.connectors.postgres.connection import connect
 from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Source
 from libs.core.errors import DataSyncError
+from libs.testing.certificates import Authority
 from tests.integration.connectors.moving import EVERY_TYPE, Lake, Server, move, plan_of
 
 SSL_REQUEST = bytes([0, 0, 0, 8, 4, 210, 22, 47])
@@ -260,49 +255,11 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @pytest.fixture
 async def tls(source: Server, tmp_path: Path) -> AsyncIterator[TlsFront]:
-    authority_key, authority = _authority("authority")
-    _, stranger = _authority("stranger")
-    key, certificate = _certificate(authority_key, authority)
-    (tmp_path / "server.pem").write_bytes(key + certificate)
+    authority = Authority("authority")
+    (tmp_path / "server.pem").write_text(authority.certificate())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "server.pem")
-    front = TlsFront(source.config["port"], context, _pem(authority), _pem(stranger))
+    front = TlsFront(source.config["port"], context, authority.pem, Authority("stranger").pem)
     async with await asyncio.start_server(front.serve, "127.0.0.1", 0) as listening:
         front.port = listening.sockets[0].getsockname()[1]
         yield front
-
-
-def _authority(name: str) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = _builder(subject, subject, key.public_key())
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-    return key, builder.sign(key, hashes.SHA256())
-
-
-def _certificate(authority_key: ec.EllipticCurvePrivateKey, authority: x509.Certificate) -> tuple[bytes, bytes]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
-    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    builder = _builder(subject, authority.subject, key.public_key()).add_extension(names, critical=False)
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return private, builder.sign(authority_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-    now = dt.datetime.now(dt.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-    )
-
-
-def _pem(certificate: x509.Certificate) -> str:
-    return certificate.public_bytes(serialization.Encoding.PEM).decode()
