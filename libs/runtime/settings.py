@@ -243,8 +243,8 @@ class ServiceSettings(StoreSettings):
         otlp_endpoint: where traces and metrics are pushed to, such as ``http://collector:4318``.
         host: the address to listen at.
         port: the port to listen at.
-        auth_url, catalog_url, job_orchestrator_url, record_sync_url, webhooks_url, worker_url: where the service of that
-            name is called by the others.
+        auth_url, catalog_url, job_orchestrator_url, record_sync_url, webhooks_url, worker_url: where the service of
+            that name is called by the others.
         signing_key: this service's Ed25519 private key, 32 bytes in base64.
         trusted_keys: Ed25519 public keys in base64, by the service that signs with them.
         shutdown_timeout_seconds: how long requests in flight may take to finish at shutdown.

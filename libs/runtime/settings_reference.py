@@ -15,6 +15,14 @@ from pydantic_settings import BaseSettings
 from libs.runtime.settings import WITHOUT_EFFECT, YAML_SETTINGS, Seconds, seconds_of
 
 PATHS = {setting: path for path, setting in YAML_SETTINGS.items()}
+HEAD = """\
+# Settings
+
+Written by `datasync settings` from the code. A setting comes from its environment variable, else from its place in
+`datasync.yaml` (`--config FILE` or `DATASYNC_CONFIG` name another file), else from its default. A bad or unknown one
+is named at start, which then ends with exit code 2. Durations are seconds, or carry a unit: `500ms`, `30s`, `1h30m`.
+`datasync settings --sample` prints a commented `datasync.yaml`."""
+
 _ARGUMENT = re.compile(r"^        (?=\S)([\w, ]+): (.*)")
 
 
@@ -81,12 +89,7 @@ def about_of(settings: type[BaseSettings]) -> dict[str, str]:
 def markdown(settings: Sequence[Setting]) -> str:
     """The page ``docs/settings.md``."""
     lines = [
-        "# Settings",
-        "",
-        "Written by `datasync settings` from the code. A setting comes from its environment variable, else from its place in",
-        "`datasync.yaml` (`--config FILE` or `DATASYNC_CONFIG` name another file), else from its default. A bad or unknown one is",
-        "named at start, which then ends with exit code 2. Durations are seconds, or carry a unit: `500ms`, `30s`, `5m`, `1h30m`.",
-        "`datasync settings --sample` prints a commented `datasync.yaml`.",
+        *HEAD.splitlines(),
         "",
         "| environment | `datasync.yaml` | value | default | read by | about |",
         "|---|---|---|---|---|---|",
