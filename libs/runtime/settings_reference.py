@@ -112,7 +112,7 @@ def markdown(settings: Sequence[Setting]) -> str:
     ]
     lines += [
         "",
-        "These are accepted, so that files written for later versions start, and have no effect yet; a warning says so:",
+        "These are accepted and have no effect yet, which a warning says at start:",
         "",
     ]
     lines += [f"- `{name.upper()}` (`{PATHS[name]}`): {why}" for name, why in WITHOUT_EFFECT.items()]

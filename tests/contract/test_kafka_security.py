@@ -61,7 +61,7 @@ async def test_neither_a_wrong_password_nor_a_strange_certificate_is_accepted(
     client = connect(settings.mongodb_url)
     event_log = await open_event_log(settings, client, "security")
     try:
-        with pytest.raises(OSError) as refusal:
+        with pytest.raises(OSError, match=r"\S") as refusal:
             await event_log.publish(TOPIC, [envelope_of("source-1", SOURCE, position=1)])
         assert "not the password" not in str(refusal.value)
     finally:
