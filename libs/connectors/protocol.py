@@ -8,7 +8,7 @@ Arrow record batches are the common currency (``Table.batches``). A destination 
 format recognises the table's class and passes its bytes through instead.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -17,6 +17,8 @@ from libs.core.errors import FixRequest, RetryLater
 
 if TYPE_CHECKING:
     import pyarrow
+
+    from libs.connectors.canonical import SourceEnd
 
 Policy = Literal["fail", "null", "text"]
 CatalogEntry = dict[str, Any]
@@ -141,13 +143,15 @@ class Written:
     """What was committed for a stream.
 
     Args:
-        verified: None when no verification was asked for.
-        verification: counts and hashes of both ends.
+        verified: None when no verification was asked for, or the ends can't be compared.
+        verification: what was compared and what came out, as ``comparison.py`` has it.
+        values_changed: how many values a policy changed, by column that has one in force.
     """
 
     rows: int
     verified: bool | None = None
     verification: dict[str, Any] | None = None
+    values_changed: Mapping[str, int] = field(default_factory=dict)
 
 
 class Table(Protocol):
@@ -177,8 +181,11 @@ class Table(Protocol):
     def batches(self, part: Any) -> AsyncGenerator["pyarrow.RecordBatch", None]:
         """The rows of one part; only as many batches are in memory as are being worked on."""
 
-    async def count(self) -> int:
-        """The number of rows, counted by the source in the snapshot."""
+    def comparable(self) -> "SourceEnd":
+        """The source's end of a comparison: hashes the rows itself, in the snapshot, as the Arrow types hold them."""
+
+    async def values_changed(self) -> dict[str, int]:
+        """How many values a policy changed in ``batches``, by column that has one in force; counted by the source."""
 
 
 class Snapshot(Protocol):

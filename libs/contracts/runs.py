@@ -14,6 +14,13 @@ class RunEvent(Event):
     TOPIC: ClassVar[str] = TOPIC
 
 
+class ValuesChanged(Frozen):
+    """How many ``values`` of a column its policy changed."""
+
+    column: str
+    values: int
+
+
 class StreamResult(Frozen):
     """What a run did for one stream.
 
@@ -21,8 +28,9 @@ class StreamResult(Frozen):
         rows_read, rows_written, rows_skipped: counts of rows.
         bytes_read: bytes on the wire from the source.
         seconds: wall time spent on the stream.
-        verified: None when no verification was asked for.
-        verification: the counts and hashes of both ends as JSON text, when asked for.
+        verified: None when no verification was asked for, or the ends can't be compared.
+        verification: what was compared and what came out as JSON text, when asked for.
+        values_changed: by column that has a policy in force.
     """
 
     namespace: str
@@ -34,6 +42,7 @@ class StreamResult(Frozen):
     seconds: float
     verified: bool | None = None
     verification_json: str | None = None
+    values_changed: tuple[ValuesChanged, ...] = ()
 
 
 class RunQueued(RunEvent):

@@ -20,7 +20,7 @@ from libs.core.clock import Clock
 from libs.core.decider import Act, Aggregate, ExpectedVersion, Projection
 from libs.core.envelope import Envelope, Frozen, Metadata
 from libs.core.errors import Conflict, DataSyncError, FixRequest, NewerVersion, RetryLater
-from libs.runtime.decisions import DecisionPass, Pending, Place, View, known_of
+from libs.runtime.decisions import DecisionPass, Pending, Place, View, known_of, text_bytes
 from libs.runtime.event_store import Batch, DecisionOutdated, EventStore, Head, OffsetMove, OffsetMoved, SideWrite
 from libs.runtime.mongo import Document, PyMongoError
 from libs.runtime.pipeline import find
@@ -39,6 +39,7 @@ from libs.runtime.works import (
 
 COMMANDS_MAX = 400
 WAITING_MAX = 4_096
+WAITING_BYTES_MAX = 64 * 1024 * 1024
 DECISIONS_MAX = 5
 RELEASE_SECONDS = 1.0
 
@@ -75,6 +76,7 @@ class CommandHandler:
         self._clock = clock
         self._aggregates = {aggregate.name: aggregate for aggregate in aggregates}
         self._waiting: deque[Pending] = deque()
+        self._waiting_bytes = 0
         self._wake = asyncio.Event()
         self._listeners: list[Callable[[Sequence[Envelope]], None]] = []
         self._batches: SimpleQueue[tuple[list[Pending], asyncio.Future[Processed]] | None] = SimpleQueue()
@@ -156,11 +158,14 @@ class CommandHandler:
     ) -> Pending:
         if self._stopping:
             raise RetryLater("the service is shutting down", retry_after_seconds=1)
-        if len(self._waiting) >= WAITING_MAX:
+        size_bytes = sum(text_bytes(act.command) for act, _ in acts)
+        is_over = self._waiting_bytes + size_bytes > WAITING_BYTES_MAX and self._waiting
+        if len(self._waiting) >= WAITING_MAX or is_over:
             raise RetryLater("too many changes are waiting", code="overloaded", retry_after_seconds=1)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        pending = Pending(acts, projections, offset, side_writes, idempotency, future)
+        pending = Pending(acts, projections, offset, side_writes, idempotency, future, size_bytes)
         self._waiting.append(pending)
+        self._waiting_bytes += size_bytes
         self._wake.set()
         return pending
 
@@ -176,6 +181,7 @@ class CommandHandler:
                 self._batches.put((batch, processed))
                 committed, later = await processed
                 self._waiting.extendleft(reversed(later))
+                self._waiting_bytes += sum(pending.size_bytes for pending in later)
                 _measure(batch, loop.time() - begun_at, len(self._waiting))
                 if committed:
                     self._announce(committed)
@@ -186,13 +192,18 @@ class CommandHandler:
 
     def _gather(self) -> list[Pending]:
         if self._waiting[0].alone:
-            return [self._waiting.popleft()]
+            return [self._next()]
         batch: list[Pending] = []
         while self._waiting and len(batch) < COMMANDS_MAX and not self._waiting[0].alone:
-            pending = self._waiting.popleft()
+            pending = self._next()
             if not pending.future.cancelled():
                 batch.append(pending)
         return batch
+
+    def _next(self) -> Pending:
+        pending = self._waiting.popleft()
+        self._waiting_bytes -= pending.size_bytes
+        return pending
 
     def _announce(self, committed: Sequence[Envelope]) -> None:
         for listener in self._listeners:

@@ -37,6 +37,7 @@ from libs.runtime.telemetry import (
 )
 
 MESSAGES_MAX = 400
+GATHERED_BYTES_MAX = 8 * 1024 * 1024
 WAIT_SECONDS = 1.0
 CHORES_SECONDS = 1.0
 LAG_SECONDS = 5.0
@@ -425,12 +426,13 @@ async def stored_places(store: EventStore, topic: str) -> dict[int, Place]:
 async def _gather(subscription: Subscription) -> dict[int, list[Message]]:
     """What has come, by partition: waits for the first batch, then takes what is there, up to the limit."""
     batches: dict[int, list[Message]] = {}
-    total = 0
+    total = size_bytes = 0
     batch = await subscription.next_batch(MESSAGES_MAX, WAIT_SECONDS)
     while batch:
         batches.setdefault(batch[0].partition, []).extend(batch)
         total += len(batch)
-        if total >= MESSAGES_MAX:
+        size_bytes += sum(len(message.raw) for message in batch)
+        if total >= MESSAGES_MAX or size_bytes >= GATHERED_BYTES_MAX:
             break
         batch = await subscription.next_batch(MESSAGES_MAX - total, 0)
     return batches

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -40,7 +40,11 @@ BATCH_BYTES_MAX = 8 * 1024 * 1024
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """A work that waits for its batch."""
+    """A work that waits for its batch.
+
+    Args:
+        size_bytes: how much text its commands hold, about what it takes in memory.
+    """
 
     acts: Sequence[tuple[Act, Metadata]]
     projections: Sequence[tuple[Projection, Envelope]]
@@ -48,10 +52,23 @@ class Pending:
     side_writes: Sequence[SideWrite]
     idempotency: IdempotencyKey | None
     future: "asyncio.Future[Outcome]"
+    size_bytes: int = 0
     decisions: int = 0
     alone: bool = False
     result: Outcome | BaseException | None = None
     replay: Document | None = None
+
+
+def text_bytes(command: Any) -> int:
+    """The characters of a command's texts; what else it holds is small."""
+    kind = type(command)
+    if kind not in _FIELDS:
+        _FIELDS[kind] = tuple(item.name for item in fields(kind)) if is_dataclass(kind) else ()
+    values = (getattr(command, name) for name in _FIELDS[kind])
+    return sum(len(value) for value in values if isinstance(value, str))
+
+
+_FIELDS: dict[type[Any], tuple[str, ...]] = {}
 
 
 Place = tuple[str, int | str]

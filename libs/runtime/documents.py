@@ -12,6 +12,7 @@ from libs.core.errors import NotFound
 from libs.runtime.command_handler import Entity, fold
 from libs.runtime.event_store import EventStore
 from libs.runtime.mongo import ClientSession, Collection, Document, SyncCollection
+from libs.runtime.read_budget import note_read, text_bytes
 from libs.runtime.works import state_of
 
 LOOKUPS_MAX = 500
@@ -94,7 +95,11 @@ class Documents:
     ) -> list[Entity[State]]:
         """Entities by a MongoDB filter on ``project_id`` and ``state.<field>``, newest first unless told."""
         cursor = self.collection(aggregate.collection).find(criteria).sort(list(sort)).skip(skip).limit(limit)
-        return [entity_of(aggregate, document) async for document in cursor]
+        found = []
+        async for document in cursor:
+            note_read(text_bytes(document["state"]))
+            found.append(entity_of(aggregate, document))
+        return found
 
     async def history(self, aggregate: Aggregate[Any], entity_id: int | str) -> list[Envelope]:
         """All events of an entity, oldest first."""
@@ -102,9 +107,11 @@ class Documents:
 
     async def events_before(
         self, aggregate: Aggregate[Any], entity_id: int | str, version: int, limit: int
-    ) -> list[Envelope]:
-        """An entity's events below a version, newest first."""
-        return await self._store.read_stream_before(aggregate.stream(entity_id), version, limit)
+    ) -> Sequence[Envelope]:
+        """An entity's events below a version, newest first; fewer than ``limit`` where they are large."""
+        page = await self._store.read_stream_before(aggregate.stream(entity_id), version, limit)
+        note_read(sum(len(event.data_json) for event in page.events))
+        return page.events
 
     async def as_of(self, aggregate: Aggregate[State], entity_id: int | str, moment: datetime) -> Entity[State] | None:
         """The entity as it stood at ``moment``, None when it was not there yet; raises ``NewerVersion``."""

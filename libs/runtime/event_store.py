@@ -30,6 +30,7 @@ from libs.runtime.mongo import (
     ClientSession,
     Collection,
     ConnectionFailure,
+    Cursor,
     Database,
     Document,
     IndexModel,
@@ -55,6 +56,7 @@ IDEMPOTENCY_SECONDS = 24 * 3600
 BELL = "bell"
 """A capped collection that every batch with events adds a line to, so that who follows them is woken."""
 BELL_BYTES = 64 * 1024
+PAGE_BYTES_MAX = 4 * 1024 * 1024
 
 log = structlog.get_logger(__name__)
 
@@ -244,6 +246,18 @@ def envelope_of(document: Mapping[str, Any], store_id: str) -> Envelope:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """Some events, in order.
+
+    Args:
+        is_last: nothing was committed behind them when they were read.
+    """
+
+    events: Sequence[Envelope]
+    is_last: bool
+
+
 class EventStore:
     """The store of one service.
 
@@ -353,14 +367,15 @@ class EventStore:
             return logical_name
         return self.head_cached.collections.get(logical_name, logical_name)
 
-    async def read_after(self, position: int, limit: int, topics: Sequence[str] | None = None) -> list[Envelope]:
-        """Committed events above ``position`` in order, at most ``limit``; majority reads."""
-        criteria: Document = {"position": {"$gt": position}}
-        if topics is not None:
-            criteria["topic"] = {"$in": list(topics)}
+    async def read_after(self, position: int, limit: int) -> EventPage:
+        """Committed events above ``position`` in order; majority reads.
+
+        At most ``limit``, and fewer where they are large: a page ends with the event that takes it to
+        ``PAGE_BYTES_MAX``.
+        """
         head = self.head_cached or await self.head()
-        cursor = self._events_majority.find(criteria).sort("position", ASCENDING).limit(limit)
-        return [envelope_of(document, head.store_id) async for document in cursor]
+        cursor = self._events_majority.find({"position": {"$gt": position}}).sort("position", ASCENDING).limit(limit)
+        return await self._page(cursor, head, limit)
 
     async def read_stream_until(self, stream: str, moment: datetime) -> list[Envelope]:
         """One stream's events in order, up to the last that had happened by then.
@@ -381,12 +396,23 @@ class EventStore:
         cursor = self.database["events"].find(criteria).sort("version", ASCENDING)
         return [envelope_of(document, head.store_id) async for document in cursor]
 
-    async def read_stream_before(self, stream: str, version: int, limit: int) -> list[Envelope]:
-        """One stream's events below a version, newest first, at most ``limit``."""
+    async def read_stream_before(self, stream: str, version: int, limit: int) -> EventPage:
+        """One stream's events below a version, newest first; bounded as ``read_after`` is."""
         criteria: Document = {"stream": stream, "version": {"$lt": version}}
         head = self.head_cached or await self.head()
         cursor = self.database["events"].find(criteria).sort("version", DESCENDING).limit(limit)
-        return [envelope_of(document, head.store_id) async for document in cursor]
+        return await self._page(cursor, head, limit)
+
+    async def _page(self, cursor: Cursor, head: Head, limit: int) -> EventPage:
+        events: list[Envelope] = []
+        size_bytes = 0
+        async for document in cursor:
+            events.append(envelope_of(document, head.store_id))
+            size_bytes += len(document["data"])
+            if size_bytes >= PAGE_BYTES_MAX or len(events) == limit:
+                await cursor.close()
+                return EventPage(events, is_last=False)
+        return EventPage(events, is_last=True)
 
     async def _create_collection(self, name: str, **options: Any) -> None:
         try:

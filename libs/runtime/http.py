@@ -50,6 +50,7 @@ from libs.runtime.logs import log_request
 from libs.runtime.mongo import ConnectionFailure
 from libs.runtime.openapi import Answered, Content, DescribedRoute, Json, Operation, describe, part_of
 from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalVerifier
+from libs.runtime.read_budget import HELD, count_reads
 from libs.runtime.scopes import authorize
 from libs.runtime.settings import ServiceSettings
 from libs.runtime.telemetry import (
@@ -210,8 +211,13 @@ class _Shell:
             if request.match_info.http_exception is None:
                 require_readable(request)
                 _require_heeded(request, self._operation_of(request))
+            request[HELD] = count_reads()
             return finished(request, await handler(request))
-        except Exception as error:
+        except BaseException as error:
+            if (held := request.get(HELD)) is not None:
+                held.give_back()
+            if not isinstance(error, Exception):
+                raise
             if request.transport is None or request.transport.is_closing():
                 raise ConnectionResetError("the caller is gone") from error
             if request.writer.output_size > 0:

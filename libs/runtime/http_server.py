@@ -15,6 +15,7 @@ from libs.core.errors import CallOperator, DataSyncError, FixRequest
 from libs.core.ids import uuid7
 from libs.runtime.http_body import EXPECTATION
 from libs.runtime.http_errors import INTERNAL_MESSAGE, error_answer
+from libs.runtime.read_budget import HELD
 
 HEAD_TIMEOUT_SECONDS = 15.0
 IDLE_SECONDS = 75.0
@@ -80,6 +81,16 @@ class _Connection(RequestHandler):
         if self._head_deadline is not None:
             self._head_deadline.cancel()
         super().connection_lost(exc)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send the answer; what was read for it is no longer held then."""
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            if (held := request.get(HELD)) is not None:
+                held.give_back()
 
     def _expect_head(self) -> None:
         """A request that has begun, or a new connection, has this long to say what it wants."""

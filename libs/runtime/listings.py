@@ -1,6 +1,6 @@
 """Reads of counted lists: their totals and any of their pages; ``list_changes`` tells how they are kept."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ from libs.core.decider import Aggregate, Listing
 from libs.runtime.documents import Documents, Reader
 from libs.runtime.list_changes import BLOCK, ERA
 from libs.runtime.mongo import ASCENDING, DESCENDING, Document, IndexModel
+from libs.runtime.read_budget import note_read, text_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Lists:
         )
         # The planner would weigh the indexes of all lists against each other; the right one is known.
         found = found.hint(_key_pattern(criteria)).sort("number", DESCENDING).skip(step).limit(limit)
-        return Page(total, list(found))
+        return Page(total, list(_counted(found)))
 
     def _eras(self, reader: Reader, name: str) -> list[Document]:
         of_list = {"_id": {"$gte": f"{name}#", "$lt": f"{name}$"}}
@@ -74,6 +75,12 @@ class Lists:
                 return _era_of(era["_id"]) * ERA + (block + 1) * BLOCK, offset
             offset -= count
         raise AssertionError(f"the blocks of {era['_id']} do not add up to its total")
+
+
+def _counted(documents: Iterable[Document]) -> Iterator[Document]:
+    for document in documents:
+        note_read(text_bytes(document["state"]))
+        yield document
 
 
 def list_index(fields: Sequence[str]) -> IndexModel:

@@ -7,7 +7,7 @@ everything that waits.
 from collections.abc import Mapping
 from typing import Any
 
-from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorCursor, AsyncIOMotorDatabase
 from pymongo import (
     ASCENDING,
     DESCENDING,
@@ -38,6 +38,7 @@ Document = dict[str, Any]
 Client = AsyncIOMotorClient[Document]
 Database = AsyncIOMotorDatabase[Document]
 Collection = AsyncIOMotorCollection[Document]
+Cursor = AsyncIOMotorCursor[Document]
 
 MAJORITY = ReadConcern("majority")
 DURABLE = WriteConcern(w="majority", j=True)
@@ -56,6 +57,7 @@ __all__ = [
     "ClientSession",
     "Collection",
     "ConnectionFailure",
+    "Cursor",
     "CursorType",
     "Database",
     "DeleteOne",

@@ -150,10 +150,9 @@ class Relay:
         moved = self._handed or watcher.has_moved_past(self._store.database.name, self._position)
         if not moved and now - self._read_at < POLL_SECONDS:
             return ()
-        envelopes = await self._store.read_after(self._position, READ_TOGETHER_MAX)
-        # What fills the limit has more behind it.
-        self._read_at = now if len(envelopes) < READ_TOGETHER_MAX else 0.0
-        return envelopes
+        page = await self._store.read_after(self._position, READ_TOGETHER_MAX)
+        self._read_at = now if page.is_last else 0.0
+        return page.events
 
     def _contiguous_handed(self) -> Sequence[Envelope]:
         envelopes: list[Envelope] = []

@@ -1,7 +1,7 @@
 """Reads of users, projects, keys and their secrets."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -143,7 +143,7 @@ class AuthQueries:
 
     async def history(
         self, aggregate: Aggregate[Any], entity_id: int | str, before_version: int, limit: int
-    ) -> list[Envelope]:
+    ) -> Sequence[Envelope]:
         """An entity's events below a version, newest first."""
         return await self._documents.events_before(aggregate, entity_id, before_version, limit)
 

@@ -39,6 +39,10 @@ Framing = Literal["none", "sized", "chunked", "until_close"]
 Headers = list[tuple[bytes, bytes]]
 
 
+class AllInUse(Exception):
+    """As many requests as there may be are under way."""
+
+
 class NotConnected(Exception):
     """The service does not take connections."""
 
@@ -499,15 +503,17 @@ class Connections:
 
     Args:
         url: scheme, host and port.
+        waits_for_place: what comes while all are in use waits for one; else it is refused at once.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, waits_for_place: bool = True) -> None:
         parsed = URL(url)
         self._host = parsed.host or ""
         self._port = parsed.port or 80
         self._tls = ssl.create_default_context() if parsed.scheme == "https" else None
         self._idle: deque[tuple[_Connection, float]] = deque()
         self._places = asyncio.Semaphore(CONNECTIONS_MAX)
+        self._waits_for_place = waits_for_place
         self._sweeping: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
@@ -525,6 +531,7 @@ class Connections:
 
         Raises:
             NotConnected: the service refuses connections or does not take one in a second.
+            AllInUse: there is no place, and this one does not wait for it.
             BrokenOff: the connection ended without an answer.
             NoAnswer: the answer did not begin in time.
         """
@@ -549,6 +556,8 @@ class Connections:
 
     async def _begin(self, timeout_seconds: float, *, may_reuse: bool) -> Exchange:
         if self._places.locked():
+            if not self._waits_for_place:
+                raise AllInUse
             try:
                 async with asyncio.timeout(timeout_seconds):
                     await self._places.acquire()

@@ -22,6 +22,7 @@ from libs.runtime.telemetry import UPSTREAM_UNAVAILABLE
 from services.gateway.breaker import Breaker
 from services.gateway.connections import (
     SAFE_METHODS,
+    AllInUse,
     BrokenOff,
     Connections,
     Exchange,
@@ -32,6 +33,7 @@ from services.gateway.connections import (
 )
 from services.gateway.routes import Target
 
+WRITE_IDLE_SECONDS = 30.0
 BUFFERED_BYTES_MAX = 64 * 1024
 WATCH_SECONDS = 0.5
 LET_GO_SECONDS = 1.0
@@ -71,6 +73,8 @@ class Upstream:
     def __init__(self, urls: Mapping[str, str], timeout_seconds: float) -> None:
         self._timeout_seconds = timeout_seconds
         self._connections = {service: Connections(url) for service, url in urls.items()}
+        # What may take a minute has places of its own, or a crowd of long polls would keep everybody else waiting.
+        self._slow_connections = {service: Connections(url, waits_for_place=False) for service, url in urls.items()}
         self._breakers = {service: Breaker(time.monotonic) for service in urls}
         self._waiting: set[asyncio.Timeout] = set()
         self._let_go_at: float | None = None
@@ -85,7 +89,7 @@ class Upstream:
             waiting.reschedule(self._let_go_at)
 
     def close(self) -> None:
-        for connections in self._connections.values():
+        for connections in (*self._connections.values(), *self._slow_connections.values()):
             connections.close()
 
     async def forward(self, request: web.Request, target: Target, headers: CIMultiDict[str]) -> web.StreamResponse:
@@ -119,7 +123,8 @@ class Upstream:
     async def _send(self, request: web.Request, target: Target, headers: CIMultiDict[str]) -> Exchange:
         timeout_seconds = target.timeout_seconds or self._timeout_seconds
         body = _Body(request, target.body_bytes_max)
-        connections = self._connections[target.service]
+        pools = self._connections if target.timeout_seconds is None else self._slow_connections
+        connections = pools[target.service]
         try:
             content = await body.start()
             sent = Sent(
@@ -134,6 +139,9 @@ class Upstream:
             if request.method not in SAFE_METHODS:
                 return await connections.exchange(sent, timeout_seconds)
             return await self._read(connections, sent, timeout_seconds)
+        except AllInUse:
+            message = f"too many requests of this kind wait for the service {target.service}"
+            raise RetryLater(message, code="too_many_waiting", retry_after_seconds=1) from None
         except NoAnswer:
             if body.is_coming:
                 raise RequestTimeout("the request body did not arrive in time") from None
@@ -234,12 +242,14 @@ async def _answer(request: web.Request, exchange: Exchange, is_stopping: Callabl
     try:
         with _Watch(request, exchange, is_stopping):
             async for chunk in exchange.chunks():
-                await answer.write(chunk)
-    except BrokenOff:
+                async with asyncio.timeout(WRITE_IDLE_SECONDS):
+                    await answer.write(chunk)
+    except (BrokenOff, TimeoutError) as error:
         # The head has gone out, so the only honest end is an incomplete body: the connection is cut.
         if request.transport is not None:
             request.transport.abort()
-        raise ConnectionResetError("the service broke off its answer") from None
+        reason = "the service broke off its answer" if isinstance(error, BrokenOff) else "the caller does not read"
+        raise ConnectionResetError(reason) from None
     await answer.write_eof()
     return answer
 

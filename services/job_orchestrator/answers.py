@@ -116,6 +116,9 @@ class StreamOfTask(Answered):
     verified: bool | None
     verification: Any
     error: str | None
+    values_changed: dict[str, int] = Field(
+        description="values that a policy changed, by column", examples=[{"born": 2}]
+    )
 
 
 class TaskDetail(TaskShown):

@@ -30,6 +30,7 @@ INDEXES = {
     JOB.collection: [
         IndexModel([("project_id", ASCENDING), ("_id", DESCENDING)]),
         IndexModel([("state.next_tick", ASCENDING)]),
+        IndexModel([("state.scheduled_until", ASCENDING)]),
         IndexModel(
             [("state.clear_wanted_json", ASCENDING)],
             partialFilterExpression={"state.clear_wanted_json": {"$type": "string"}},

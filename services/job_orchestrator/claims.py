@@ -6,7 +6,9 @@ epoch, which grows across all runs of a job and with the clock, lets the destina
 
 import contextlib
 import random
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from libs.contracts.internal import (
     ClaimedRun,
@@ -22,18 +24,21 @@ from libs.core.clock import Clock
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, FixRequest
 from libs.runtime.command_handler import CommandHandler, Entity
-from libs.runtime.documents import Documents, entity_of
+from libs.runtime.documents import Documents
 from libs.runtime.mongo import Document, DuplicateKeyError, ReturnDocument
 from libs.runtime.principals import PrincipalSigner
 from services.job_orchestrator.config import JobOrchestratorSettings
 from services.job_orchestrator.domain.job import JOB, JobState
 from services.job_orchestrator.domain.run import RUN, FinishRun, RunState, ScheduleRetry, StartRun, retry_allowed
 from services.job_orchestrator.domain.streams import takes_over
+from services.job_orchestrator.readable import UNREADABLE, Readable
 from services.job_orchestrator.run_control import RunControl
 from services.job_orchestrator.run_records import LogLevel, RunRecords
 
 LEASES = "run_leases"
-CANDIDATES_MAX = 10
+CANDIDATES_MAX = 1_000
+CANDIDATES_AT_ONCE = 10
+LEASE_SECONDS_MAX = 3600
 BACKOFF_SECONDS_MAX = 300.0
 GRANT_SECONDS = 180.0
 EPOCHS_FROM = datetime(2026, 1, 1, tzinfo=UTC)
@@ -69,13 +74,16 @@ class Claims:
         self._settings = settings
         self._takeovers_from = clock.now() + timedelta(seconds=settings.run_lease_seconds)
         self._leases = documents.plain(LEASES)
+        self._readable = Readable(RUN)
 
     async def claim(self, worker_id: str) -> ClaimedRun | None:
         """The run that has waited longest, one that lost its worker before one that never had any; None for none."""
-        for run in [*await self._lost(), *await self._waiting()]:
-            claimed = await self._try_claim(run, worker_id)
-            if claimed is not None:
-                return claimed
+        for candidates in (self._lost(), self._waiting()):
+            async with contextlib.aclosing(candidates) as runs:
+                async for run in runs:
+                    claimed = await self._try_claim(run, worker_id)
+                    if claimed is not None:
+                        return claimed
         return None
 
     async def heartbeat(self, report: Heartbeat) -> HeartbeatAnswer:
@@ -160,26 +168,38 @@ class Claims:
         pause_seconds: float = min(BACKOFF_SECONDS_MAX, self._settings.retry_backoff_seconds * growth)
         return pause_seconds * random.uniform(0.5, 1.0)
 
-    async def _waiting(self) -> list[Entity[RunState]]:
-        due = {"state.status": "queued", "state.waiting_since": {"$lte": self._clock.now()}}
-        return await self._documents.find(RUN, due, sort=[("state.waiting_since", 1), ("_id", 1)], limit=CANDIDATES_MAX)
+    async def _waiting(self) -> AsyncGenerator[Entity[RunState], None]:
+        now = self._clock.now()
+        # No pause is that long: the clock was set back.
+        never = now + timedelta(seconds=2 * BACKOFF_SECONDS_MAX)
+        since = {"$or": [{"state.waiting_since": {"$lte": now}}, {"state.waiting_since": {"$gt": never}}]}
+        cursor = self._documents.collection(RUN.collection).find({"state.status": "queued", **since})
+        cursor = cursor.sort([("state.waiting_since", 1), ("_id", 1)]).limit(CANDIDATES_MAX)
+        async for run in self._readable.entities(cursor.batch_size(CANDIDATES_AT_ONCE)):
+            yield run
 
-    async def _lost(self) -> list[Entity[RunState]]:
+    async def _lost(self) -> AsyncGenerator[Entity[RunState], None]:
         """Running runs without a lease in force."""
         if self._clock.now() < self._takeovers_from:
-            return []
-        in_force = {"$gt": [{"$max": "$lease.expires_at"}, "$$NOW"]}
+            return
         pipeline: list[Document] = [
             {"$match": {"state.status": "running"}},
             {"$lookup": {"from": LEASES, "localField": "state.job_id", "foreignField": "_id", "as": "lease"}},
-            {"$match": {"$expr": {"$not": [in_force]}}},
+            {"$match": {"$expr": _is_over({"$max": "$lease.expires_at"})}},
             {"$sort": {"state.started_at": 1}},
             {"$limit": CANDIDATES_MAX},
         ]
-        found = await self._documents.collection(RUN.collection).aggregate(pipeline).to_list(CANDIDATES_MAX)
-        return [entity_of(RUN, document) for document in found]
+        cursor = self._documents.collection(RUN.collection).aggregate(pipeline, batchSize=CANDIDATES_AT_ONCE)
+        async for run in self._readable.entities(cursor):
+            yield run
 
     async def _try_claim(self, run: Entity[RunState], worker_id: str) -> ClaimedRun | None:
+        try:
+            takes_over((await self._job(run)).state.definition.advanced_settings_json)
+        except UNREADABLE as error:
+            # It could not be handed out, and would be claimed again and again.
+            self._readable.report(run.id, error)
+            return None
         lost = run.state.status == "running"
         same_attempt = lost and not await self._could_report(run)
         if lost and not same_attempt and run.state.attempts > self._settings.max_retries:
@@ -265,7 +285,7 @@ class Claims:
 
     async def _take_lease(self, run: Entity[RunState]) -> int | None:
         """Take the job's lease for this run under the next epoch; None while it is in force for somebody."""
-        criteria: Document = {"_id": run.state.job_id, "$expr": {"$lte": ["$expires_at", "$$NOW"]}}
+        criteria: Document = {"_id": run.state.job_id, "$expr": _is_over("$expires_at")}
         # $expr may not stand in an upsert, so the first claim of a job makes the lease, already over.
         unclaimed = {"epoch": 0, "run_id": "", "expires_at": datetime.fromtimestamp(0, UTC)}
         with contextlib.suppress(DuplicateKeyError):
@@ -286,6 +306,12 @@ class Claims:
 
     def _expiry(self) -> Document:
         return {"$add": ["$$NOW", int(self._settings.run_lease_seconds * 1000)]}
+
+
+def _is_over(expires_at: Any) -> Document:
+    """Whether a lease's end has passed, or is so far away that the clock was set back since."""
+    never = {"$add": ["$$NOW", LEASE_SECONDS_MAX * 1000]}
+    return {"$or": [{"$lte": [expires_at, "$$NOW"]}, {"$gt": [expires_at, never]}]}
 
 
 def _metadata(run: Entity[RunState]) -> Metadata:

@@ -290,13 +290,18 @@ def _stream_views(progress: Sequence[StreamProgress], results: Sequence[StreamRe
 
 
 def _progress_view(item: StreamProgress) -> JsonObject:
-    return item.model_dump() | {"seconds": None, "verified": None, "verification": None}
+    return item.model_dump() | {"seconds": None, "verified": None, "verification": None, "values_changed": {}}
 
 
 def _result_view(result: StreamResult) -> JsonObject:
-    fields = result.model_dump(exclude={"verification_json"})
     verification = orjson.Fragment(result.verification_json) if result.verification_json else None
-    return fields | {"state": "completed", "verification": verification, "error": None}
+    # What a stream that differed came to is told by its progress.
+    end = {} if result.verified is False else {"state": "completed", "error": None}
+    return result.model_dump(exclude={"verification_json"}) | {
+        "verification": verification,
+        "values_changed": {changed.column: changed.values for changed in result.values_changed},
+        **end,
+    }
 
 
 def _verified(results: Sequence[StreamResult]) -> bool | None:

@@ -46,13 +46,14 @@ class RunControl:
         metadata: Metadata,
         *,
         scheduled_for: datetime | None = None,
+        now: datetime | None = None,
         streams_config_json: str | None = None,
         expected_version: ExpectedVersion = None,
         idempotency: IdempotencyKey | None = None,
     ) -> str:
         """Queue a run; returns its id, raises ``Conflict`` when the job's state does not admit one."""
         run_id = uuid7()
-        request = RequestRun(run_id=run_id, kind=kind, trigger=trigger, scheduled_for=scheduled_for)
+        request = RequestRun(run_id=run_id, kind=kind, trigger=trigger, scheduled_for=scheduled_for, now=now)
         queue = QueueRun(
             job_id=job_id,
             kind=kind,

@@ -4,7 +4,9 @@ It runs under a lease, but nothing depends on that: a tick is decided on the job
 """
 
 import asyncio
-from datetime import timedelta
+import contextlib
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -13,7 +15,9 @@ from libs.core.envelope import Metadata
 from libs.core.errors import FixRequest
 from libs.runtime.command_handler import Entity
 from libs.runtime.documents import Documents
-from services.job_orchestrator.domain.job import JOB, JobState, tick_due
+from libs.runtime.mongo import ASCENDING, Document
+from services.job_orchestrator.domain.job import CLOCKS_DIFFER_MAX, JOB, JobState, tick_due
+from services.job_orchestrator.readable import UNREADABLE, Readable
 from services.job_orchestrator.run_control import RunControl
 
 DUE_MAX = 100
@@ -31,6 +35,7 @@ class Scheduler:
         self._control = control
         self._clock = clock
         self._changed = changed
+        self._readable = Readable(JOB)
 
     async def run(self) -> None:
         """Start what becomes due, until cancelled."""
@@ -46,28 +51,52 @@ class Scheduler:
     async def round(self) -> float:
         """Start everything that is due now, at most ``DUE_MAX`` jobs of each kind; returns seconds until the next."""
         now = self._clock.now()
-        due = await self._documents.find(
-            JOB, {"state.next_tick": {"$lte": now}}, sort=[("state.next_tick", 1)], limit=DUE_MAX
+        due = await self._found({"state.next_tick": {"$lte": now}}, "state.next_tick")
+        set_back = await self._found(
+            {"state.scheduled_until": {"$gt": now + CLOCKS_DIFFER_MAX}, "state.next_tick": {"$type": "date"}},
+            "state.scheduled_until",
+            lambda state: tick_due(state, now) is not None,
         )
-        to_clear = await self._documents.find(
-            JOB,
-            {"state.clear_wanted_json": {"$type": "string"}, "state.active_run_id": None},
-            sort=[("_id", 1)],
-            limit=DUE_MAX,
+        to_clear = await self._found(
+            {"state.clear_wanted_json": {"$type": "string"}, "state.active_run_id": None}, "_id"
         )
         async with asyncio.TaskGroup() as group:
-            for job in due:
-                group.create_task(self._tick(job))
+            for job in (*due, *set_back):
+                group.create_task(self._alone(job, self._tick))
             for job in to_clear:
-                group.create_task(self._clear(job))
-        return 0.0 if len(due) == DUE_MAX or len(to_clear) == DUE_MAX else await self._pause_seconds()
+                group.create_task(self._alone(job, self._clear))
+        return 0.0 if DUE_MAX in (len(due), len(to_clear)) else await self._pause_seconds(now)
+
+    async def _found(
+        self, criteria: Document, order: str, wanted: Callable[[JobState], bool] = lambda state: True
+    ) -> list[Entity[JobState]]:
+        """The first ``DUE_MAX`` jobs that can be read and are wanted."""
+        jobs = self._documents.collection(JOB.collection).find(criteria).sort(order, ASCENDING).batch_size(DUE_MAX)
+        found: list[Entity[JobState]] = []
+        async with contextlib.aclosing(self._readable.entities(jobs)) as readable:
+            async for job in readable:
+                if wanted(job.state):
+                    found.append(job)
+                if len(found) == DUE_MAX:
+                    break
+        return found
+
+    async def _alone(self, job: Entity[JobState], work: Callable[[Entity[JobState]], Awaitable[None]]) -> None:
+        """Do a job's work so that a broken one does not stop the others'."""
+        try:
+            await work(job)
+        except UNREADABLE as error:
+            self._readable.report(job.id, error)
 
     async def _tick(self, job: Entity[JobState]) -> None:
-        tick = tick_due(job.state, self._clock.now())
+        now = self._clock.now()
+        tick = tick_due(job.state, now)
         if tick is None:
             return
         try:
-            run_id = await self._control.begin(int(job.id), "sync", "schedule", _metadata(job), scheduled_for=tick)
+            run_id = await self._control.begin(
+                int(job.id), "sync", "schedule", _metadata(job), scheduled_for=tick, now=now
+            )
         except FixRequest as refusal:
             log.info("tick_refused", job_id=job.id, tick=tick.isoformat(), code=refusal.code)
             return
@@ -86,13 +115,14 @@ class Scheduler:
         except FixRequest as refusal:
             log.info("clear_refused", job_id=job.id, code=refusal.code)
 
-    async def _pause_seconds(self) -> float:
-        next_jobs = await self._documents.find(
-            JOB, {"state.next_tick": {"$type": "date"}}, sort=[("state.next_tick", 1)], limit=1
-        )
-        if not next_jobs or next_jobs[0].state.next_tick is None:
+    async def _pause_seconds(self, now: datetime) -> float:
+        # Not of those that are due and can't be started: they wait for the next round.
+        coming = {"state.next_tick": {"$gt": now}}
+        jobs = self._documents.collection(JOB.collection)
+        following = await jobs.find_one(coming, {"state.next_tick": 1}, sort=[("state.next_tick", ASCENDING)])
+        if following is None:
             return PAUSE_SECONDS_MAX
-        until_due = next_jobs[0].state.next_tick - self._clock.now()
+        until_due: timedelta = following["state"]["next_tick"] - self._clock.now()
         return max(0.0, min(PAUSE_SECONDS_MAX, until_due / timedelta(seconds=1)))
 
 

@@ -6,7 +6,8 @@ examined, not the last that was shown, and so a quiet project's reader does not 
 """
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from libs.contracts.records import RecordEvent
@@ -15,9 +16,13 @@ from libs.core.errors import FieldError, InvalidInput, NewerVersion
 from libs.runtime.event_store import EventStore
 from libs.runtime.head_watcher import HeadWatcher
 from libs.runtime.http import Health
+from services.record_sync.tail import Tail
 
 EXAMINED_TOGETHER = 500
 EXAMINED_MAX = 10_000
+ANSWER_BYTES_MAX = 4 * 1024 * 1024
+CATCHING_UP_MAX = 4
+STOP_NOTICED_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ class Changes:
 
 
 class Feed:
-    """Reads of the store's events as they come.
+    """Reads of the store's events as they come: the newest from the tail that all share, older ones from the store.
 
     Args:
         store: the service's opened store.
@@ -63,8 +68,9 @@ class Feed:
 
     def __init__(self, store: EventStore, watcher: HeadWatcher, health: Health) -> None:
         self._store = store
-        self._watcher = watcher
+        self._tail = Tail(store, watcher)
         self._health = health
+        self._catching_up = asyncio.Semaphore(CATCHING_UP_MAX)
 
     @property
     def is_closing(self) -> bool:
@@ -82,39 +88,77 @@ class Feed:
             raise InvalidInput(f"after: {message}", errors=[FieldError("after", message, "unknown_position")])
 
     async def changes(self, after: int, interest: Interest, limit: int) -> Changes:
-        """What happened after a position, as far as it can be examined in one go."""
-        found: list[Envelope] = []
-        start = after
-        while after - start < EXAMINED_MAX:
-            envelopes = await self._store.read_after(after, EXAMINED_TOGETHER)
-            for envelope in envelopes:
-                if isinstance(envelope.data, UnknownEvent) and envelope.metadata.project_id == interest.project_id:
-                    # An instance of the newer version tells it; passed over here, its reader would never see it.
-                    if not found:
-                        raise NewerVersion(
-                            "a newer version of the service tells what comes next", retry_after_seconds=1
-                        )
-                    return Changes(found, after, is_all=False)
-                after = envelope.position
-                if interest.covers(envelope):
-                    found.append(envelope)
-                    if len(found) == limit:
-                        return Changes(found, after, is_all=False)
-            if len(envelopes) < EXAMINED_TOGETHER:
-                return Changes(found, after, is_all=True)
-        return Changes(found, after, is_all=False)
+        """What happened after a position, as far as it can be examined in one go; ends at ``ANSWER_BYTES_MAX``."""
+        selection = _Selection(after, interest, limit)
+        async with self._catching_up:
+            while selection.cursor - after < EXAMINED_MAX:
+                page = await self._store.read_after(selection.cursor, EXAMINED_TOGETHER)
+                if selection.is_full_after(page.events):
+                    break
+                if page.is_last:
+                    return selection.changes(is_all=True)
+        return selection.changes(is_all=False)
 
     async def await_changes(self, after: int, interest: Interest, limit: int, timeout_seconds: float) -> Changes:
         """The same, but when there is nothing yet, wait for it; empty when the time is over or the service stops."""
+        if timeout_seconds <= 0:
+            return await self.changes(after, interest, limit)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
-        with self._watcher.listen(self._store.database.name) as moved:
+        with self._tail.following():
             while True:
-                moved.clear()
-                changes = await self.changes(after, interest, limit)
+                moved = self._tail.sign()
+                changes = await self._newest(after, interest, limit)
                 left_seconds = deadline - loop.time()
                 if changes.events or left_seconds <= 0 or self.is_closing:
                     return changes
                 after = changes.cursor
                 if changes.is_all:
-                    await self._watcher.wait(moved, left_seconds)
+                    await self._tail.wait(moved, min(left_seconds, STOP_NOTICED_SECONDS))
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[None]:
+        """Keeps the tail between the waits of one reader."""
+        with self._tail.following():
+            yield
+
+    async def _newest(self, after: int, interest: Interest, limit: int) -> Changes:
+        events = self._tail.events_after(after)
+        if events is None:
+            return await self.changes(after, interest, limit)
+        selection = _Selection(after, interest, limit)
+        return selection.changes(is_all=not selection.is_full_after(events))
+
+
+class _Selection:
+    """Picks the events of interest, up to a number and to ``ANSWER_BYTES_MAX``."""
+
+    def __init__(self, after: int, interest: Interest, limit: int) -> None:
+        self.cursor = after
+        self._interest = interest
+        self._limit = limit
+        self._found: list[Envelope] = []
+        self._size_bytes = 0
+
+    def is_full_after(self, events: Sequence[Envelope]) -> bool:
+        """Examine events; True when enough was found, and the rest was not looked at.
+
+        Raises:
+            NewerVersion: the next event of the project is of a type that this version does not know.
+        """
+        for envelope in events:
+            if isinstance(envelope.data, UnknownEvent) and envelope.metadata.project_id == self._interest.project_id:
+                # An instance of the newer version tells it; passed over here, its reader would never see it.
+                if not self._found:
+                    raise NewerVersion("a newer version of the service tells what comes next", retry_after_seconds=1)
+                return True
+            self.cursor = envelope.position
+            if self._interest.covers(envelope):
+                self._found.append(envelope)
+                self._size_bytes += len(envelope.data_json)
+                if len(self._found) == self._limit or self._size_bytes >= ANSWER_BYTES_MAX:
+                    return True
+        return False
+
+    def changes(self, *, is_all: bool) -> Changes:
+        return Changes(self._found, self.cursor, is_all)

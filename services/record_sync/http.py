@@ -2,11 +2,12 @@
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated
 
+import structlog
 from aiohttp import web
 from pydantic import Field
 
@@ -16,6 +17,7 @@ from libs.runtime.command_handler import Entity, IdempotencyKey
 from libs.runtime.http import dump, idempotency_of, json_answer, metadata_of, principal_of, read_query
 from libs.runtime.http_conditions import accepts_by_name, if_match_of
 from libs.runtime.openapi import Content, describe
+from libs.runtime.read_budget import note_read
 from services.record_sync.answers import RECORD_ID, BatchShown, ChangesShown, RecordHistory, RecordShown, RecordsShown
 from services.record_sync.domain.record import CreateRecord, DeleteRecord, Record
 from services.record_sync.feed import Changes, Feed, Interest
@@ -43,6 +45,9 @@ RecordId = Annotated[str, Field(min_length=1, examples=[RECORD_ID])]
 STREAM_SECONDS_MAX = 60.0
 SILENCE_SECONDS_MAX = 10.0
 STREAMED_TOGETHER = 500
+LISTENER_SECONDS_MAX = 20.0
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +181,7 @@ class RecordRoutes:
         if is_stream:
             return await self._stream(request, after, interest)
         found = await self.feed.await_changes(after, interest, query.limit, query.timeout)
+        note_read(sum(len(envelope.data_json) for envelope in found.events))
         data = [change_view(envelope) for envelope in found.events]
         answer = json_answer({"data": data, "cursor": found.cursor, "hasMore": not found.is_all})
         answer.headers["Cache-Control"] = "no-store"
@@ -189,27 +195,38 @@ class RecordRoutes:
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
+        try:
+            await self._write_changes(response, after, interest)
+        except TimeoutError:
+            log.warning("listener_closed", reason="it does not read", after=after)
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("the listener does not read") from None
+        return response
+
+    async def _write_changes(self, response: web.StreamResponse, after: int, interest: Interest) -> None:
+        """Raises ``TimeoutError`` when the listener takes nothing for ``LISTENER_SECONDS_MAX``."""
         await response.write(b"retry: 1000\n\n")
         loop = asyncio.get_running_loop()
         until = loop.time() + STREAM_SECONDS_MAX
-        while (left_seconds := until - loop.time()) > 0 and not self.feed.is_closing:
-            wait_seconds = min(left_seconds, SILENCE_SECONDS_MAX)
-            found = await self.feed.await_changes(after, interest, STREAMED_TOGETHER, wait_seconds)
-            after = found.cursor
-            await response.write(_frames(found))
-        await response.write_eof()
-        return response
+        with self.feed.following():
+            while (left_seconds := until - loop.time()) > 0 and not self.feed.is_closing:
+                wait_seconds = min(left_seconds, SILENCE_SECONDS_MAX)
+                found = await self.feed.await_changes(after, interest, STREAMED_TOGETHER, wait_seconds)
+                after = found.cursor
+                for frame in _frames(found):
+                    async with asyncio.timeout(LISTENER_SECONDS_MAX):
+                        await response.write(frame)
+        async with asyncio.timeout(LISTENER_SECONDS_MAX):
+            await response.write_eof()
 
 
-def _frames(found: Changes) -> bytes:
+def _frames(found: Changes) -> Iterator[bytes]:
     """Events with their positions as ids; at the end the cursor alone, which moves the reader on without an event."""
-    frames = [
-        b"id: %d\nevent: %s\ndata: %s\n\n" % (item.position, item.type.encode(), dump(change_view(item)))
-        for item in found.events
-    ]
+    for item in found.events:
+        yield b"id: %d\nevent: %s\ndata: %s\n\n" % (item.position, item.type.encode(), dump(change_view(item)))
     if not found.events or found.events[-1].position != found.cursor:
-        frames.append(b"id: %d\n\n" % found.cursor)
-    return b"".join(frames)
+        yield b"id: %d\n\n" % found.cursor
 
 
 def _last_event_id(request: web.Request) -> int | None:

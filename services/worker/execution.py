@@ -9,6 +9,7 @@ from typing import Literal, Protocol, TypeVar
 import structlog
 
 from libs.connectors import registry
+from libs.connectors.comparison import DestinationChangesRows, EndsDiffer
 from libs.connectors.protocol import (
     ConnectorUnavailable,
     DestinationRun,
@@ -30,7 +31,7 @@ from libs.contracts.internal import (
     ResolveEndpoints,
 )
 from libs.contracts.jobs import RunOutcome
-from libs.contracts.runs import StreamResult
+from libs.contracts.runs import StreamResult, ValuesChanged
 from libs.core.clock import Clock
 from libs.core.envelope import Frozen
 from libs.core.errors import DataSyncError, FixRequest, RetryLater
@@ -229,12 +230,18 @@ class RunExecution:
             if self._time_limit.expired():
                 raise self._stall(stream) from None
             raise
+        except (EndsDiffer, DestinationChangesRows) as error:
+            differing = Written(0, False, error.document)
+            self._report.results.append(_result(stream, differing, time.monotonic() - started_at))
+            raise
         finally:
             self._time_limit = None
             stream.loaded()
         seconds = time.monotonic() - started_at
-        verified = ", both ends compared and equal" if written.verified else ""
-        self._report.log("info", f"{stream.plan.stream}: {written.rows} rows in {seconds:.2f} s{verified}")
+        self._report.log("info", f"{stream.plan.stream}: {written.rows} rows in {seconds:.2f} s{outcome_of(written)}")
+        if written.verification is not None and written.verified is None:
+            reason = written.verification.get("reason")
+            self._report.log("warning", f"{stream.plan.stream}: both ends can't be compared: {reason}")
         self._completed(stream, written, seconds)
 
     async def _fail_alone(self, stream: StreamReport, error: Exception, opened: DestinationRun) -> None:
@@ -264,18 +271,7 @@ class RunExecution:
     def _completed(self, stream: StreamReport, written: Written, seconds: float) -> None:
         stream.state = "completed"
         stream.rows_read = stream.rows_written = stream.rows_total = written.rows
-        self._report.results.append(
-            StreamResult(
-                namespace=stream.plan.stream.namespace,
-                name=stream.plan.stream.name,
-                rows_read=written.rows,
-                rows_written=written.rows,
-                bytes_read=stream.bytes_read,
-                seconds=round(seconds, 3),
-                verified=written.verified,
-                verification_json=None if written.verification is None else dump_json(written.verification),
-            )
-        )
+        self._report.results.append(_result(stream, written, seconds))
 
     async def _clear(self, opened: DestinationRun) -> None:
         for stream in self._report.streams:
@@ -424,6 +420,29 @@ class RunExecution:
             self._report.acknowledge(first, len(lines))
             if answer.verdict == "fenced":
                 self._verdict = "fenced"
+
+
+def _result(stream: StreamReport, written: Written, seconds: float) -> StreamResult:
+    return StreamResult(
+        namespace=stream.plan.stream.namespace,
+        name=stream.plan.stream.name,
+        rows_read=stream.rows_read,
+        rows_written=written.rows,
+        bytes_read=stream.bytes_read,
+        seconds=round(seconds, 3),
+        verified=written.verified,
+        verification_json=None if written.verification is None else dump_json(written.verification),
+        values_changed=tuple(ValuesChanged(column=name, values=n) for name, n in written.values_changed.items()),
+    )
+
+
+def outcome_of(written: Written) -> str:
+    """What the run's log adds to the number of rows: what was compared, and what a policy changed."""
+    if not written.values_changed:
+        return ", both ends compared and equal" if written.verified else ""
+    by_column = ", ".join(f"{column}: {values}" for column, values in written.values_changed.items())
+    changed = f"{sum(written.values_changed.values())} values that a policy changed ({by_column})"
+    return f", both ends compared, equal but for {changed}" if written.verified else f", with {changed}"
 
 
 async def _stopped(*tasks: "asyncio.Task[None]") -> None:

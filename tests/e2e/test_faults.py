@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import aiohttp
+import asyncpg
 import pytest
 
 from libs.runtime.child_process import die_with_parent, free_port
@@ -23,11 +24,13 @@ from tests.e2e.conftest import QUICK
 from tests.e2e.replication import (
     await_end,
     execute,
+    log_lines,
     make_endpoint,
     make_job,
     newest_run,
     postgres_config,
     rows_of,
+    sync,
     unique,
 )
 from tests.e2e.stores import head_position, projected, stored_events
@@ -36,6 +39,7 @@ WRITERS = 6
 BETWEEN_KILLS_SECONDS = 0.5
 SETTLED_WITHIN_SECONDS = 60.0
 ROWS = 800_000
+HELD_READ = "public.held: reading"
 SUMMARY = "SELECT count(*), count(DISTINCT id), sum(hashtext(t::text)::bigint) FROM many t"
 
 
@@ -215,6 +219,84 @@ async def test_a_paused_worker_that_wakes_up_can_not_commit(
     finally:
         with suppress(ProcessLookupError):
             os.kill(paused, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def held_run(api: Rest, source_dsn: str, replica: str) -> AsyncIterator[int]:
+    """The job of a run that reads until the block ends."""
+    await execute(
+        source_dsn,
+        "CREATE VIEW held AS SELECT 1 AS id, pg_advisory_lock_shared(1)::text AS nothing;"
+        " CREATE TABLE a AS SELECT 1 AS id",
+    )
+    source = await make_endpoint(api, "sources", "postgres", postgres_config(source_dsn))
+    destination = await make_endpoint(api, "destinations", "postgres", postgres_config(replica))
+    job_id = await make_job(api, source, destination)
+    holder = await asyncpg.connect(source_dsn)
+    try:
+        await holder.execute("SELECT pg_advisory_lock(1)")
+        await api.project("POST", f"jobs/{job_id}/sync", {})
+        yield job_id
+    finally:
+        await holder.close()
+
+
+async def starts_of(api: Rest, job_id: int) -> list[dict[str, Any]]:
+    """The claims of the job's newest run."""
+    run = await newest_run(api, job_id)
+    history = await api.project("GET", f"jobs/{job_id}/tasks/{run['id']}/history")
+    return [event for event in history if event["type"] == "run_started"]
+
+
+async def claimed_times(api: Rest, job_id: int, times: int) -> None:
+    """Wait for the newest run's claim of that number, and for the stream that it then reads."""
+    async with asyncio.timeout(60):
+        while len(await starts_of(api, job_id)) < times:
+            await asyncio.sleep(0.1)
+        while (await log_lines(api, job_id, await newest_run(api, job_id))).count(HELD_READ) < times:
+            await asyncio.sleep(0.1)
+
+
+async def test_stopping_the_worker_again_and_again_spends_no_attempt(
+    embedded_suite: Suite, postgres_database: str, replica: str
+) -> None:
+    async with rest(embedded_suite.base_url, api_key=embedded_suite.api_key) as api:
+        async with held_run(api, postgres_database, replica) as job_id:
+            for times in range(1, 5):
+                await claimed_times(api, job_id, times)
+                os.kill(embedded_suite.processes()["worker"], signal.SIGTERM)
+            await claimed_times(api, job_id, 5)
+        run = await await_end(api, job_id)
+        assert (run["status"], run["attempts"], run["error"]) == ("completed", 1, None)
+
+
+async def test_a_restart_of_the_suite_spends_no_attempt(
+    embedded_suite: Suite, postgres_database: str, replica: str
+) -> None:
+    async with rest(embedded_suite.base_url, api_key=embedded_suite.api_key) as api:
+        async with held_run(api, postgres_database, replica) as job_id:
+            await claimed_times(api, job_id, 1)
+            await asyncio.to_thread(embedded_suite.stop)
+            await asyncio.to_thread(embedded_suite.start)
+            await claimed_times(api, job_id, 2)
+        run = await await_end(api, job_id)
+        assert (run["status"], run["attempts"], run["error"]) == ("completed", 1, None)
+
+
+async def test_a_run_made_while_kafka_is_away_completes(kafka: str, postgres_database: str, replica: str) -> None:
+    with suite_on("kafka") as (suite, broker):
+        assert broker is not None
+        assert broker.bootstrap_servers != kafka
+        async with rest(suite.base_url, api_key=suite.api_key) as api:
+            for hurt, table in ((signal.SIGSTOP, "a"), (signal.SIGKILL, "b")):
+                os.kill(broker.pid, hurt)
+                await execute(postgres_database, f"CREATE TABLE {table} AS SELECT 1 AS id")
+                source = await make_endpoint(api, "sources", "postgres", postgres_config(postgres_database))
+                destination = await make_endpoint(api, "destinations", "postgres", postgres_config(replica))
+                run = await sync(api, await make_job(api, source, destination))
+                assert (run["status"], run["attempts"]) == ("completed", 1), run
+                assert await rows_of(replica, f"SELECT id FROM {table}") == [(1,)]
+                await execute(postgres_database, f"DROP TABLE {table}")
 
 
 async def test_a_revoked_key_is_refused_within_a_second_while_kafka_is_down(kafka: str) -> None:

@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from libs.connectors.comparison import compare
 from libs.connectors.failures import Verdict, code_of, verdict_of
 from libs.connectors.parquet.config import ParquetConfig
-from libs.connectors.parquet.fingerprint import Fingerprint, fingerprint_of_files
 from libs.connectors.parquet.folders import hidden_name, write_version
 from libs.connectors.parquet.log import Log, LogState, admit, sync_folder
 from libs.connectors.parquet.names import table_path
 from libs.connectors.parquet.staging import STAGING, Staging
+from libs.connectors.parquet.verification import ParquetEnd
 from libs.connectors.protocol import (
     ConnectorRefused,
     ConnectorUnavailable,
@@ -89,9 +90,25 @@ class ParquetDestination:
         self._refuse_outside()
         with _named_errors(self._root):
             _make_folder(self._root)
-            probe = self._root / f".datasync-check-{uuid.uuid4().hex}"
-            probe.write_bytes(b"check")
-            probe.unlink()
+            probe, link = (self._root / f".datasync-check-{uuid.uuid4().hex}" for _ in range(2))
+            try:
+                probe.write_bytes(b"check")
+                os.link(probe, link)
+            finally:
+                probe.unlink(missing_ok=True)
+                link.unlink(missing_ok=True)
+            if (self._root / STAGING).is_dir():
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """What the last jobs of a destination left has no next run that would see to it."""
+        nobody = RunContext(job_id=0, project_id=0, run_id="check", epoch=0)
+        staging = Staging(self._root, nobody, Log(self._root))
+        try:
+            staging.take()
+            staging.sweep()
+        finally:
+            staging.release()
 
 
 class ParquetRun:
@@ -134,8 +151,7 @@ class ParquetRun:
             try:
                 files = await self._stage(table, staged, progress)
                 progress.loaded()
-                verified, verification = await self._verify(table, staged, files)
-                written = Written(sum(file.rows for file in files), verified, verification)
+                written = await self._verified(table, files)
             except BaseException:
                 await _in_thread(lambda: shutil.rmtree(staged, ignore_errors=True))
                 raise
@@ -154,7 +170,7 @@ class ParquetRun:
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="parquet-write") as pool:
 
             async def work(number: int) -> None:
-                async with FileWriter.open(staging, number, schema, pool, self._context.verify) as writer:
+                async with FileWriter.open(staging, number, schema, pool) as writer:
                     while waiting:
                         _, part = waiting.pop()
                         async with contextlib.aclosing(table.batches(part)) as batches:
@@ -172,24 +188,14 @@ class ParquetRun:
                     tasks.create_task(work(number))
         return sorted(files, key=lambda file: file.name)
 
-    async def _verify(
-        self, table: Table, staging: Path, files: Sequence["StagedFile"]
-    ) -> tuple[bool | None, dict[str, Any] | None]:
+    async def _verified(self, table: Table, files: Sequence["StagedFile"]) -> Written:
+        rows, changed = sum(file.rows for file in files), await table.values_changed()
         if not self._context.verify:
-            return None, None
-        counted = await table.count()
-        read_back = await asyncio.to_thread(fingerprint_of_files, [file.path for file in files])
-        as_read = Fingerprint.joined([file.fingerprint for file in files if file.fingerprint is not None])
-        verification = {
-            "source": {"rows": counted, "buckets": as_read.buckets()},
-            "destination": {"rows": read_back.rows, "buckets": read_back.buckets()},
-        }
-        verified = counted == as_read.rows == read_back.rows and as_read.buckets() == read_back.buckets()
-        if not verified:
-            raise ConnectorUnavailable(
-                f"{table.plan.stream}: the files differ from what was read", code="verification_failed"
-            )
-        return verified, verification
+            return Written(rows, values_changed=changed)
+        source = table.comparable()
+        there = ParquetEnd([file.path for file in files], table.arrow_schema, source.columns, source.key)
+        comparison = await compare(table.plan.stream, source, there)
+        return Written(rows, comparison.verified, comparison.document, changed)
 
     def _committed(self, plan: StreamPlan) -> Written | None:
         path = self._path(plan)
@@ -203,7 +209,9 @@ class ParquetRun:
         except FileNotFoundError:
             # Somebody has removed the files since.
             return None
-        return Written(entry["rows"], entry.get("verified"), entry.get("verification"))
+        return Written(
+            entry["rows"], entry.get("verified"), entry.get("verification"), entry.get("values_changed") or {}
+        )
 
     def _refuse(self, plan: StreamPlan) -> None:
         path = self._path(plan)
@@ -229,6 +237,7 @@ class ParquetRun:
             "files": [{"name": file.name, "rows": file.rows, "size_bytes": file.size_bytes} for file in files],
             "verified": written.verified,
             "verification": written.verification,
+            "values_changed": dict(written.values_changed),
         }
         try:
             self._append(entry)
@@ -297,18 +306,16 @@ class StagedFile:
     path: Path
     rows: int
     size_bytes: int
-    fingerprint: Fingerprint | None
 
 
 class FileWriter:
     """Writes one sequence of files: batches are gathered into row groups, encoded in a thread."""
 
-    def __init__(self, folder: Path, number: int, schema: pa.Schema, pool: ThreadPoolExecutor, verify: bool) -> None:
+    def __init__(self, folder: Path, number: int, schema: pa.Schema, pool: ThreadPoolExecutor) -> None:
         self._folder = folder
         self._number = number
         self._schema = schema
         self._pool = pool
-        self._verify = verify
         self._gathered: list[pa.RecordBatch] = []
         self._gathered_bytes = 0
         self._gathered_rows = 0
@@ -318,15 +325,14 @@ class FileWriter:
         self._path = Path()
         self._rows = 0
         self._sequence = 0
-        self._fingerprint: Fingerprint | None = None
         self.files: list[StagedFile] = []
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, folder: Path, number: int, schema: pa.Schema, pool: ThreadPoolExecutor, verify: bool
+        cls, folder: Path, number: int, schema: pa.Schema, pool: ThreadPoolExecutor
     ) -> AsyncIterator["FileWriter"]:
-        writer = cls(folder, number, schema, pool, verify)
+        writer = cls(folder, number, schema, pool)
         try:
             yield writer
         finally:
@@ -376,12 +382,9 @@ class FileWriter:
                 write_statistics=not long,
                 use_dictionary=[] if long else repetitive_columns(batches),  # type: ignore[arg-type]
             )
-            self._fingerprint = Fingerprint() if self._verify else None
         if not batches:
             return
         rows = pa.Table.from_batches(batches, self._schema)
-        if self._fingerprint is not None:
-            self._fingerprint.add(rows)
         self._writer.write_table(rows, row_group_size=rows.num_rows)
         self._rows += rows.num_rows
         # The writer keeps the pages of its last row group until the next or the end.
@@ -396,7 +399,7 @@ class FileWriter:
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
         size = self._path.stat().st_size
-        self.files.append(StagedFile(self._name, self._path, self._rows, size, self._fingerprint))
+        self.files.append(StagedFile(self._name, self._path, self._rows, size))
         self._rows = 0
         self._sequence += 1
 

@@ -53,9 +53,9 @@ def read_version(folder: Path) -> dict[str, Any] | None:
     """``{"table", "version", "cleared"}`` of a folder that DataSync made, None for any other."""
     try:
         found = json.loads((folder / VERSION_FILE).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and "table" in found and "version" in found else None
 
 
 def foreign_name(folder: Path) -> str | None:

@@ -67,9 +67,13 @@ class Staging:
     def sweep(self) -> None:
         """Finish what killed writers had committed and remove what they had not."""
         state = self._log.refresh()
-        for folder in list((self._root / STAGING).iterdir()):
+        for folder in _folders(self._root / STAGING):
             if folder != self.folder:
-                self._sweep_one(folder, state.epochs)
+                try:
+                    self._sweep_one(folder, state.epochs)
+                except OSError as error:
+                    # Such as one of another account, whose own writers have to see to it.
+                    logger.warning("parquet_staging_not_swept", folder=str(folder), error=str(error))
         for table in self.tables.behind():
             self._settle(table)
         self._sweep_versions()

@@ -116,6 +116,16 @@ def _arrow_column(column: Column, policy: Policy) -> ArrowColumn:
     return ArrowColumn(column.name, native, safe, guard=bad if policy == "fail" else None)
 
 
+def unholdable_by_policy(table: "PostgresTable") -> dict[str, str]:
+    """By column whose policy is not ``fail``: the SQL condition that holds for a value which the policy changes."""
+    conditions = {
+        column.name: _unholdable(column.type, quoted(column.name))
+        for column in table.columns
+        if table.plan.policies.get(column.name, "fail") != "fail"
+    }
+    return {name: condition for name, condition in conditions.items() if condition is not None}
+
+
 def _unholdable(postgres_type: PostgresType, value: str) -> str | None:
     """The SQL condition that holds for the values that the Arrow type can't; None where it holds them all."""
     if postgres_type.element is not None:

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import asyncpg
 
+from libs.connectors.comparison import Comparison
 from libs.connectors.postgres import kept, publishing
 from libs.connectors.postgres.config import CONNECTION_PARAMETERS, PostgresDestinationConfig
 from libs.connectors.postgres.connection import connect, quoted, translated
@@ -27,7 +28,7 @@ from libs.connectors.postgres.staging import (
 )
 from libs.connectors.postgres.state import APPLICATION_NAME, DEFAULT_SCHEMA, State, create_schema
 from libs.connectors.postgres.types import PostgresType
-from libs.connectors.postgres.verification import compare
+from libs.connectors.postgres.verification import compare, source_fingerprint
 from libs.connectors.protocol import (
     ConnectorRefused,
     ConnectorUnavailable,
@@ -118,7 +119,8 @@ class PostgresRun:
                 await self._refuse_unknown_type(connection, pg_table, column.name, column.type)
             await refuse_unfit_enums(connection, pg_table, target.namespace)
             place = await publishing.placement(connection, self._state, self._context, target)
-            await self._lineage.refuse_own_source(connection, pg_table, target, place.oid)
+            await self._lineage.add(connection, pg_table, target, place.oid)
+            self._lineage.refuse_own_source(pg_table, target)
             if place.oid is None:
                 await _refuse_taken_type_name(connection, target)
                 return
@@ -129,6 +131,8 @@ class PostgresRun:
     async def write(self, table: Table, progress: Progress) -> Written:
         pg_table = _postgres_table(table)
         target = self._target(table.plan)
+        # Streams that were prepared later may be read from it.
+        self._lineage.refuse_own_source(pg_table, target)
         staging = staging_of(self._context, target)
         where = f"the destination's table {target}"
         try:
@@ -137,7 +141,7 @@ class PostgresRun:
             rows = await self._load(pg_table, staging, progress, where)
             progress.loaded()
             with translated(where):
-                return await self._publish(pg_table, target, staging, rows)
+                return await self._publish(pg_table, staging, rows)
         except BaseException:
             await self._clean_up(staging)
             raise
@@ -222,16 +226,27 @@ class PostgresRun:
             raise
         self._idle.append(connection)
 
-    async def _publish(self, table: PostgresTable, target: Target, staging: Relation, rows: int) -> Written:
+    async def _publish(self, table: PostgresTable, staging: Relation, rows: int) -> Written:
         connection = await self._controlling()
+        if not self._context.verify:
+            return await self._published(connection, table, staging, rows, None)
+        # The source hashes its rows meanwhile, so that it is not waited for while the target is locked.
+        async with source_fingerprint(table, connection) as expecting:
+
+            async def verify(relation: Relation) -> Comparison:
+                return await compare(table, connection, relation, expecting)
+
+            return await self._published(connection, table, staging, rows, verify)
+
+    async def _published(
+        self,
+        connection: "asyncpg.Connection[Any]",
+        table: PostgresTable,
+        staging: Relation,
+        rows: int,
+        verify: Callable[[Relation], Awaitable[Comparison]] | None,
+    ) -> Written:
         plan = self._placed(table.plan)
-
-        async def verify(relation: Relation) -> dict[str, Any]:
-            try:
-                return await compare(table, connection, relation)
-            except BaseExceptionGroup as group:
-                raise _first(group) from group
-
         publication = Publication(
             connection=connection,
             state=self._state,
@@ -241,7 +256,7 @@ class PostgresRun:
             primary_key=await self._primary_key(table),
             staging=staging,
             rows=rows,
-            verify=verify if self._context.verify else None,
+            verify=verify,
         )
         try:
             return await publication.publish()

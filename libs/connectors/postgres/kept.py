@@ -19,6 +19,7 @@ async def refuse_unfit(
     await _refuse_unreachable_rows(connection, target, place)
     await _refuse_rules(connection, target, place)
     await _refuse_references(connection, target, place)
+    await _refuse_publications(connection, target, place)
     await _refuse_columns(connection, table, target, place)
 
 
@@ -120,6 +121,30 @@ async def _refuse_references(connection: "asyncpg.Connection[Any]", target: Targ
             "whose rows can't be replaced under it: make it DEFERRABLE with ON DELETE NO ACTION, drop it, or choose "
             "another destination table",
             code="target_referenced",
+        )
+
+
+async def _refuse_publications(connection: "asyncpg.Connection[Any]", target: Target, place: Placement) -> None:
+    """PostgreSQL deletes no row that is published and that subscribers could not tell from others."""
+    row = await connection.fetchrow(
+        """
+        SELECT p.pubname, c.oid::regclass::text AS relation
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        JOIN pg_publication_tables t ON (t.schemaname, t.tablename) = (n.nspname, c.relname)
+        JOIN pg_publication p ON p.pubname = t.pubname AND p.pubdelete
+        WHERE (c.oid = $1 OR c.oid IN (SELECT relid FROM pg_partition_tree($1::oid::regclass)))
+          AND c.relkind = 'r' AND c.relreplident <> 'f'
+          AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid
+                          AND CASE c.relreplident WHEN 'd' THEN indisprimary WHEN 'i' THEN indisreplident END)
+        LIMIT 1
+        """,
+        place.oid,
+    )
+    if row is not None:
+        raise ConnectorRefused(
+            f"the rows of the destination's table {target} can't be replaced: the publication {row['pubname']!r} "
+            f"publishes what is deleted from {row['relation']}, which has no replica identity: set one or leave it out",
+            code="target_published",
         )
 
 

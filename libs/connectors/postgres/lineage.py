@@ -56,16 +56,20 @@ class Lineage:
                 raise table.failed(error) from error
         return self._origins[stream]
 
-    async def refuse_own_source(
+    async def add(
         self, connection: "asyncpg.Connection[Any]", table: PostgresTable, target: Target, oid: int | None
     ) -> None:
-        """Refuse a target that the run reads, for whichever of its streams: it would wait for itself."""
+        """Take note of a stream and its target, whose ``oid`` is None where it does not exist yet."""
         await self.origin(table)
         if oid is not None:
             self._targets[target] = await _database(connection), oid
+
+    def refuse_own_source(self, table: PostgresTable, target: Target) -> None:
+        """Refuse a stream whose target the run reads, or that is read from a target of the run: it waits for itself."""
         for stream, origin in self._origins.items():
             for written, (database, relation) in self._targets.items():
-                if relation in origin.relations and database.same_as(origin.database):
+                concerned = written == target or stream == table.plan.stream
+                if concerned and relation in origin.relations and database.same_as(origin.database):
                     raise ConnectorRefused(
                         f"the destination's table {written} is the one that the stream {stream} is read from: "
                         "choose another destination table",

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 
+from libs.connectors.comparison import Comparison, DestinationChangesRows, EndsDiffer
 from libs.connectors.postgres import kept, ownership
 from libs.connectors.postgres.connection import quoted
 from libs.connectors.postgres.ownership import Placement
@@ -26,7 +27,8 @@ from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Run
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 600.0
+# Copying again costs more than waiting.
+PATIENCE_SECONDS = 1800.0
 PAUSE_SECONDS_MIN = 0.1
 PAUSE_SECONDS_MAX = 10.0
 PAUSE_GROWTH = 1.5
@@ -167,7 +169,7 @@ class Publication:
     primary_key: tuple[str, ...]
     staging: Relation
     rows: int
-    verify: Callable[[Relation], Awaitable[dict[str, Any]]] | None
+    verify: Callable[[Relation], Awaitable[Comparison]] | None
     _attempts: LockAttempts = field(init=False)
     _keyed: bool = False
     _staging_verified: Written | None = None
@@ -252,16 +254,15 @@ class Publication:
     async def _written(self, relation: Relation) -> Written:
         if self.verify is None:
             return Written(self.rows)
-        verification = await self.verify(relation)
-        if verification["source"] == verification["destination"]:
-            return Written(self.rows, True, verification)
-        message = f"{self.plan.stream}: both ends differ after copying"
-        culprits = None
-        if relation == self._relation:
-            culprits = await kept.changes_rows(self.connection, self._target)
-        if culprits is not None:
-            raise ConnectorRefused(f"{message}; {self._target} stays as it was, {culprits}", code="verification_failed")
-        raise ConnectorUnavailable(message, code="verification_failed")
+        try:
+            comparison = await self.verify(relation)
+        except EndsDiffer as error:
+            culprits = await kept.changes_rows(self.connection, self._target) if relation == self._relation else None
+            if culprits is None:
+                raise
+            message = f"{error.message}; {self._target} stays as it was, {culprits}"
+            raise DestinationChangesRows(message, error.document) from error
+        return Written(self.rows, comparison.verified, comparison.document)
 
     async def _add_primary_key(self) -> None:
         if not self.primary_key:

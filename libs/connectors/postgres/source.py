@@ -18,6 +18,7 @@ from libs.connectors.protocol import CatalogEntry, ConnectorRefused, ConnectorUn
 if TYPE_CHECKING:
     import pyarrow
 
+    from libs.connectors.canonical import SourceEnd
     from libs.connectors.postgres.binary import RowBuffer
 
 PAGE_BYTES = 8192
@@ -369,13 +370,26 @@ class PostgresTable:
                 yield batch
                 del batch
 
-    async def count(self) -> int:
+    def comparable(self) -> "SourceEnd":
+        from libs.connectors.postgres.arrow_form import arrow_form  # noqa: PLC0415
+        from libs.connectors.postgres.verification import PostgresSourceEnd  # noqa: PLC0415
+
+        return PostgresSourceEnd(self, arrow_form(self))
+
+    async def values_changed(self) -> dict[str, int]:
+        from libs.connectors.postgres.arrow import unholdable_by_policy  # noqa: PLC0415
+
+        conditions = unholdable_by_policy(self)
+        if not conditions:
+            return {}
+        counts = ", ".join(f"count(*) FILTER (WHERE {condition})" for condition in conditions.values())
         try:
             async with self.snapshot.reader() as connection:
-                count = await connection.fetchval(f"SELECT count(*) FROM {quoted(*self.name)}")  # noqa: S608
+                found = await connection.fetchrow(f"SELECT {counts} FROM {quoted(*self.name)}")  # noqa: S608
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise self.failed(error) from error
-        return int(count)
+        assert found is not None
+        return dict(zip(conditions, found, strict=True))
 
     @property
     def name(self) -> tuple[str, str]:

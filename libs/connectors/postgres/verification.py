@@ -1,50 +1,287 @@
-"""The same question asked of both ends: how many rows, and the sum of their hashes in each of 16 buckets.
+"""PostgreSQL's ends of a comparison: the server itself hashes the canonical bytes of its rows (``canonical.py``).
 
-A row's hash is the MD5 of its canonical text; the sessions on both sides have the same settings, so that equal values
-give equal text. A sum does not depend on the order of the rows and, unlike an exclusive or, counts repeated ones.
+``record_send`` makes them in one call. It converts texts to the client's encoding, which is UTF-8, so that servers of
+different encodings give equal bytes for equal texts.
 """
 
 import asyncio
-from typing import Any
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import asyncpg
 
-from libs.connectors.postgres.connection import quoted
+from libs.connectors.canonical import BUCKET_DIGITS, HASH_MODULUS, Bucket, Fingerprint, HashedRow
+from libs.connectors.comparison import Comparison, at_once
+from libs.connectors.comparison import compare as compare_ends
+from libs.connectors.postgres.connection import literal, quoted
 from libs.connectors.postgres.source import PostgresTable
+from libs.connectors.postgres.types import PostgresType
 
-BUCKETS = 16
+Connection: TypeAlias = "asyncpg.Connection[Any]"
+Expecting: TypeAlias = Awaitable[Fingerprint | None]
+Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
+
+# Their text shows no more than their bits, or their bits are not the same after a copy as text.
+_HOLDING_FLOATS = frozenset(("float4", "float8", "point", "lseg", "path", "box", "polygon", "line", "circle"))
+# Kept in the order of their bytes, which depends on the server's encoding.
+_IN_ORDER_OF_BYTES = frozenset(("jsonb", "tsvector", "hstore"))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What is asked of a row.
+
+    Args:
+        columns: the SQL expression of each column's canonical value, by name.
+        key: those of the columns that make the bucket.
+        not_compared: why, by column.
+    """
+
+    columns: Mapping[str, str]
+    key: tuple[str, ...]
+    not_compared: Mapping[str, str] = field(default_factory=dict)
+
+
+def wire_form(table: PostgresTable, encodings: tuple[str, str]) -> Form:
+    """Between two PostgreSQL, whose server encodings are these: values as their types send them."""
+    not_compared = {
+        column.name: f"{column.type.sql} is kept in an order that depends on the server's encoding, and the encodings "
+        f"are {encodings[0]} and {encodings[1]}"
+        for column in table.columns
+        if encodings[0] != encodings[1] and (column.type.element or column.type).name in _IN_ORDER_OF_BYTES
+    }
+    columns = {
+        column.name: _wire_value(column.type, quoted(column.name))
+        for column in table.columns
+        if column.name not in not_compared
+    }
+    key = () if set(table.primary_key) & set(not_compared) else table.primary_key
+    return Form(columns, key, not_compared)
+
+
+def _wire_value(held: PostgresType, value: str) -> str:
+    innermost = held.element or held
+    if not innermost.same_in_binary:
+        return f"{value}::text"
+    plain = of_base_type(held, value)
+    if held.element is None and held.name in ("float4", "float8"):
+        return one_nan(plain, held.name)
+    if innermost.name in _HOLDING_FLOATS:
+        return f"{value}::text"
+    return plain if held.element is None else array_bytes(plain)
+
+
+def of_base_type(held: PostgresType, value: str) -> str:
+    """A value of a type of PostgreSQL's own, or of a domain over it, as of that type: ``record_send`` tells the OID."""
+    return f"{value}::pg_catalog.{quoted((held.element or held).name)}{'[]' if held.element is not None else ''}"
+
+
+def one_nan(value: str, name: str) -> str:
+    """A ``float4`` or ``float8`` whose NaN has always the same bits."""
+    return f"CASE WHEN {value} = 'NaN' THEN 'NaN'::{name} ELSE {value} END"
+
+
+def array_bytes(value: str) -> str:
+    return f"overlay(array_send({value}) PLACING '\\x00000000'::bytea FROM 5 FOR 4)"
+
+
+class PostgresEnd:
+    """Rows that a server reads and hashes.
+
+    Args:
+        sources: FROM clauses that together give every row once; several are read at the same time.
+        connections: opens one for a while; as many are open as ``connections_max``.
+    """
+
+    def __init__(self, form: Form, sources: Sequence[str], connections: Connections, connections_max: int = 1) -> None:
+        self._form = form
+        self._sources = sources
+        self._connections = connections
+        self._connections_max = connections_max
+
+    async def fingerprint(self, suffix: str = "", digits: int = BUCKET_DIGITS) -> Fingerprint:
+        question = f"""
+            SELECT right(key_hash, {digits}) AS bucket, count(*) AS rows,
+                   sum(('x' || left(row_hash, 16))::bit(64)::bigint)::text AS hash
+            FROM ({{rows}}) AS hashed GROUP BY 1
+        """  # noqa: S608
+        found = await self._ask(question, suffix)
+        return Fingerprint.joined(
+            Fingerprint({row["bucket"]: Bucket(row["rows"], int(row["hash"]) % HASH_MODULUS) for row in part})
+            for part in found
+        )
+
+    async def rows(self, suffix: str, rows_max: int) -> list[HashedRow]:
+        found = await self._ask(
+            f"SELECT key_hash, left(row_hash, 16) AS hash, key FROM ({{rows}}) AS hashed LIMIT {rows_max}",  # noqa: S608
+            suffix,
+        )
+        rows = [HashedRow(row["key_hash"], int(row["hash"], 16), tuple(json.loads(row["key"]))) for row in _flat(found)]
+        return rows[:rows_max]
+
+    async def _ask(self, question: str, suffix: str) -> list[Any]:
+        """The answer for each of the FROM clauses."""
+        waiting = list(reversed(self._sources))
+        answers: list[Any] = []
+
+        async def work() -> None:
+            async with self._connections() as connection:
+                while waiting:
+                    rows = self._hashed(waiting.pop(), suffix)
+                    answers.append(await connection.fetch(question.format(rows=rows)))
+
+        await at_once(work() for _ in range(min(self._connections_max, len(waiting))))
+        return answers
+
+    def _hashed(self, source: str, suffix: str) -> str:
+        names = self._form.key
+        row_hash = f"md5(record_send(ROW({', '.join(self._form.columns.values())})))"
+        key_hash = f"md5(record_send(ROW({', '.join(self._form.columns[name] for name in names)})))"
+        texts = ", ".join(f"{quoted(name)}::text" for name in names)
+        key = f"json_build_array({texts})::text"
+        if names:
+            rows = f"SELECT {key_hash} AS key_hash, {row_hash} AS row_hash, {key} AS key {source}"
+        else:
+            # Where a subquery has an offset its hash is not computed again for each time that it is used.
+            hashes = f"SELECT {row_hash} AS row_hash {source} OFFSET 0"
+            rows = f"SELECT row_hash AS key_hash, row_hash, '[]' AS key FROM ({hashes}) AS rows"  # noqa: S608
+        if not suffix:
+            return rows
+        return f"SELECT * FROM ({rows}) AS all_rows WHERE right(key_hash, {len(suffix)}) = {literal(suffix)}"  # noqa: S608
+
+
+class PostgresSourceEnd(PostgresEnd):
+    """A table in the run's snapshot."""
+
+    def __init__(self, table: PostgresTable, form: Form) -> None:
+        super().__init__(form, [part.from_clause for part in table.parts()], self._reader, table.connections_max)
+        self._table = table
+
+    @property
+    def columns(self) -> Sequence[str]:
+        return tuple(self._form.columns)
+
+    @property
+    def columns_not_compared(self) -> Mapping[str, str]:
+        return self._form.not_compared
+
+    @property
+    def key(self) -> Sequence[str]:
+        return self._form.key
+
+    async def why_never_comparable(self) -> str | None:
+        volatile = (await self._nature())["volatile"]
+        if volatile is None:
+            return None
+        return (
+            f"the stream is a view that uses the volatile function {volatile}, so that each reading may give other "
+            "rows (declare the function STABLE or IMMUTABLE if it is)"
+        )
+
+    async def why_different(self) -> str | None:
+        nature = await self._nature()
+        if nature["foreign"]:
+            return "the stream reads foreign tables, which are not of the run's snapshot"
+        return "the stream is a view that depends on the time of its reading" if nature["by_time"] else None
+
+    async def _nature(self) -> Any:
+        async with self._reader() as connection:
+            return await connection.fetchrow(_NATURE, quoted(*self._table.name))
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncGenerator[Connection, None]:
+        try:
+            async with self._table.snapshot.reader() as connection, _unsorted(connection):
+                yield connection
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise self._table.failed(error) from error
+
+
+# Views are looked through down to what they read; the rows of a materialised view are stored.
+_NATURE = """
+    WITH RECURSIVE used(oid, kind) AS (
+        SELECT oid, relkind FROM pg_class WHERE oid = $1::text::regclass
+        UNION
+        SELECT c.oid, c.relkind FROM used CROSS JOIN LATERAL (
+            SELECT d.refobjid AS oid FROM pg_rewrite r JOIN pg_depend d
+                ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass
+            WHERE r.ev_class = used.oid AND used.kind = 'v'
+            UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = used.oid
+        ) AS next JOIN pg_class c ON c.oid = next.oid
+    ),
+    definitions AS (
+        SELECT r.ev_action::text AS tree FROM used JOIN pg_rewrite r ON r.ev_class = used.oid WHERE used.kind = 'v'
+    ),
+    functions AS (
+        SELECT DISTINCT p.oid, p.proname, p.provolatile FROM definitions
+        CROSS JOIN regexp_matches(tree, ':(?:op)?funcid ([0-9]+)', 'g') AS number
+        JOIN pg_proc p ON p.oid = number[1]::oid
+    )
+    SELECT EXISTS (SELECT FROM used WHERE kind = 'f') AS foreign,
+        (SELECT min(oid::regprocedure::text) FROM functions WHERE provolatile = 'v') AS volatile,
+        EXISTS (SELECT FROM functions WHERE proname IN ('now', 'transaction_timestamp', 'statement_timestamp'))
+            OR EXISTS (SELECT FROM definitions WHERE tree ~ '{SQLVALUEFUNCTION :op [0-8] ') AS by_time
+"""
+
+
+@asynccontextmanager
+async def _unsorted(connection: Connection) -> AsyncIterator[None]:
+    """Group by hashing: the planner takes every row for a bucket of its own, and would sort them all on the disk."""
+    await connection.execute("SET enable_sort = off")
+    yield
+    await connection.execute("RESET enable_sort")
+
+
+def _flat(parts: Sequence[Any]) -> list[Any]:
+    return [row for part in parts for row in part]
 
 
 async def compare(
-    table: PostgresTable, destination: "asyncpg.Connection[Any]", copied: tuple[str, str]
-) -> dict[str, Any]:
-    """``{"source": …, "destination": …}``, each ``{"rows", "buckets"}``; the source is read in the table's snapshot."""
+    table: PostgresTable,
+    destination: Connection,
+    relation: tuple[str, str],
+    expecting: Expecting | None = None,
+) -> Comparison:
+    """Compare a table of the source with a relation that stands in the destination.
 
-    async def at_source() -> dict[str, Any]:
-        try:
-            async with table.snapshot.reader() as connection:
-                return await _counted(connection, _question(table, quoted(*table.name)))
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise table.failed(error) from error
+    Args:
+        destination: may be within a transaction; it is read by this connection alone.
+        expecting: ``source_fingerprint``, where it is under way already.
 
-    async with asyncio.TaskGroup() as tasks:
-        source = tasks.create_task(at_source())
-        copy = tasks.create_task(_counted(destination, _question(table, quoted(*copied))))
-    return {"source": source.result(), "destination": copy.result()}
+    Raises:
+        EndsDiffer: naming the buckets and keys that differ.
+    """
 
+    @asynccontextmanager
+    async def connections() -> AsyncGenerator[Connection, None]:
+        async with _unsorted(destination):
+            yield destination
 
-def _question(table: PostgresTable, relation: str) -> str:
-    values = ", ".join(quoted(column.name) for column in table.columns)
-    return f"""
-        SELECT bucket, count(*) AS rows, sum(hash)::text AS hash FROM (
-            SELECT get_byte(digest, 15) % {BUCKETS} AS bucket,
-                   ('x' || encode(substr(digest, 1, 8), 'hex'))::bit(64)::bigint AS hash
-            FROM (SELECT decode(md5(ROW({values})::text), 'hex') AS digest FROM {relation}) AS digests
-        ) AS hashes GROUP BY bucket ORDER BY bucket
-    """  # noqa: S608
+    form = wire_form(table, _encodings(table, destination))
+    there = PostgresEnd(form, [f"FROM {quoted(*relation)}"], connections)
+    return await compare_ends(table.plan.stream, PostgresSourceEnd(table, form), there, expecting)
 
 
-async def _counted(connection: "asyncpg.Connection[Any]", question: str) -> dict[str, Any]:
-    rows = await connection.fetch(question)
-    buckets = {str(row["bucket"]): {"rows": row["rows"], "hash": row["hash"]} for row in rows}
-    return {"rows": sum(row["rows"] for row in rows), "buckets": buckets}
+@asynccontextmanager
+async def source_fingerprint(table: PostgresTable, destination: Connection) -> AsyncGenerator[Expecting, None]:
+    """What the source holds, None where it is never comparable; taken while the destination is busy otherwise."""
+
+    async def taken() -> Fingerprint | None:
+        source = PostgresSourceEnd(table, wire_form(table, _encodings(table, destination)))
+        return None if await source.why_never_comparable() is not None else await source.fingerprint()
+
+    task = asyncio.create_task(taken())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        # Its error is told to whoever awaits it; here the writing side's goes first.
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _encodings(table: PostgresTable, destination: Connection) -> tuple[str, str]:
+    holder = table.snapshot.holder
+    return holder.get_settings().server_encoding, destination.get_settings().server_encoding

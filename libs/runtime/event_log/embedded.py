@@ -14,9 +14,10 @@ from libs.core.envelope import Envelope, Metadata
 from libs.runtime.event_log.cloudevents import decode_message, headers_of
 from libs.runtime.event_log.port import LogIdentity, Message, OffsetOutOfRange
 from libs.runtime.head_watcher import HeadWatcher
-from libs.runtime.mongo import ASCENDING, MAJORITY, Client, Document, PyMongoError
+from libs.runtime.mongo import ASCENDING, MAJORITY, Client, Cursor, Document, PyMongoError
 
 PARTITION = 0
+BATCH_BYTES_MAX = 4 * 1024 * 1024
 
 
 class EmbeddedEventLog:
@@ -121,14 +122,28 @@ class EmbeddedSubscription:
             return []
         criteria = {"topic": self._topic, "position": {"$gte": self.next_offset, "$lte": position}}
         try:
-            documents = await self._events.find(criteria).sort("position", ASCENDING).limit(messages_max).to_list(None)
+            cursor = self._events.find(criteria).sort("position", ASCENDING).limit(messages_max)
+            documents, is_cut = await _bounded(cursor)
         except PyMongoError as error:
             raise ConnectionError(f"the store of {self._topic} does not answer: {type(error).__name__}") from error
         messages = [_message(self._topic, store_id, document) for document in documents]
-        # Below the head the topic has no more than was found, unless the limit cut it off.
-        self._drained = len(messages) < messages_max
+        # Below the head the topic has no more than was found, unless a limit cut it off.
+        self._drained = not is_cut and len(messages) < messages_max
         self.next_offset = position + 1 if self._drained else messages[-1].offset + 1
         return messages
+
+
+async def _bounded(cursor: Cursor) -> tuple[list[Document], bool]:
+    """The documents up to ``BATCH_BYTES_MAX``, and whether that left some out."""
+    documents: list[Document] = []
+    size_bytes = 0
+    async for document in cursor:
+        documents.append(document)
+        size_bytes += len(document["data"])
+        if size_bytes >= BATCH_BYTES_MAX:
+            await cursor.close()
+            return documents, True
+    return documents, False
 
 
 def _message(topic: str, store_id: str, document: Document) -> Message:

@@ -4,7 +4,7 @@ The job's stream is where runs are admitted: one active run at a time, each tick
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import assert_never
 
 from libs.contracts.jobs import (
@@ -25,6 +25,9 @@ from libs.core.decider import Aggregate
 from libs.core.envelope import Envelope, Frozen
 from libs.core.errors import Conflict, NotFound
 from services.job_orchestrator.domain.schedule import latest_tick, next_tick
+
+CLOCKS_DIFFER_MAX = timedelta(minutes=1)
+TICK_LATE_MAX = timedelta(minutes=1)
 
 
 class Definition(Frozen):
@@ -107,12 +110,13 @@ class DeleteJob(Frozen):
 
 
 class RequestRun(Frozen):
-    """Args: ``scheduled_for``: the tick, for runs by schedule alone."""
+    """Args: ``scheduled_for`` and ``now``: the tick and the moment, for runs by schedule alone."""
 
     run_id: str
     kind: RunKind
     trigger: RunTrigger
     scheduled_for: datetime | None = None
+    now: datetime | None = None
 
 
 class EndRun(Frozen):
@@ -183,14 +187,14 @@ def _request_run(state: JobState, command: RequestRun) -> Sequence[JobEvent]:
     if command.kind == "sync" and state.clear_wanted_json is not None:
         raise Conflict("streams of the job wait to be cleared first", code="clear_waiting")
     if command.trigger == "schedule":
-        _check_tick(state, command.scheduled_for)
-    return [JobRunRequested(**command.model_dump())]
+        _check_tick(state, command.scheduled_for, command.now)
+    return [JobRunRequested(**command.model_dump(exclude={"now"}))]
 
 
-def _check_tick(state: JobState, tick: datetime | None) -> None:
+def _check_tick(state: JobState, tick: datetime | None, now: datetime | None) -> None:
     if not state.definition.activate:
         raise Conflict("the job is paused", code="paused")
-    if tick is None or tick <= state.scheduled_until:
+    if tick is None or not _is_new(state, tick, now):
         raise Conflict("the tick was run or passed over already", code="tick_done")
 
 
@@ -276,12 +280,37 @@ def _next_tick(state: JobState) -> datetime | None:
     return next_tick(state.definition.frequency, state.scheduled_until)
 
 
+def _is_new(state: JobState, tick: datetime, now: datetime | None) -> bool:
+    """Whether a tick was neither run nor passed over; what a clock did that was set back since is forgotten."""
+    if now is None or not clock_was_set_back(state, now):
+        return tick > state.scheduled_until
+    last = state.last_scheduled_for
+    return last is None or last > now or tick > last
+
+
+def clock_was_set_back(state: JobState, now: datetime) -> bool:
+    """Whether ticks were done with that are still to come, by more than what clocks of instances differ."""
+    return state.scheduled_until > now + CLOCKS_DIFFER_MAX
+
+
 def tick_due(state: JobState, now: datetime) -> datetime | None:
     """The one tick to run now, None for none: of several missed ones the latest, which runs for all of them."""
-    if state.next_tick is None or state.next_tick > now:
+    if state.next_tick is None:
+        return None
+    if clock_was_set_back(state, now):
+        return _tick_of_this_minute(state, now)
+    if state.next_tick > now:
         return None
     latest = latest_tick(state.definition.frequency, now)
     return max(latest, state.next_tick) if latest is not None else state.next_tick
+
+
+def _tick_of_this_minute(state: JobState, now: datetime) -> datetime | None:
+    """How a schedule goes on after the clock was set back: older ticks may have been run under the other time."""
+    tick = latest_tick(state.definition.frequency, now)
+    if tick is None or now - tick > TICK_LATE_MAX or not _is_new(state, tick, now):
+        return None
+    return tick
 
 
 def unique_keys(state: JobState) -> Sequence[str]:

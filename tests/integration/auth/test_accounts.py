@@ -27,7 +27,7 @@ async def test_a_signup_makes_a_user_and_the_first_project_which_is_123(gateway:
 
 async def test_user_and_project_are_made_in_one_batch(gateway: Gateway) -> None:
     await gateway.sign_up()
-    events = await gateway.service.context.store.read_after(0, 100)
+    events = (await gateway.service.context.store.read_after(0, 100)).events
     assert [(event.stream, event.type) for event in events] == [
         ("user-1", "user_signed_up"),
         ("project-123", "project_created"),

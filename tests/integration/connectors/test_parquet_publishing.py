@@ -151,17 +151,25 @@ async def test_a_clearing_killed_at_any_step_is_finished_by_the_next_run_of_any_
     assert cleared
 
 
-async def test_the_staging_of_a_living_writer_is_kept_and_that_of_a_killed_one_swept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sweeper", ["run", "check"])
+async def test_the_staging_of_a_living_writer_is_kept_and_that_of_a_killed_one_swept(
+    tmp_path: Path, sweeper: str
+) -> None:
+    """By the next run of any job, or a test of the connection where no job is left."""
     ours, theirs = pipe()
     process = start(stage_and_wait, tmp_path, theirs)
     assert ours.poll(30)
     staged = [path for path in _left_over(tmp_path) if path.suffix == ".rows"]
     assert staged
     await _opened_by_another_job(tmp_path)
+    await open_lake(tmp_path).check()
     assert all(path.exists() for path in staged)
     process.kill()
     process.join()
-    await _opened_by_another_job(tmp_path)
+    if sweeper == "run":
+        await _opened_by_another_job(tmp_path)
+    else:
+        await open_lake(tmp_path).check()
     assert _left_over(tmp_path) == []
 
 

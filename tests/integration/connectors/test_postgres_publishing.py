@@ -79,6 +79,7 @@ REFUSED = [
     ("CREATE TABLE t (id int, note text); CREATE TABLE child () INHERITS (t)", "inherited by child"),
     ("CREATE VIEW t AS SELECT 1 AS id, 'x' AS note", "is not a table"),
     ("CREATE TYPE t AS ENUM ('x')", "has a type public\\.t"),
+    ("CREATE TABLE t (id int, note text); CREATE PUBLICATION feed FOR TABLE t", "publication 'feed'"),
     ("CREATE TABLE t (id int, note text); CREATE RULE away AS ON INSERT TO t DO INSTEAD NOTHING", "rule 'away'"),
     ("CREATE TABLE t (id int, note text); CREATE RULE stay AS ON DELETE TO t DO INSTEAD NOTHING", "rule 'stay'"),
 ]
@@ -283,14 +284,26 @@ async def test_a_table_is_not_copied_onto_itself(source: Server) -> None:
 
 
 async def test_a_target_that_another_stream_of_the_run_reads_is_refused(source: Server) -> None:
-    await source.execute("CREATE TABLE a AS SELECT 1 AS id; CREATE TABLE b (id int)")
+    """Both streams are; a third one is not concerned."""
+    await source.execute("CREATE TABLE a AS SELECT 1 AS id; CREATE TABLE b (id int); CREATE TABLE d AS SELECT 2 AS id")
+    refusal = r"public\.b is the one that the stream public\.b is read from"
+
+    def plan(name: str, target: str) -> StreamPlan:
+        return StreamPlan(StreamName("public", name), Target("public", target))
+
     async with (
         registry.open_source("postgres", source.config).snapshot() as snapshot,
         source.destination().open(context_of()) as run,
     ):
-        await run.prepare(await snapshot.table(StreamPlan(StreamName("public", "a"), Target("public", "b"))))
-        with pytest.raises(ConnectorRefused, match=r"public\.b is the one that the stream public\.b is read from"):
-            await run.prepare(await snapshot.table(StreamPlan(StreamName("public", "b"), Target("public", "c"))))
+        first, second = await snapshot.table(plan("a", "b")), await snapshot.table(plan("b", "c"))
+        third = await snapshot.table(plan("d", "e"))
+        await run.prepare(first)
+        with pytest.raises(ConnectorRefused, match=refusal):
+            await run.prepare(second)
+        await run.prepare(third)
+        with pytest.raises(ConnectorRefused, match=refusal):
+            await run.write(first, Counts())
+        assert (await run.write(third, Counts())).rows == 1
 
 
 async def test_an_id_that_parent_and_child_share_arrives_twice(source: Server, destination: Server) -> None:

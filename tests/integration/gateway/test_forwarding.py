@@ -13,6 +13,7 @@ import pytest
 from yarl import URL
 
 from libs.runtime import http_body
+from services.gateway.connections import CONNECTIONS_MAX
 from tests.integration.gateway.backends import API_KEY, PROJECT, SESSION, a_key
 from tests.integration.gateway.conftest import Suite
 
@@ -453,6 +454,24 @@ async def test_a_read_that_waits_is_let_go_when_the_gateway_stops(
     status, headers, body = waiting.result()
     assert (status, headers["Retry-After"], body["success"]) == (503, "1", False)
     assert "shutting down" in body["message"]
+
+
+async def test_requests_that_take_long_do_not_hold_up_the_others(suite: Suite) -> None:
+    """As many as there may be of them: one more is told to come back, and what is quick has places of its own."""
+    hanging = f"/api/v1/project/{PROJECT}/source/hang"
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(suite.url, headers=headers, connector=connector) as crowd:
+        waiting = [asyncio.create_task(_answer_of(crowd, hanging)) for _ in range(CONNECTIONS_MAX)]
+        async with asyncio.timeout(20):
+            while suite.catalog.hanging < CONNECTIONS_MAX:
+                await asyncio.sleep(0.01)
+        status, answered, body = await _answer_of(crowd, hanging)
+        assert (status, answered["Retry-After"], body["code"]) == (503, "1", "too_many_waiting")
+        async with crowd.get(SOURCES) as response:
+            assert response.status == 200
+        suite.catalog.go_on.set()
+        assert {status for status, _, _ in await asyncio.gather(*waiting)} == {200}
 
 
 async def _answer_of(client: aiohttp.ClientSession, url: str) -> tuple[int, Any, Any]:

@@ -91,6 +91,7 @@ async def test_a_run_goes_from_the_call_to_its_counts(orchestrator: Orchestrator
         "verified": None,
         "verification": None,
         "error": None,
+        "values_changed": {},
     }
 
     assert await orchestrator.finish(run, streams=(RESULT,), log_sequence=1, log_lines=lines("end")) == "recorded"

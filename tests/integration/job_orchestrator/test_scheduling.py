@@ -11,6 +11,7 @@ from libs.core.envelope import Metadata
 from libs.core.errors import FixRequest
 from libs.core.json import JsonObject
 from services.job_orchestrator.domain.job import JOB
+from services.job_orchestrator.domain.run import RUN
 from services.job_orchestrator.run_control import RunControl
 from services.job_orchestrator.scheduler import Scheduler
 from tests.integration.job_orchestrator.orchestrator import CatalogStandIn, Orchestrator, running_orchestrator
@@ -120,6 +121,68 @@ async def test_a_paused_or_deleted_job_has_no_ticks(instances: Instances) -> Non
     assert await instances.first.claim() is None
     assert (await instances.first.post(f"/jobs/{paused}/sync")).status == 200
     assert (await instances.first.post(f"/jobs/{paused}/activate", {"activate": True})).status == 200
+
+
+async def test_a_clock_that_is_set_back_stops_no_schedule_and_repeats_no_daily_run(instances: Instances) -> None:
+    each_minute = await instances.first.create_job("minutes", frequency="* * * * *")
+    daily = await instances.first.create_job("daily", frequency="0 3 * * *")
+    instances.clock.advance(3 * 3600 + 60)
+    await instances.rounds()
+    for _ in range(2):
+        await instances.finish_run()
+    assert (len(await instances.runs(each_minute)), len(await instances.runs(daily))) == (1, 1)
+    instances.clock.advance(-2 * 3600)
+    for tick in range(2, 5):
+        await instances.rounds()
+        await instances.rounds()
+        assert len(await instances.runs(each_minute)) == tick
+        await instances.finish_run()
+        await instances.rounds()
+        assert len(await instances.runs(each_minute)) == tick
+        instances.clock.advance(60)
+    for minutes in (60 + 56, 1, 1, 1):
+        # 3:00, which comes for the second time, and a few minutes after it
+        instances.clock.advance(60 * minutes)
+        await instances.rounds()
+        assert len(await instances.runs(daily)) == 1
+    instances.clock.advance(24 * 3600)
+    await instances.rounds()
+    assert len(await instances.runs(daily)) == 2
+
+
+async def test_a_run_that_waits_when_the_clock_is_set_back_is_handed_out(instances: Instances) -> None:
+    job_id = await instances.first.create_job()
+    await instances.first.post(f"/jobs/{job_id}/sync")
+    instances.clock.advance(-2 * 3600)
+    await instances.finish_run()
+    assert [run["status"] for run in await instances.runs(job_id)] == ["completed"]
+
+
+async def test_a_job_that_can_not_be_read_stops_neither_ticks_nor_claims_nor_clearing_of_others(
+    instances: Instances,
+) -> None:
+    broken, whole = [await instances.first.create_job(name, frequency="* * * * *") for name in ("a", "b")]
+    odd = await instances.first.create_job("c", frequency="* * * * *")
+    waiting = await instances.first.create_job("d")
+    await instances.first.post(f"/jobs/{waiting}/sync")
+    jobs = instances.first.context.documents.collection(JOB.collection)
+    await jobs.update_one({"_id": broken}, {"$set": {"state.definition.name": None}})
+    await jobs.update_one({"_id": odd}, {"$set": {"state.definition.frequency": "nonsense"}})
+    await jobs.update_one({"_id": waiting}, {"$set": {"state.definition": {}}})
+    instances.clock.advance(60)
+    await instances.rounds()
+    assert len(await instances.runs(whole)) == 1
+    run = await instances.first.claimed()
+    assert run.job_id == whole
+
+
+async def test_a_run_that_can_not_be_read_stops_no_claim(instances: Instances) -> None:
+    first, second = [await instances.first.create_job(name) for name in ("a", "b")]
+    for job_id in (first, second):
+        await instances.first.post(f"/jobs/{job_id}/sync")
+    runs = instances.first.context.documents.collection(RUN.collection)
+    await runs.update_one({"state.job_id": first}, {"$set": {"state.kind": "magic"}})
+    assert (await instances.first.claimed()).job_id == second
 
 
 async def test_the_running_service_starts_what_is_due_by_itself(

@@ -8,7 +8,10 @@ from typing import Any
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
+from libs.core.envelope import Envelope
+from libs.runtime.event_store import EventPage, EventStore
 from tests.integration.record_sync.record_service import RECORDS, RecordService, running_record_service
 
 
@@ -225,3 +228,123 @@ async def test_a_change_of_a_newer_version_is_left_to_its_instances(service: Rec
     await events.update_one(stream, {"$set": {"type": "record_created"}})
     chunk = (await service.request("GET", "/changes", after=chunk["cursor"])).ok()
     assert [item["recordId"] for item in chunk["data"]] == [second["id"]]
+
+
+LARGE = {"text": "x" * 850_000}
+
+
+async def test_a_chunk_of_large_changes_ends_early_and_none_is_left_out(service: RecordService) -> None:
+    created = [(await service.create(str(number), data=LARGE))["id"] for number in range(12)]
+    first = (await service.request("GET", "/changes", after=0, limit=500, resourceType="FEATURE_FLAG_STATE")).ok()
+    assert 1 <= len(first["data"]) <= 5
+    assert first["hasMore"]
+    found, _ = await read_all(service, limit=500)
+    assert [item["recordId"] for item in found] == created
+
+
+async def test_a_few_changes_are_not_paid_for_with_hundreds(
+    service: RecordService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        await service.create(str(number), data=LARGE)
+    pages: list[EventPage] = []
+    read_after = EventStore.read_after
+
+    async def counted(self: EventStore, position: int, limit: int) -> EventPage:
+        pages.append(await read_after(self, position, limit))
+        return pages[-1]
+
+    monkeypatch.setattr(EventStore, "read_after", counted)
+    _, cursor = await read_all(service, limit=1)
+    pages.clear()
+    await service.request("GET", "/changes", after=cursor - 12, limit=3)
+    assert len(_events_of(pages)) <= 6
+
+
+def _events_of(pages: list[EventPage]) -> list[Envelope]:
+    return [event for page in pages for event in page.events]
+
+
+async def test_all_who_wait_share_one_reader(service: RecordService, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = 0
+    read_after = EventStore.read_after
+
+    async def counted(self: EventStore, position: int, limit: int) -> EventPage:
+        nonlocal reads
+        reads += 1
+        return await read_after(self, position, limit)
+
+    await service.create("before")
+    _, cursor = await read_all(service)
+    monkeypatch.setattr(EventStore, "read_after", counted)
+    other = service.in_new_project()
+    polls = [
+        asyncio.create_task(service.request("GET", "/changes", after=cursor, timeout=30, limit=100)) for _ in range(60)
+    ]
+    for number in range(10):
+        await other.create(str(number))
+    created = await service.create("after")
+    async with asyncio.timeout(20):
+        answers = [(await poll).ok() for poll in polls]
+    assert {item["recordId"] for answer in answers for item in answer["data"]} == {created["id"]}
+    # Each commit may wake the reader once or twice, and each follower may have caught up by itself once.
+    assert reads < 60 + 11 * 3
+
+
+async def test_a_listener_that_does_not_read_is_closed(service: RecordService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.record_sync.http.LISTENER_SECONDS_MAX", 0.3)
+    host, port = service.base_url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    head = f"GET {RECORDS}/changes?after=0 HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in service.headers().items())
+    with capture_logs() as lines:
+        writer.write(f"{head}\r\n".encode())
+        for number in range(16):
+            await service.create(str(number), data=LARGE)
+        async with asyncio.timeout(20):
+            while not any(line["event"] == "listener_closed" for line in lines):
+                await asyncio.sleep(0.02)
+    writer.close()
+
+
+async def test_a_history_of_large_events_comes_in_parts(service: RecordService) -> None:
+    record = await service.create(data=LARGE)
+    for number in range(11):
+        await service.request("PATCH", f"/{record['id']}", {"data": LARGE | {"number": number}})
+    versions: list[int] = []
+    before = 2**53
+    while not versions or versions[-1] > 1:
+        page = (await service.request("GET", f"/{record['id']}/history", before=before, limit=1000)).ok()["data"]
+        assert 1 <= len(page) <= 6
+        versions += [event["version"] for event in page]
+        before = versions[-1]
+    assert versions == list(range(12, 0, -1))
+
+
+async def test_large_changes_that_wait_are_bounded_in_bytes(
+    service: RecordService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused at once, safe to repeat, and what was taken is done."""
+    monkeypatch.setattr("libs.runtime.command_handler.WAITING_BYTES_MAX", 2_000_000)
+    body = [{"developerId": "d", "resourceType": "T", "resourceKey": str(n), "data": LARGE} for n in range(24)]
+    answers = await asyncio.gather(*(service.request("POST", body=item) for item in body))
+    refused = [answer for answer in answers if answer.status == 503]
+    assert refused
+    assert all((answer.body["code"], answer.headers["Retry-After"]) == ("overloaded", "1") for answer in refused)
+    assert (await service.list())["total"] == sum(answer.status == 201 for answer in answers) > 0
+    monkeypatch.undo()
+    again = await asyncio.gather(*(service.request("POST", body=item) for item in body))
+    assert {answer.status for answer in again} <= {201, 409}
+
+
+async def test_large_answers_at_once_are_bounded_in_bytes(
+    service: RecordService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        await service.create(str(number), data=LARGE)
+    monkeypatch.setattr("libs.runtime.read_budget.BUDGET.size_bytes_max", 10_000_000)
+    answers = await asyncio.gather(*(service.request("GET") for _ in range(8)))
+    assert {answer.status for answer in answers} == {200, 503}
+    async with asyncio.timeout(10):
+        while (await service.request("GET")).status != 200:
+            await asyncio.sleep(0.01)

@@ -245,7 +245,7 @@ async def first_occurrences(event_log: Any) -> list[tuple[int, str]]:
 
 
 async def in_store(owner: Owner) -> list[tuple[int, str]]:
-    return [(envelope.position, envelope.id) for envelope in await owner.store.read_after(0, 100_000)]
+    return [(envelope.position, envelope.id) for envelope in (await owner.store.read_after(0, 100_000)).events]
 
 
 async def relayed(owner: Owner) -> bool:

@@ -89,7 +89,7 @@ class Clients:
 
 async def everything_agrees(store: EventStore, clients: Clients) -> None:
     """Every acknowledged version is stored, what was surely refused is not, positions and documents agree."""
-    envelopes = await store.read_after(0, 1_000_000)
+    envelopes = (await store.read_after(0, 1_000_000)).events
     assert [envelope.position for envelope in envelopes] == list(range(1, len(envelopes) + 1))
     versions = Counter(envelope.entity_id for envelope in envelopes)
     lost = {key: version for key, version in clients.acknowledged.items() if versions[key] < version}

@@ -77,7 +77,7 @@ async def outcomes(calls: Sequence[Awaitable[Answer]]) -> Counter[str]:
 
 
 async def positions(service: Service) -> list[int]:
-    return [envelope.position for envelope in await service.store.read_after(0, 100_000)]
+    return [envelope.position for envelope in (await service.store.read_after(0, 100_000)).events]
 
 
 async def test_an_acknowledged_command_is_in_the_store_and_read_at_once(service: Service) -> None:

@@ -1,0 +1,205 @@
+"""Both ends of a transfer are asked what they hold; where they differ it is found out in which rows."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from libs.connectors.canonical import BUCKET_DIGITS, METHOD, Bucket, End, Fingerprint, HashedRow, Key, SourceEnd
+from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, StreamName
+
+ResultT = TypeVar("ResultT")
+
+BUCKETS_NAMED_MAX = 16
+EXAMPLES_MAX = 5
+KEY_CHARACTERS_MAX = 200
+# A bucket of more rows is cut into smaller ones before its rows are looked at.
+ROWS_LISTED_MAX = 10_000
+_SUFFIX_DIGITS_MAX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How a comparison ended.
+
+    Args:
+        verified: True for equal; None where the ends can't be compared.
+        document: what was compared, by which method, and what came out; ``comparable: false`` with a ``reason``.
+    """
+
+    verified: bool | None
+    document: dict[str, Any]
+
+
+class EndsDiffer(ConnectorUnavailable):
+    """The destination does not hold what the source does: nothing is committed.
+
+    Args:
+        document: names the buckets that differ and, where rows have a key, some of the keys.
+    """
+
+    default_code = "verification_failed"
+
+    def __init__(self, message: str, document: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.document = document
+
+
+class DestinationChangesRows(ConnectorRefused):
+    """As ``EndsDiffer``, where something at the destination is known to change rows as they are written."""
+
+    default_code = "verification_failed"
+
+    def __init__(self, message: str, document: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.document = document
+
+
+async def compare(
+    stream: StreamName, source: SourceEnd, destination: End, expecting: Awaitable[Fingerprint | None] | None = None
+) -> Comparison:
+    """Compare the ends, both at the same time.
+
+    Args:
+        expecting: gives the source's fingerprint, where somebody takes it already.
+
+    Raises:
+        EndsDiffer: with what differs.
+    """
+    if (reason := await source.why_never_comparable()) is not None:
+        return _not_comparable(source, reason)
+    if expecting is None:
+        expected, found = await at_once([source.fingerprint(), destination.fingerprint()])
+    else:
+        found = await destination.fingerprint()
+        expected = await expecting or await source.fingerprint()
+    document = _described(source) | {
+        "comparable": True,
+        "rows": expected.total.rows,
+        "source": _shown(expected.total),
+        "destination": _shown(found.total),
+    }
+    if found == expected:
+        return Comparison(True, document)
+    if (reason := await _why_no_proof(source, expected)) is not None:
+        return _not_comparable(source, reason)
+    raise await _difference(stream, source, destination, expected, found, document)
+
+
+async def at_once(work: Iterable[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
+    """What each comes to; raises the first error after the others were stopped."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except BaseExceptionGroup as errors:
+        error: BaseException = errors
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from errors
+    return [task.result() for task in tasks]
+
+
+async def _why_no_proof(source: SourceEnd, expected: Fingerprint) -> str | None:
+    if (reason := await source.why_different()) is not None:
+        return reason
+    if await source.fingerprint() != expected:
+        return "the source gave other rows when it was read again in the same snapshot"
+    return None
+
+
+def _described(source: SourceEnd) -> dict[str, Any]:
+    described: dict[str, Any] = {"method": METHOD, "columns": list(source.columns), "key": list(source.key)}
+    if source.columns_not_compared:
+        described["columns_not_compared"] = dict(source.columns_not_compared)
+    return described
+
+
+def _not_comparable(source: SourceEnd, reason: str) -> Comparison:
+    return Comparison(None, _described(source) | {"comparable": False, "reason": reason})
+
+
+def _shown(bucket: Bucket) -> dict[str, Any]:
+    return {"rows": bucket.rows, "hash": f"{bucket.hash:016x}"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Examples:
+    missing: list[Key]
+    extra: list[Key]
+    different: list[Key]
+
+
+async def _difference(
+    stream: StreamName,
+    source: SourceEnd,
+    destination: End,
+    expected: Fingerprint,
+    found: Fingerprint,
+    document: dict[str, Any],
+) -> EndsDiffer:
+    differing = expected.differing(found)
+    examples = await _examples(source, destination, expected, found) if source.key else None
+    named = ", ".join([*differing[:BUCKETS_NAMED_MAX], *(["…"] if len(differing) > BUCKETS_NAMED_MAX else [])])
+    document["buckets_differing"] = len(differing)
+    document["buckets"] = [
+        {"bucket": name, "source": _shown(expected.bucket(name)), "destination": _shown(found.bucket(name))}
+        for name in differing[:BUCKETS_NAMED_MAX]
+    ]
+    parts = [
+        f"{stream}: both ends differ after copying: {expected.total.rows} rows at the source, {found.total.rows} at "
+        f"the destination; {len(differing)} of {16**BUCKET_DIGITS} buckets differ ({named})"
+    ]
+    if examples is not None:
+        document["examples"] = {
+            name: [list(key) for key in keys]
+            for name, keys in (
+                ("missing", examples.missing),
+                ("extra", examples.extra),
+                ("different", examples.different),
+            )
+        }
+        parts += [
+            f"{name}: {', '.join(_named(source.key, key) for key in keys)}"
+            for name, keys in (
+                ("missing at the destination", examples.missing),
+                ("only at the destination", examples.extra),
+                ("different", examples.different),
+            )
+            if keys
+        ]
+    return EndsDiffer("; ".join(parts), document)
+
+
+async def _examples(source: End, destination: End, expected: Fingerprint, found: Fingerprint) -> _Examples:
+    """Some keys out of one bucket that differs, cut down until its rows can be listed."""
+    suffix = expected.differing(found)[0]
+    while max(expected.bucket(suffix).rows, found.bucket(suffix).rows) > ROWS_LISTED_MAX:
+        digits = len(suffix) + BUCKET_DIGITS
+        if digits > _SUFFIX_DIGITS_MAX:
+            break
+        expected, found = await source.fingerprint(suffix, digits), await destination.fingerprint(suffix, digits)
+        narrower = expected.differing(found)
+        if not narrower:
+            break
+        suffix = narrower[0]
+    return _sorted_out(
+        await source.rows(suffix, ROWS_LISTED_MAX + 1), await destination.rows(suffix, ROWS_LISTED_MAX + 1)
+    )
+
+
+def _sorted_out(source: Sequence[HashedRow], destination: Sequence[HashedRow]) -> _Examples:
+    keys = {row.key_hash: row.key for row in (*destination, *source)}
+    here, there = Counter(row.key_hash for row in source), Counter(row.key_hash for row in destination)
+    hashes = [Counter((row.key_hash, row.hash) for row in rows) for rows in (source, destination)]
+    other = {key for key, _ in (hashes[0] - hashes[1]) + (hashes[1] - hashes[0])}
+
+    def some(wanted: set[str]) -> list[Key]:
+        return sorted(tuple(text[:KEY_CHARACTERS_MAX] for text in keys[key_hash]) for key_hash in wanted)[:EXAMPLES_MAX]
+
+    missing, extra = set(here - there), set(there - here)
+    return _Examples(some(missing), some(extra), some(other - missing - extra))
+
+
+def _named(columns: Sequence[str], key: Key) -> str:
+    return "(" + ", ".join(f"{column} = {value}" for column, value in zip(columns, key, strict=True)) + ")"

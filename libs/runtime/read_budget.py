@@ -1,0 +1,83 @@
+"""How many bytes may be in memory for answers at one time: whoever comes beyond that is told to come back.
+
+A page of a list may be large, and many may be asked for at once. What the reads of a request bring in is counted for
+it until its answer was sent.
+"""
+
+import threading
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from libs.core.errors import RetryLater
+
+READ_BYTES_MAX = 256 * 1024 * 1024
+SMALL_BYTES = 64 * 1024
+HELD = "held"
+"""Under this name a request holds what was counted for it."""
+
+_held: "ContextVar[Held | None]" = ContextVar("held", default=None)
+
+
+class ReadBudget:
+    """What all requests of a process share; safe to use from any thread."""
+
+    def __init__(self, size_bytes_max: int = READ_BYTES_MAX) -> None:
+        self.size_bytes_max = size_bytes_max
+        self.used_bytes = 0
+        self._lock = threading.Lock()
+
+    def take(self, size_bytes: int) -> None:
+        """Raises ``RetryLater`` when others hold so much that there is no room."""
+        with self._lock:
+            if self.used_bytes and self.used_bytes + size_bytes > self.size_bytes_max:
+                message = "too many large answers are being made at the moment"
+                raise RetryLater(message, code="overloaded", retry_after_seconds=1)
+            self.used_bytes += size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        with self._lock:
+            self.used_bytes -= size_bytes
+
+
+BUDGET = ReadBudget()
+
+
+class Held:
+    """What one request has read."""
+
+    def __init__(self, budget: ReadBudget) -> None:
+        self._budget = budget
+        self._taken_bytes = 0
+        self._small_bytes = 0
+
+    def add(self, size_bytes: int) -> None:
+        """Small reads are not worth the accounting; every request may have that much."""
+        self._small_bytes += size_bytes
+        if self._small_bytes > SMALL_BYTES:
+            self._budget.take(self._small_bytes)
+            self._taken_bytes += self._small_bytes
+            self._small_bytes = 0
+
+    def give_back(self) -> None:
+        self._budget.give_back(self._taken_bytes)
+        self._taken_bytes = self._small_bytes = 0
+
+
+def count_reads() -> Held:
+    """Begin to count what this task reads; whoever began it gives back what was held."""
+    held = Held(BUDGET)
+    _held.set(held)
+    return held
+
+
+def note_read(size_bytes: int) -> None:
+    """Count what was read for the request at hand; raises ``RetryLater`` when there is no room for it."""
+    held = _held.get()
+    if held is not None:
+        held.add(size_bytes)
+
+
+def text_bytes(state: Mapping[str, Any]) -> int:
+    """The characters of a document's texts; what else it holds is small."""
+    return sum(len(value) for value in state.values() if isinstance(value, str))

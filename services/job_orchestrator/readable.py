@@ -1,0 +1,48 @@
+"""Reads that one broken document can't stop: what can't be read is logged once and left out."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Generic, TypeVar
+
+import structlog
+from cronsim import CronSimError
+
+from libs.core.decider import Aggregate
+from libs.core.envelope import Frozen
+from libs.core.errors import InvalidInput
+from libs.runtime.command_handler import Entity
+from libs.runtime.documents import entity_of
+from libs.runtime.mongo import Document
+
+State = TypeVar("State", bound=Frozen)
+
+UNREADABLE = (ValueError, KeyError, TypeError, InvalidInput, CronSimError)
+"""What reading a broken document raises."""
+REMEMBERED_MAX = 1_000
+
+log = structlog.get_logger(__name__)
+
+
+class Readable(Generic[State]):
+    """The entities in documents of one kind."""
+
+    def __init__(self, aggregate: Aggregate[State]) -> None:
+        self._aggregate = aggregate
+        self._known: set[Any] = set()
+
+    async def entities(self, documents: AsyncIterator[Document]) -> AsyncGenerator[Entity[State], None]:
+        """Those that can be read, in order."""
+        async for document in documents:
+            try:
+                entity = entity_of(self._aggregate, document)
+            except UNREADABLE as error:
+                self.report(document["_id"], error)
+            else:
+                yield entity
+
+    def report(self, entity_id: Any, error: Exception) -> None:
+        """Say that an entity is left out, once in this process."""
+        if entity_id in self._known:
+            return
+        if len(self._known) < REMEMBERED_MAX:
+            self._known.add(entity_id)
+        log.error("document_unreadable", kind=self._aggregate.name, entity_id=entity_id, error=str(error)[:500])
