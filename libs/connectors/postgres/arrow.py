@@ -243,9 +243,8 @@ class _Copy:
 
     async def run(self) -> None:
         try:
-            async with self._table.snapshot.reader() as connection:
-                with self._table.snapshot.long_rows() as turn:
-                    await connection.copy_from_query(self._sql, output=partial(self._take, turn), format="binary")
+            async with self._table.snapshot.reader() as connection, self._table.snapshot.long_rows() as turn:
+                await connection.copy_from_query(self._sql, output=partial(self._take, turn), format="binary")
             self._filling.cut_trailer()
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             self.filled.put_nowait(self._table.failed(error))

@@ -84,9 +84,8 @@ async def copy_part(
             await pipe.put(data)
 
         try:
-            async with table.snapshot.reader() as connection:
-                with table.snapshot.long_rows() as turn:
-                    status = await connection.copy_from_query(table.select(part), output=take, format=copy_format)
+            async with table.snapshot.reader() as connection, table.snapshot.long_rows() as turn:
+                status = await connection.copy_from_query(table.select(part), output=take, format=copy_format)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise table.failed(error) from error
         await pipe.close()

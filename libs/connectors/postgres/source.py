@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from libs.connectors.memory import give_back_free_memory
 from libs.connectors.postgres.config import PostgresSourceConfig
 from libs.connectors.postgres.connection import CONNECT_TIMEOUT_SECONDS, connect, quoted, translated
 from libs.connectors.postgres.discovery import discover, primary_keys
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 PAGE_BYTES = 8192
 LONG_ROW_BYTES = 8 * 1024 * 1024
+COPY_HEADER_BYTES = 19
 PART_PAGES_MIN = 2_048
 PART_PAGES_MAX = 131_072
 PARTS_PER_CONNECTION = 8
@@ -35,23 +37,30 @@ TID_RANGE_SCAN_VERSION = (14,)
 
 
 class LongRowsTurn:
-    """One reader's turn with rows of which few fit into memory, kept from its first such row to the next short one.
+    """One reader's turn, from when it begins or a long row arrives to its next short row.
 
-    Between them the driver has up to three rows at once: the last one, the pieces of the next and what they make up.
+    Of rows with many megabytes few fit into memory: between two of them the driver has up to three at once, the last
+    one, the pieces of the next and what they make up. So no reader begins while another has such rows.
     """
 
     def __init__(self, lock: asyncio.Lock) -> None:
         self._lock = lock
         self._mine = False
 
-    async def arrived(self, size_bytes: int) -> bool:
-        """Wait for the turn if a row is long, which is returned; end it otherwise."""
-        if size_bytes < LONG_ROW_BYTES:
-            self.end()
-            return False
+    async def begin(self) -> None:
         if not self._mine:
             await self._lock.acquire()
             self._mine = True
+
+    async def arrived(self, size_bytes: int) -> bool:
+        """Wait for the turn if a row is long, which is returned; end it otherwise."""
+        if size_bytes < LONG_ROW_BYTES:
+            # The header of a COPY comes before the first row, and tells nothing of it.
+            if size_bytes > COPY_HEADER_BYTES:
+                self.end()
+            return False
+        give_back_free_memory()
+        await self.begin()
         return True
 
     def end(self) -> None:
@@ -193,11 +202,12 @@ class PostgresSnapshot:
                 raise
             self._idle.append(connection)
 
-    @contextlib.contextmanager
-    def long_rows(self) -> Iterator[LongRowsTurn]:
-        """For a reader that tells what arrives: of several with long rows one goes on, the others keep one each."""
+    @contextlib.asynccontextmanager
+    async def long_rows(self) -> AsyncIterator[LongRowsTurn]:
+        """For a reader that tells what arrives."""
         turn = LongRowsTurn(self._long_rows)
         try:
+            await turn.begin()
             yield turn
         finally:
             turn.end()

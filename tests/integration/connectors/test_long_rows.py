@@ -12,7 +12,8 @@ MEBIBYTE = 1024 * 1024
 ROWS = 5
 
 
-@pytest.mark.parametrize(("kind", "mebibytes"), [("postgres", 32), ("postgres", 96), ("parquet", 32)])
+@pytest.mark.parametrize("mebibytes", [32, 96])
+@pytest.mark.parametrize("kind", ["postgres", "parquet"])
 async def test_memory_is_bounded_by_the_largest_row(
     source: Server, destination: Server, lake: Lake, kind: str, mebibytes: int
 ) -> None:
