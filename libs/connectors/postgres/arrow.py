@@ -119,7 +119,7 @@ def _arrow_column(column: Column, policy: Policy) -> ArrowColumn:
 def unholdable_by_policy(table: "PostgresTable") -> dict[str, str]:
     """By column whose policy is not ``fail``: the SQL condition that holds for a value which the policy changes."""
     conditions = {
-        column.name: _unholdable(column.type, quoted(column.name))
+        column.name: _unholdable(column.type, column.expression)
         for column in table.columns
         if table.plan.policies.get(column.name, "fail") != "fail"
     }

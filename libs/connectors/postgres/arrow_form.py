@@ -5,7 +5,6 @@ from typing import Any
 import pyarrow as pa
 
 from libs.connectors.postgres.arrow import arrow_columns, unholdable_by_policy
-from libs.connectors.postgres.connection import quoted
 from libs.connectors.postgres.source import PostgresTable
 from libs.connectors.postgres.types import Column, PostgresType
 from libs.connectors.postgres.verification import Form, array_bytes, of_base_type, one_nan
@@ -24,7 +23,7 @@ def arrow_form(table: PostgresTable) -> Form:
 
 
 def _value(column: Column, promised: Any) -> str:
-    value, held = quoted(column.name), column.type
+    value, held = column.expression, column.type
     if not pa.types.is_list(promised):
         return _scalar(held, value, promised)
     assert held.element is not None

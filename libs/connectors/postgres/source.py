@@ -156,6 +156,11 @@ class PostgresSnapshot:
         self.row_buffers: list[RowBuffer] = []
         self._long_rows = asyncio.Lock()
 
+    @property
+    def server_encoding(self) -> str:
+        encoding: str = self._holder.get_settings().server_encoding
+        return encoding
+
     async def table(self, plan: StreamPlan) -> "PostgresTable":
         where = f"the source's table {plan.stream}"
         with translated(where):

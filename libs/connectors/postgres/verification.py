@@ -54,7 +54,7 @@ def wire_form(table: PostgresTable, encodings: tuple[str, str]) -> Form:
         if encodings[0] != encodings[1] and (column.type.element or column.type).name in _IN_ORDER_OF_BYTES
     }
     columns = {
-        column.name: _wire_value(column.type, quoted(column.name))
+        column.name: _wire_value(column.type, column.expression)
         for column in table.columns
         if column.name not in not_compared
     }
@@ -283,5 +283,4 @@ async def source_fingerprint(table: PostgresTable, destination: Connection) -> A
 
 
 def _encodings(table: PostgresTable, destination: Connection) -> tuple[str, str]:
-    holder = table.snapshot.holder
-    return holder.get_settings().server_encoding, destination.get_settings().server_encoding
+    return table.snapshot.server_encoding, destination.get_settings().server_encoding

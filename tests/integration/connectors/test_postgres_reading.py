@@ -115,7 +115,7 @@ async def test_what_can_not_be_read_is_refused_before_the_first_row_and_leaves_t
             await snapshot.table(plan_of("unpopulated"))
         with pytest.raises(ConnectorRefused, match="no column 'missing'"):
             await snapshot.table(plan_of("plain", ["missing"]))
-        assert await (await snapshot.table(plan_of("secret", ["id"]))).count() == 0
+        assert (await snapshot.table(plan_of("secret", ["id"]))).warnings == ()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -140,7 +140,9 @@ async def test_a_read_that_fails_on_the_snapshots_connection_leaves_the_snapshot
             async with snapshot.reader() as connection:
                 await connection.fetch(table.select(table.parts()[0]))
         await source.execute("INSERT INTO t VALUES (2)")
-        assert await (await snapshot.table(plan_of("t"))).count() == 1
+        other = await snapshot.table(plan_of("t"))
+        async with snapshot.reader() as connection:
+            assert len(await connection.fetch(other.select(other.parts()[0]))) == 1
 
 
 async def test_identifiers_of_objects_arrive_as_text(source: Server, destination: Server, lake: Lake) -> None:
