@@ -48,8 +48,9 @@ class Configuration:
         """
         masks = {path: str(Mask(self.role, entity_id, ".".join(path), secret_ref)) for path in self.secrets}
         text = dump_json(with_secrets(self.clear, masks))
-        if len(canonical_json(text)) > CONFIG_BYTES_MAX:
-            message = f"is over {CONFIG_BYTES_MAX} bytes"
+        size_bytes = len(text.encode())
+        if size_bytes > CONFIG_BYTES_MAX:
+            message = f"is {size_bytes} bytes of compact JSON; at most {CONFIG_BYTES_MAX} are allowed"
             raise TooLarge(f"config {message}", errors=[FieldError("config", message, "too_large")])
         return text
 

@@ -148,7 +148,7 @@ class Records:
                 idempotency=idempotency,
             )
         except TooLarge as error:
-            message = "is too large to be kept in one record"
+            message = error.errors[0].message
             raise TooLarge(f"data: {message}", errors=[FieldError("data", message, "too_large")]) from error
 
     async def _require_same_batch(self, keys: Sequence[IdempotencyKey | None]) -> None:

@@ -249,8 +249,10 @@ async def test_the_last_position_is_that_of_the_stores_newest_event(subject: Log
     assert await subject.log.last_position(TOPIC, "another") == 0
 
 
-async def test_an_event_of_the_largest_size_gets_through(subject: Log) -> None:
-    event = SOURCE.model_copy(update={"config_json": "x" * (EVENT_SIZE_BYTES_MAX - 200)})
+@pytest.mark.parametrize("character", ["x", '"'])
+async def test_an_event_of_the_largest_size_gets_through(subject: Log, character: str) -> None:
+    """Also where every character of its text is escaped."""
+    event = SOURCE.model_copy(update={"config_json": character * (EVENT_SIZE_BYTES_MAX - 200)})
     sent = await subject.emit(("source-1", event), ("source-1", event), ("source-1", SOURCE))
     async with subject.log.subscribe(TOPIC, {}) as subscription:
         assert by_position(await read(subscription, 3)) == sent

@@ -224,9 +224,17 @@ async def test_the_same_idempotency_key_gives_the_same_answer_and_acts_once(serv
 
 
 async def test_an_event_over_its_size_is_refused_naming_the_field(service: Service) -> None:
-    with pytest.raises(TooLarge, match="name is too large"):
+    with pytest.raises(TooLarge, match="name: is 1000000 bytes; at most 921600 are kept"):
         await service.make("1", "x" * 1_000_000)
     assert await positions(service) == []
+
+
+async def test_the_size_of_an_event_is_that_of_the_text_that_was_sent(service: Service) -> None:
+    """Its quotes are escaped where it is kept, which is nobody's concern who sends it."""
+    await service.make("1", '"' * 900_000)
+    with pytest.raises(TooLarge, match="name: is 930000 bytes"):
+        await service.make("2", '"' * 930_000)
+    assert await positions(service) == [1]
 
 
 async def test_an_entity_of_another_project_does_not_exist(service: Service) -> None:
