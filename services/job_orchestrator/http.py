@@ -54,7 +54,6 @@ from services.job_orchestrator.job_writing import EndpointGiven, JobGiven, JobWr
 from services.job_orchestrator.queries import RUNS_LISTED_MAX, JobQueries, Side, line_view, run_id_of
 from services.job_orchestrator.run_control import RunControl
 from services.job_orchestrator.run_records import PAGE_LINES_MAX, RunRecords
-from services.job_orchestrator.workers import Workers
 
 PROJECT = "/api/v1/project/{projectid}"
 JOBS = f"{PROJECT}/jobs"
@@ -107,7 +106,12 @@ class JobBody(Body):
     destination: EndpointBody = Field(examples=[{"id": 1}])
     streams_config: Any = Field(examples=[_CATALOG])
     frequency: Annotated[str, StringConstraints(max_length=FREQUENCY_LENGTH_MAX)] | None = ""
-    advanced_settings: Any = None
+    advanced_settings: Any = Field(
+        default=None,
+        description="`verify`: compare both ends of each stream. `take_over`: write the tables of this project's jobs "
+        "that were deleted. `max_discover_threads`: 1 to 1000.",
+        examples=[{"verify": True}],
+    )
     activate: bool | None = None
 
     def given(self, *, activate: bool) -> JobGiven:
@@ -529,7 +533,6 @@ class InternalRoutes:
 
     documents: Documents
     claims: Claims
-    workers: Workers
 
     def routes(self) -> Sequence[web.RouteDef]:
         return [
@@ -540,7 +543,6 @@ class InternalRoutes:
         ]
 
     async def claim(self, call: internal.ClaimRun) -> internal.RunClaim:
-        await self.workers.note(call.worker_id)
         return internal.RunClaim(run=await self.claims.claim(call.worker_id))
 
     async def jobs_existing(self, call: internal.JobsAsked) -> internal.JobsExisting:

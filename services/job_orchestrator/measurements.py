@@ -4,6 +4,7 @@ import asyncio
 
 from libs.core.clock import Clock
 from libs.runtime.documents import Documents
+from libs.runtime.mongo import ASCENDING
 from libs.runtime.telemetry import OLDEST_WAIT_SECONDS, RUNS_ACTIVE, RUNS_WAITING
 from services.job_orchestrator.domain.run import RUN
 
@@ -29,5 +30,6 @@ class Measurements:
         due = {"state.status": "queued", "state.waiting_since": {"$lte": now}}
         RUNS_WAITING.set(await runs.count_documents(due))
         RUNS_ACTIVE.set(await runs.count_documents({"state.status": {"$in": ["queued", "running"]}}))
-        oldest = await self._documents.find(RUN, due, sort=[("state.waiting_since", 1)], limit=1)
-        OLDEST_WAIT_SECONDS.set((now - oldest[0].state.waiting_since).total_seconds() if oldest else 0)
+        # The moment alone: a run that can't be read would end all measuring.
+        oldest = await runs.find_one(due, {"state.waiting_since": 1}, sort=[("state.waiting_since", ASCENDING)])
+        OLDEST_WAIT_SECONDS.set((now - oldest["state"]["waiting_since"]).total_seconds() if oldest else 0)

@@ -8,15 +8,15 @@ from cronsim import CronSimError
 
 from libs.core.decider import Aggregate
 from libs.core.envelope import Frozen
-from libs.core.errors import InvalidInput
-from libs.runtime.command_handler import Entity
+from libs.core.errors import InvalidInput, NewerVersion
+from libs.runtime.command_handler import Entity, PureCodeFailed
 from libs.runtime.documents import entity_of
 from libs.runtime.mongo import Document
 
 State = TypeVar("State", bound=Frozen)
 
-UNREADABLE = (ValueError, KeyError, TypeError, InvalidInput, CronSimError)
-"""What reading a broken document raises."""
+UNREADABLE = (PureCodeFailed, NewerVersion, KeyError, InvalidInput, CronSimError)
+"""What reading a document raises that is broken, or of a newer version of this service."""
 REMEMBERED_MAX = 1_000
 
 log = structlog.get_logger(__name__)

@@ -7,7 +7,8 @@ import asyncpg
 import pyarrow.parquet as pq
 import pytest
 
-from libs.testing.rest import CallFailed, Rest
+from libs.testing.rest import CallFailed, Rest, rest
+from libs.testing.suite import Suite
 from tests.e2e.replication import (
     discover,
     execute,
@@ -145,3 +146,20 @@ async def test_discovery_names_every_table_with_its_keys(api: Rest, postgres_dat
     assert set(streams) == {"things", "nothing"}
     assert streams["things"]["source_defined_primary_key"] == ["id"]
     assert streams["things"]["namespace"] == "public"
+
+
+async def test_a_deleted_jobs_tables_go_to_the_job_that_takes_them_over(
+    embedded_suite: Suite, postgres_database: str, replica: str
+) -> None:
+    await execute(postgres_database, "CREATE TABLE t AS SELECT 1 AS id")
+    async with rest(embedded_suite.base_url, api_key=embedded_suite.api_key) as api:
+        source = await make_endpoint(api, "sources", "postgres", postgres_config(postgres_database))
+        destination = await make_endpoint(api, "destinations", "postgres", postgres_config(replica))
+        former = await make_job(api, source, destination)
+        assert (await sync(api, former))["status"] == "completed"
+        taking = await make_job(api, source, destination, settings={"take_over": True})
+        refused = await sync(api, taking)
+        assert (refused["status"], refused["attempts"]) == ("failed", 1)
+        assert f"is written by job {former}" in refused["error"]
+        await api.project("DELETE", f"jobs/{former}")
+        assert (await sync(api, taking))["status"] == "completed"

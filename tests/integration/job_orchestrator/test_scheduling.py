@@ -12,6 +12,7 @@ from libs.core.errors import FixRequest
 from libs.core.json import JsonObject
 from services.job_orchestrator.domain.job import JOB
 from services.job_orchestrator.domain.run import RUN
+from services.job_orchestrator.measurements import Measurements
 from services.job_orchestrator.run_control import RunControl
 from services.job_orchestrator.scheduler import Scheduler
 from tests.integration.job_orchestrator.orchestrator import CatalogStandIn, Orchestrator, running_orchestrator
@@ -182,6 +183,7 @@ async def test_a_run_that_can_not_be_read_stops_no_claim(instances: Instances) -
         await instances.first.post(f"/jobs/{job_id}/sync")
     runs = instances.first.context.documents.collection(RUN.collection)
     await runs.update_one({"state.job_id": first}, {"$set": {"state.kind": "magic"}})
+    await Measurements(instances.first.context.documents, instances.clock).measure()
     assert (await instances.first.claimed()).job_id == second
 
 
