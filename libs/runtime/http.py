@@ -92,6 +92,12 @@ ResponseT = TypeVar("ResponseT", bound=Frozen)
 Check = Callable[[], Awaitable[str | None]]
 
 
+class Degraded(str):
+    """What is wrong, but no reason to send no requests here."""
+
+    __slots__ = ()
+
+
 class Health:
     """Whether this process should get requests: every check passes and it is not stopping."""
 
@@ -101,7 +107,7 @@ class Health:
         self._stopping = False
 
     def add(self, name: str, check: Check) -> None:
-        """``check`` gives None when all is well, else what is wrong; it limits its own time."""
+        """``check`` gives None when all is well, else what is wrong (``Degraded``: but bearable), in a limited time."""
         self._checks[name] = check
 
     def stop(self) -> None:
@@ -373,7 +379,7 @@ class CheckShown(Answered):
 
 
 class ReadinessShown(Answered):
-    status: Literal["ready", "not ready"]
+    status: Literal["ready", "degraded", "not ready"]
     checks: dict[str, CheckShown]
 
 
@@ -399,10 +405,11 @@ async def _healthz(_: web.Request) -> web.Response:
 def _readyz_of(health: Health) -> Handler:
     async def readyz(_: web.Request) -> web.Response:
         report = await health.report()
-        wrong = {name: problem for name, problem in report.items() if problem is not None}
+        problems = [problem for problem in report.values() if problem is not None]
+        is_ready = all(isinstance(problem, Degraded) for problem in problems)
         checks = {name: {"ready": problem is None, "message": problem or ""} for name, problem in report.items()}
-        body = {"status": "not ready" if wrong else "ready", "checks": checks}
-        return json_answer(body, 503 if wrong else 200)
+        status = "not ready" if not is_ready else "degraded" if problems else "ready"
+        return json_answer({"status": status, "checks": checks}, 200 if is_ready else 503)
 
     return readyz
 

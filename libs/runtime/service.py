@@ -15,12 +15,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import structlog
 import uvloop
 from aiohttp import web
 
+from libs.contracts.internal import CALLS
 from libs.core.clock import Clock, SystemClock
 from libs.core.decider import Aggregate, Projection, Reaction
 from libs.runtime.command_handler import CommandHandler
@@ -39,7 +41,7 @@ from libs.runtime.listeners import BACKLOG, inherited
 from libs.runtime.log_identity import remember
 from libs.runtime.logs import configure_logs
 from libs.runtime.mongo import Client, ConnectionFailure, IndexModel, PyMongoError, connect
-from libs.runtime.principals import PrincipalSigner, PrincipalVerifier
+from libs.runtime.principals import GATEWAY, PrincipalSigner, PrincipalVerifier
 from libs.runtime.rebuild import Rebuild, RebuildFailed
 from libs.runtime.relay import Relay
 from libs.runtime.sequences import Sequences
@@ -54,6 +56,8 @@ OPEN_REFUSALS_MAX = 5
 STORE_SILENCE_SECONDS_MAX = 3.0
 GARBAGE_LOOKED_FOR_AFTER = 20_000
 SWITCH_INTERVAL_SECONDS = 0.0005
+FORWARDED_TO = frozenset({"auth", "catalog", "job_orchestrator", "record_sync"})
+"""The services that the gateway passes its callers' requests to."""
 
 log = structlog.get_logger(__name__)
 
@@ -254,9 +258,33 @@ async def _open_context(
         event_log=event_log,
     )
     context.health.add("background tasks", context.tasks.problem)
+    for name, problem in _missing_keys(definition.name, settings).items():
+        context.health.add(name, partial(_as_check, problem))
     if definition.uses_store:
         await _open_store(definition, context, client, stack)
     return context
+
+
+def _missing_keys(service: str, settings: ServiceSettings) -> dict[str, str | None]:
+    """Without its own key a service's calls are refused, without its callers' it refuses them."""
+    missing: dict[str, str | None] = {}
+    called = sorted({call.service for call in CALLS if service in call.callers})
+    if called:
+        lacks_key = settings.signing_key is None
+        missing["signing_key"] = (
+            f"SIGNING_KEY is not set, so {service} can't call {', '.join(called)}" if lacks_key else None
+        )
+    callers = {caller for call in CALLS if call.service == service for caller in call.callers}
+    if service in FORWARDED_TO:
+        callers.add(GATEWAY)
+    if callers:
+        unknown = ", ".join(sorted(callers - settings.trusted_keys.keys()))
+        missing["trusted_keys"] = f"TRUSTED_KEYS has no key of {unknown}, whose calls are refused" if unknown else None
+    return missing
+
+
+async def _as_check(problem: str | None) -> str | None:
+    return problem
 
 
 async def _open_store(

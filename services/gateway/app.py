@@ -7,9 +7,10 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-from libs.runtime.http import PUBLIC_PATHS, Check, operational_routes
+from libs.runtime.http import PUBLIC_PATHS, Check, Degraded, operational_routes
 from libs.runtime.mongo import connect
 from libs.runtime.openapi import part_of
+from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner
 from libs.runtime.service import ServiceContext, ServiceDefinition
 from libs.runtime.version import installed_version
 from services.gateway.addresses import ClientAddresses
@@ -44,7 +45,8 @@ async def start(context: ServiceContext[GatewaySettings]) -> AsyncIterator[Seque
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=READINESS_TIMEOUT_SECONDS))
         )
         for service in NEEDED:
-            context.health.add(service, _readiness_of(probes, settings.url_of(service)))
+            context.health.add(service, _readiness_of(probes, settings.url_of(service), context.principals, service))
+        context.health.add("worker", _workers_of(probes, settings.url_of("job_orchestrator")))
         limits = await stack.enter_async_context(_rate_limits(context))
         admission = Admission(credentials, limits, Policies(settings), ClientAddresses(settings.trusted_proxies))
         origins = Origins(settings.allowed_origins)
@@ -73,10 +75,15 @@ async def _rate_limits(context: ServiceContext[GatewaySettings]) -> AsyncIterato
         client.close()
 
 
-def _readiness_of(probes: aiohttp.ClientSession, url: str) -> Check:
+def _readiness_of(probes: aiohttp.ClientSession, url: str, principals: PrincipalSigner, service: str) -> Check:
+    """Whether the service is ready, and believes what this gateway signs."""
+
     async def check() -> str | None:
+        headers = {PRINCIPAL_HEADER: principals.sign_as_service(service)}
         try:
-            async with probes.get(f"{url}/readyz") as response:
+            async with probes.get(f"{url}/readyz", headers=headers) as response:
+                if response.status == 401:
+                    return "the service does not trust this gateway: its TRUSTED_KEYS do not match our SIGNING_KEY"
                 return None if response.status == 200 else _what_is_wrong(await response.read())
         except (TimeoutError, aiohttp.ClientError) as error:
             return f"the service does not answer: {type(error).__name__}"
@@ -91,6 +98,20 @@ def _what_is_wrong(answer: bytes) -> str:
         return "not ready: " + "; ".join(f"{name}: {found['message']}" for name, found in checks if not found["ready"])
     except (ValueError, LookupError, TypeError, AttributeError):
         return "the service is not ready"
+
+
+def _workers_of(probes: aiohttp.ClientSession, url: str) -> Check:
+    """Runs wait while there is no worker, as where workers are scaled to none; all else goes on."""
+
+    async def check() -> str | None:
+        try:
+            async with probes.get(f"{url}/readyz") as response:
+                told = (await response.json()).get("checks", {}).get("worker")
+        except (TimeoutError, aiohttp.ClientError, ValueError):
+            return Degraded("not known while job_orchestrator does not answer")
+        return Degraded(told["message"]) if told and not told["ready"] else None
+
+    return check
 
 
 SERVICE = ServiceDefinition(name="gateway", settings=GatewaySettings, start=start, uses_store=False)

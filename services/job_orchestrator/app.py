@@ -21,6 +21,7 @@ from services.job_orchestrator.queries import RESERVED, RESERVED_INDEXES, JobQue
 from services.job_orchestrator.run_control import RunControl
 from services.job_orchestrator.run_records import RunRecords
 from services.job_orchestrator.scheduler import Scheduler
+from services.job_orchestrator.workers import WORKERS, WORKERS_INDEXES, Workers
 
 _WAITING = [("state.status", ASCENDING), ("state.waiting_since", ASCENDING)]
 _OF_JOB = [("project_id", ASCENDING), ("state.job_id", ASCENDING), ("state.queued_at", DESCENDING)]
@@ -41,6 +42,7 @@ INDEXES = {
     DESTINATIONS.collection: [_BY_NAME],
     RESERVED: RESERVED_INDEXES,
     KEYED_IDS: KEYED_IDS_INDEXES,
+    WORKERS: WORKERS_INDEXES,
     **run_records.INDEXES,
 }
 
@@ -56,12 +58,14 @@ async def start(context: ServiceContext[JobOrchestratorSettings]) -> AsyncIterat
     claims = Claims(documents, commands, control, records, context.principals, clock, context.settings)
     scheduler = Scheduler(documents, control, clock, changed)
     context.tasks.start("scheduler", lambda: context.leases.run_while_leader("scheduler", scheduler.run))
+    workers = Workers(documents)
+    context.health.add("worker", workers.absence)
     context.tasks.start("measurements", Measurements(documents, clock).run)
     yield [
         *JobRoutes(documents, commands, queries, writing, control).routes(),
         *TaskRoutes(documents, queries, records).routes(),
         *SettingsRoutes(documents, clock).routes(),
-        *InternalRoutes(documents, claims).routes(),
+        *InternalRoutes(documents, claims, workers).routes(),
     ]
 
 

@@ -54,6 +54,7 @@ from services.job_orchestrator.job_writing import EndpointGiven, JobGiven, JobWr
 from services.job_orchestrator.queries import RUNS_LISTED_MAX, JobQueries, Side, line_view, run_id_of
 from services.job_orchestrator.run_control import RunControl
 from services.job_orchestrator.run_records import PAGE_LINES_MAX, RunRecords
+from services.job_orchestrator.workers import Workers
 
 PROJECT = "/api/v1/project/{projectid}"
 JOBS = f"{PROJECT}/jobs"
@@ -533,6 +534,7 @@ class InternalRoutes:
 
     documents: Documents
     claims: Claims
+    workers: Workers
 
     def routes(self) -> Sequence[web.RouteDef]:
         return [
@@ -543,6 +545,7 @@ class InternalRoutes:
         ]
 
     async def claim(self, call: internal.ClaimRun) -> internal.RunClaim:
+        await self.workers.note(call.worker_id)
         return internal.RunClaim(run=await self.claims.claim(call.worker_id))
 
     async def jobs_existing(self, call: internal.JobsAsked) -> internal.JobsExisting:

@@ -42,6 +42,7 @@ class Backend:
     routes: Sequence[web.AbstractRouteDef]
     port: int = 0
     health: Health = field(default_factory=Health)
+    trusted_keys: dict[str, str] = field(default_factory=lambda: {"gateway": GATEWAY_PUBLIC_KEY})
     _runner: ServiceRunner | None = None
 
     @property
@@ -49,7 +50,7 @@ class Backend:
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        verifier = PrincipalVerifier(self.name, {"gateway": GATEWAY_PUBLIC_KEY})
+        verifier = PrincipalVerifier(self.name, self.trusted_keys)
         app = create_app(self.name, self.routes, verifier, health=self.health, settings=ServiceSettings())
         app._client_max_size = 64 * 1024 * 1024
         self._runner = ServiceRunner(app, shutdown_timeout_seconds=0.2)

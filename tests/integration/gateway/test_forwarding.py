@@ -13,6 +13,8 @@ import pytest
 from yarl import URL
 
 from libs.runtime import http_body
+from libs.runtime.http import Degraded
+from libs.runtime.principals import new_signing_key
 from services.gateway.connections import CONNECTIONS_MAX
 from tests.integration.gateway.backends import API_KEY, PROJECT, SESSION, a_key
 from tests.integration.gateway.conftest import Suite
@@ -377,8 +379,8 @@ async def test_kept_connections_that_the_service_closed_are_not_trusted(
 async def test_ready_only_while_the_services_behind_are(suite: Suite, stranger: aiohttp.ClientSession) -> None:
     async with stranger.get("/readyz") as response:
         assert response.status == 200
-        behind = {"auth", "catalog", "job_orchestrator", "record_sync"}
-        assert set((await response.json())["checks"]) == {"background tasks", *behind}
+        needed = {"auth", "catalog", "job_orchestrator", "record_sync", "worker"}
+        assert set((await response.json())["checks"]) == {"background tasks", "signing_key", *needed}
     suite.catalog.backend.health.stop()
     async with stranger.get("/readyz") as response:
         assert response.status == 503
@@ -386,6 +388,35 @@ async def test_ready_only_while_the_services_behind_are(suite: Suite, stranger: 
         assert (await response.json())["checks"]["catalog"] == {"ready": False, "message": told}
     async with stranger.get("/healthz") as response:
         assert response.status == 200
+
+
+async def test_readiness_tells_that_there_is_no_worker_and_stays(suite: Suite, stranger: aiohttp.ClientSession) -> None:
+    async def absent() -> str:
+        return Degraded("no worker has ever asked for runs")
+
+    suite.jobs.health.add("worker", absent)
+    async with stranger.get("/readyz") as response:
+        assert response.status == 200
+        body = await response.json()
+    assert body["status"] == "degraded"
+    assert body["checks"]["worker"] == {"ready": False, "message": "no worker has ever asked for runs"}
+    await suite.jobs.stop()
+    async with stranger.get("/readyz") as response:
+        assert response.status == 503
+        assert "not known" in (await response.json())["checks"]["worker"]["message"]
+
+
+async def test_readiness_names_the_service_that_does_not_trust_the_gateway(
+    suite: Suite, stranger: aiohttp.ClientSession
+) -> None:
+    await suite.catalog.backend.stop()
+    suite.catalog.backend.trusted_keys = {"gateway": new_signing_key()[1]}
+    await suite.catalog.backend.start()
+    async with stranger.get("/readyz") as response:
+        assert response.status == 503
+        checks = (await response.json())["checks"]
+    assert "TRUSTED_KEYS" in checks["catalog"]["message"]
+    assert checks["record_sync"]["ready"]
 
 
 async def test_metrics_on_the_public_port_are_for_those_who_run_the_installation(

@@ -36,6 +36,7 @@ from libs.core.errors import (
 from libs.core.principal import Principal
 from libs.runtime import http_body
 from libs.runtime.http import (
+    Degraded,
     Health,
     create_app,
     idempotency_of,
@@ -757,6 +758,18 @@ async def test_readiness_names_what_is_wrong(shell: Shell, client: aiohttp.Clien
     assert checks["log"]["ready"]
     assert checks["store"] == {"ready": False, "message": "the store does not answer"}
     assert "ZeroDivisionError" in checks["other"]["message"]
+
+
+async def test_what_only_degrades_keeps_the_service_ready(shell: Shell, client: aiohttp.ClientSession) -> None:
+    async def degraded() -> str:
+        return Degraded("no worker")
+
+    shell.health.add("worker", degraded)
+    async with client.get("/readyz") as response:
+        assert response.status == 200
+        body = await response.json()
+    assert body["status"] == "degraded"
+    assert body["checks"]["worker"] == {"ready": False, "message": "no worker"}
 
 
 async def test_a_service_that_stops_is_not_ready_and_finishes_what_is_in_flight(

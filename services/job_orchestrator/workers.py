@@ -1,0 +1,52 @@
+"""Which workers there are, by when each last asked for a run."""
+
+import asyncio
+import time
+
+from libs.core.clock import isoformat_z
+from libs.runtime.documents import Documents
+from libs.runtime.http import Degraded
+from libs.runtime.mongo import ASCENDING, DESCENDING, IndexModel, PyMongoError
+from services.job_orchestrator.claims import LEASES
+
+WORKERS = "workers"
+WORKERS_INDEXES = [IndexModel([("seen_at", ASCENDING)], expireAfterSeconds=7 * 24 * 3600)]
+NOTED_SECONDS = 10.0
+ABSENT_SECONDS = 90
+CHECK_SECONDS_MAX = 2.0
+
+
+class Workers:
+    """Notes who asks, and tells when nobody does."""
+
+    def __init__(self, documents: Documents) -> None:
+        self._workers = documents.plain(WORKERS)
+        self._leases = documents.plain(LEASES)
+        self._noted_at: dict[str, float] = {}
+
+    async def note(self, worker_id: str) -> None:
+        """A worker asked for a run; written down once in a while."""
+        now = time.monotonic()
+        if now - self._noted_at.get(worker_id, -NOTED_SECONDS) < NOTED_SECONDS:
+            return
+        self._noted_at = {other: at for other, at in self._noted_at.items() if now - at < NOTED_SECONDS}
+        self._noted_at[worker_id] = now
+        await self._workers.update_one({"_id": worker_id}, [{"$set": {"seen_at": "$$NOW"}}], upsert=True)
+
+    async def absence(self) -> str | None:
+        """What there is to say when no worker asked lately and none moves a run: runs wait, and nothing is lost."""
+        try:
+            async with asyncio.timeout(CHECK_SECONDS_MAX):
+                return await self._absence()
+        except (PyMongoError, TimeoutError):
+            return Degraded("not known while the store does not answer")
+
+    async def _absence(self) -> str | None:
+        lately = {"$expr": {"$gt": ["$seen_at", {"$subtract": ["$$NOW", ABSENT_SECONDS * 1000]}]}}
+        is_leased = {"$expr": {"$gt": ["$expires_at", "$$NOW"]}}
+        if await self._workers.find_one(lately) or await self._leases.find_one(is_leased):
+            return None
+        last = await self._workers.find_one({}, sort=[("seen_at", DESCENDING)])
+        if last is None:
+            return Degraded("no worker has ever asked for runs")
+        return Degraded(f"no worker has asked for runs since {isoformat_z(last['seen_at'])}")
