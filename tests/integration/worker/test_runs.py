@@ -60,6 +60,49 @@ async def test_only_selected_streams_and_columns_move(source: Server, lake: Lake
     assert lake.files("public/a") == []
 
 
+async def test_what_a_policy_changed_is_counted_in_the_result_and_the_log(source: Server, lake: Lake) -> None:
+    await source.execute("CREATE TABLE t AS SELECT 1 AS id, unnest('{infinity,2024-01-01,-infinity}'::date[]) AS born")
+    orchestra = Orchestra(source.config, "parquet", {"type": "PARQUET", "writer": {"local_path": str(lake.path)}})
+    selected = {"stream_name": "t", "value_policies": {"born": "null"}}
+    config = {
+        "selected_streams": {"public": [selected]},
+        "streams": [{"stream": {"name": "t", "namespace": "public"}}],
+    }
+    run = orchestra.run(streams_config_json=json.dumps(config))
+    assert await orchestra.execution(run).execute() == "completed"
+    (result,) = orchestra.finished[0].streams
+    assert (result.verified, [(item.column, item.values) for item in result.values_changed]) == (True, [("born", 2)])
+    (line,) = [message for message in orchestra.messages if " rows in " in message]
+    assert line.endswith(", both ends compared, equal but for 2 values that a policy changed (born: 2)")
+
+
+async def test_ends_that_differ_are_told_in_the_failed_runs_result_and_log(
+    source: Server, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY, born date); INSERT INTO t VALUES (7, '2024-01-01')")
+    orchestra = Orchestra(source.config, "parquet", {"type": "PARQUET", "writer": {"local_path": str(lake.path)}})
+    monkeypatch.setattr("libs.connectors.postgres.binary._EPOCH_DAYS", 10_958)
+    assert await orchestra.execution().execute() == "failed"
+    (end,) = orchestra.finished
+    (result,) = end.streams
+    document = json.loads(result.verification_json or "{}")
+    assert (result.verified, result.rows_written) == (False, 0)
+    assert document["examples"] == {"missing": [], "extra": [], "different": [["7"]]}
+    assert "different: (id = 7)" in (end.error or "")
+    assert lake.files("public/t") == []
+
+
+async def test_a_stream_that_can_not_be_compared_is_warned_of_and_not_called_equal(
+    source: Server, destination: Server
+) -> None:
+    await source.execute("CREATE VIEW v AS SELECT random() AS value")
+    orchestra = Orchestra(source.config, "postgres", destination.config)
+    assert await orchestra.execution().execute() == "completed"
+    assert orchestra.finished[0].streams[0].verified is None
+    assert not any("equal" in message for message in orchestra.messages)
+    assert any("both ends can't be compared" in message and "random()" in message for message in orchestra.messages)
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
