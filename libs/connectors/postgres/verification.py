@@ -45,21 +45,19 @@ class Form:
     not_compared: Mapping[str, str] = field(default_factory=dict)
 
 
-def wire_form(table: PostgresTable, encodings: tuple[str, str]) -> Form:
-    """Between two PostgreSQL, whose server encodings are these: values as their types send them."""
+def wire_forms(table: PostgresTable, encodings: tuple[str, str]) -> tuple[Form, Form]:
+    """At the source and at the destination, whose servers have these encodings: values as their types send them."""
     not_compared = {
         column.name: f"{column.type.sql} is kept in an order that depends on the server's encoding, and the encodings "
         f"are {encodings[0]} and {encodings[1]}"
         for column in table.columns
         if encodings[0] != encodings[1] and (column.type.element or column.type).name in _IN_ORDER_OF_BYTES
     }
-    columns = {
-        column.name: _wire_value(column.type, column.expression)
-        for column in table.columns
-        if column.name not in not_compared
-    }
+    compared = [column for column in table.columns if column.name not in not_compared]
     key = () if set(table.primary_key) & set(not_compared) else table.primary_key
-    return Form(columns, key, not_compared)
+    here = {column.name: _wire_value(column.type, column.expression) for column in compared}
+    there = {column.name: _wire_value(column.type, quoted(column.name)) for column in compared}
+    return Form(here, key, not_compared), Form(there, key, not_compared)
 
 
 def _wire_value(held: PostgresType, value: str) -> str:
@@ -260,9 +258,9 @@ async def compare(
         async with _unsorted(destination):
             yield destination
 
-    form = wire_form(table, _encodings(table, destination))
-    there = PostgresEnd(form, [f"FROM {quoted(*relation)}"], connections)
-    return await compare_ends(table.plan.stream, PostgresSourceEnd(table, form), there, expecting)
+    here, there = wire_forms(table, _encodings(table, destination))
+    end = PostgresEnd(there, [f"FROM {quoted(*relation)}"], connections)
+    return await compare_ends(table.plan.stream, PostgresSourceEnd(table, here), end, expecting)
 
 
 @asynccontextmanager
@@ -270,7 +268,8 @@ async def source_fingerprint(table: PostgresTable, destination: Connection) -> A
     """What the source holds, None where it is never comparable; taken while the destination is busy otherwise."""
 
     async def taken() -> Fingerprint | None:
-        source = PostgresSourceEnd(table, wire_form(table, _encodings(table, destination)))
+        here, _ = wire_forms(table, _encodings(table, destination))
+        source = PostgresSourceEnd(table, here)
         return None if await source.why_never_comparable() is not None else await source.fingerprint()
 
     task = asyncio.create_task(taken())

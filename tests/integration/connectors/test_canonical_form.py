@@ -63,12 +63,12 @@ class Asked:
         self._runner = asyncio.Runner()
         self._connection = self._runner.run(asyncpg.connect(dsn, server_settings=SESSION_SETTINGS))
         columns = ", ".join(f'"{index}" {name}' for index, name in enumerate(ALL_TYPES))
-        self._runner.run(self._connection.execute(f"CREATE TABLE typed ({columns})"))
+        self._runner.run(self._connection.execute(f"CREATE TABLE public.typed ({columns})"))
         self.table = self._runner.run(self._table())
         self.form = arrow_form(self.table)
 
     async def _table(self) -> PostgresTable:
-        oid = await self._connection.fetchval("SELECT 'typed'::regclass::oid")
+        oid = await self._connection.fetchval("SELECT 'public.typed'::regclass::oid")
         columns = (await columns_of(self._connection, [oid]))[oid]
         return PostgresTable(None, plan_of("typed"), tuple(columns), (), None, ())  # type: ignore[arg-type]
 
