@@ -95,7 +95,7 @@ class AdvancedSettings(_Loose):
 
     Args:
         max_discover_threads: an upper bound on a discovery's connections, of which there is one.
-        verify: compare both ends of every stream before it is committed.
+        verify: compare both ends of every stream before it is committed; costs each server about two COPYs.
         take_over: the job may write tables that jobs of this project wrote which are no more.
     """
 

@@ -109,7 +109,8 @@ class JobBody(Body):
     frequency: Annotated[str, StringConstraints(max_length=FREQUENCY_LENGTH_MAX)] | None = ""
     advanced_settings: Any = Field(
         default=None,
-        description="`verify`: compare both ends of each stream. `take_over`: write the tables of this project's jobs "
+        description="`verify`: both ends hash all rows of each stream and are compared, which costs each server about "
+        "twice what reading the rows costs. `take_over`: write the tables of this project's jobs "
         "that were deleted. `max_discover_threads`: 1 to 1000.",
         examples=[{"verify": True}],
     )
