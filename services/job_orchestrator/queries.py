@@ -305,9 +305,9 @@ def _result_view(result: StreamResult) -> JsonObject:
 
 
 def _verified(results: Sequence[StreamResult]) -> bool | None:
-    """Whether every stream's ends were compared and equal; None where none were compared."""
+    """False where a stream's ends differ, True where those of every stream are equal, else None."""
     verdicts = {result.verified for result in results}
-    return None if verdicts <= {None} else verdicts == {True}
+    return False if False in verdicts else True if verdicts == {True} else None
 
 
 def _line_text(line: Mapping[str, Any]) -> bytes:

@@ -108,6 +108,25 @@ async def test_a_run_goes_from_the_call_to_its_counts(orchestrator: Orchestrator
     assert logs[0] == {"level": "info", "time": "2026-01-01T12:00:00.000Z", "message": "begin"}
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "verified"),
+    [((True, True), True), ((True, None), None), ((True, None, False), False), ((None,), None)],
+)
+async def test_a_run_is_verified_where_each_stream_is_and_not_where_one_differs(
+    orchestrator: Orchestrator, verdicts: tuple[bool | None, ...], verified: bool | None
+) -> None:
+    await synced(orchestrator)
+    run = await orchestrator.claimed()
+    streams = tuple(RESULT.model_copy(update={"name": str(n), "verified": one}) for n, one in enumerate(verdicts))
+    progress = [PROGRESS.model_copy(update={"name": str(n), "state": "failed"}) for n, _ in enumerate(verdicts)]
+    outcome = "failed" if False in verdicts else "completed"
+    await orchestrator.finish(run, outcome, streams=streams, progress=progress, error="both ends differ")
+    task = (await orchestrator.get(f"/jobs/{run.job_id}/tasks/{run.run_id}")).data
+    assert task["verified"] is verified
+    states = [stream["state"] for stream in task["streams"]]
+    assert states == ["failed" if one is False else "completed" for one in verdicts]
+
+
 async def test_the_grant_names_the_run_and_its_ends_for_a_short_time(orchestrator: Orchestrator) -> None:
     await synced(orchestrator)
     run = await orchestrator.claimed()
