@@ -73,8 +73,11 @@ async def sweep(connection: "asyncpg.Connection[Any]", context: RunContext) -> N
         name = f"{row['nspname']}.{row['relname']}"
         try:
             await drop_staging(connection, (row["nspname"], row["relname"]))
-        except asyncpg.LockNotAvailableError:
-            context.log("warning", f"the staging table {name} of a run that has ended is in use and was left")
+        except asyncpg.PostgresError as error:
+            if connection.is_closed():
+                raise
+            # Whatever others do with it is no reason to stop a run that has no need of it.
+            context.log("warning", f"the staging table {name} of a run that has ended was left: {error}")
         else:
             context.log("info", f"dropped {name}, which a run of job {row['job_id']} left behind")
 

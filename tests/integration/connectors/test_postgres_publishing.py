@@ -9,7 +9,7 @@ import pytest
 
 from libs.connectors import registry
 from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, RunContext, StreamName, StreamPlan, Target
-from tests.integration.connectors.moving import Counts, Server, context_of, move, plan_of
+from tests.integration.connectors.moving import BEYOND_PARQUET, EVERY_TYPE, Counts, Server, context_of, move, plan_of
 
 MADE = "CREATE TABLE t (id int PRIMARY KEY, note text); INSERT INTO t VALUES (1, 'a'), (2, 'b')"
 OID = "SELECT 't'::regclass::oid"
@@ -76,7 +76,7 @@ REFUSED = [
     ("CREATE TABLE t (id int, note text GENERATED ALWAYS AS ('x') STORED)", "generates the column 'note'"),
     ("CREATE TABLE t (id int)", "lacks the column 'note'"),
     ("CREATE TABLE t (id bigint, note text)", "column 'id' as bigint"),
-    ("CREATE TABLE t (id int, note text); CREATE TABLE child () INHERITS (t)", "inherited by child"),
+    ("CREATE TABLE t (id int, note text); CREATE TABLE child () INHERITS (t)", r"inherited by public\.child"),
     ("CREATE VIEW t AS SELECT 1 AS id, 'x' AS note", "is not a table"),
     ("CREATE TYPE t AS ENUM ('x')", "has a type public\\.t"),
     ("CREATE TABLE t (id int, note text); CREATE PUBLICATION feed FOR TABLE t", "publication 'feed'"),
@@ -216,6 +216,15 @@ async def test_what_the_role_may_not_do_is_refused_before_the_first_row(source: 
             assert await destination.value("SELECT to_regclass('made')::oid") != oid
     finally:
         await destination.execute("DROP OWNED BY limited_writer; DROP ROLE limited_writer")
+
+
+async def test_rows_of_every_type_are_replaced_in_a_kept_table(source: Server, destination: Server) -> None:
+    await source.execute(EVERY_TYPE + BEYOND_PARQUET)
+    await move(source, destination, context=context_of("run-1", 1))
+    await destination.execute("CREATE VIEW seen AS SELECT * FROM everything")
+    await source.execute("DELETE FROM everything WHERE id = 2")
+    assert (await move(source, destination, context=context_of("run-2", 2))).verified is True
+    assert await destination.rows("seen") == await source.rows("everything")
 
 
 async def test_values_that_others_wrote_into_a_column_of_their_own_are_not_lost(
@@ -410,10 +419,13 @@ async def test_what_killed_runs_staged_is_swept_by_any_run(source: Server, desti
                 f"public._datasync_stage_79_{just_now}_0123456789ab",
                 "public._datasync_stage_of_mine",
             ]
+    await destination.execute("CREATE TABLE _datasync_stage_80_7_0123456789ab (id int)")
+    await destination.execute("CREATE VIEW seen AS TABLE _datasync_stage_80_7_0123456789ab")
     context, lines = logging(context_of("run-2", 2))
     async with destination.destination().open(context):
         assert "elsewhere._datasync_stage_78_6_0123456789ab" not in await destination.tables()
     assert any("which a run of job 78 left behind" in line for line in lines)
+    assert any("_datasync_stage_80_7_0123456789ab of a run that has ended was left" in line for line in lines)
 
 
 @pytest.mark.parametrize(
