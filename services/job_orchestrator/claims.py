@@ -22,7 +22,7 @@ from libs.contracts.internal import (
 from libs.contracts.jobs import RunOutcome
 from libs.core.clock import Clock
 from libs.core.envelope import Metadata
-from libs.core.errors import Conflict, FixRequest
+from libs.core.errors import Conflict, FixRequest, NewerVersion
 from libs.runtime.command_handler import CommandHandler, Entity
 from libs.runtime.documents import Documents
 from libs.runtime.mongo import Document, DuplicateKeyError, ReturnDocument
@@ -211,7 +211,7 @@ class Claims:
         start = StartRun(worker_id=worker_id, epoch=epoch, same_attempt=same_attempt)
         try:
             claimed = await self._commands.handle(RUN, run.id, start, _metadata(run))
-        except FixRequest:
+        except (FixRequest, NewerVersion):
             await self._release(run.state.job_id, str(run.id), epoch)
             return None
         if lost:

@@ -12,7 +12,7 @@ import structlog
 
 from libs.core.clock import Clock
 from libs.core.envelope import Metadata
-from libs.core.errors import FixRequest
+from libs.core.errors import FixRequest, NewerVersion
 from libs.runtime.command_handler import Entity
 from libs.runtime.documents import Documents
 from libs.runtime.mongo import ASCENDING, Document
@@ -97,7 +97,7 @@ class Scheduler:
             run_id = await self._control.begin(
                 int(job.id), "sync", "schedule", _metadata(job), scheduled_for=tick, now=now
             )
-        except FixRequest as refusal:
+        except (FixRequest, NewerVersion) as refusal:
             log.info("tick_refused", job_id=job.id, tick=tick.isoformat(), code=refusal.code)
             return
         log.info("tick_started", job_id=job.id, tick=tick.isoformat(), run_id=run_id)
@@ -112,7 +112,7 @@ class Scheduler:
                 streams_config_json=job.state.clear_wanted_json,
                 expected_version=job.version,
             )
-        except FixRequest as refusal:
+        except (FixRequest, NewerVersion) as refusal:
             log.info("clear_refused", job_id=job.id, code=refusal.code)
 
     async def _pause_seconds(self, now: datetime) -> float:
