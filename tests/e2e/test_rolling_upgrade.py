@@ -140,17 +140,18 @@ class Installation:
             env=environment, cwd=self.trees[version], preexec_fn=die_with_parent,
         )  # fmt: skip
         try:
-            await until(lambda: self._is_ready(service, version))
+            await until(lambda: self._is_up(service, version))
             yield
         finally:
             process.terminate()
             assert await process.wait() == 0
 
-    async def _is_ready(self, service: str, version: str) -> bool:
+    async def _is_up(self, service: str, version: str) -> bool:
+        """It listens once its store is open; whether it is ready depends on workers, of which there are none here."""
         try:
             async with (
                 aiohttp.ClientSession() as session,
-                session.get(f"{self.url(service, version)}/readyz") as response,
+                session.get(f"{self.url(service, version)}/healthz") as response,
             ):
                 return response.status == 200
         except aiohttp.ClientError:
