@@ -5,9 +5,12 @@ judged together with every IPv4 address that it carries.
 """
 
 import ipaddress
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from urllib.parse import urlsplit
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # Link-local addresses, and those at which clouds serve the credentials of the machine (AWS, Azure and GCP, Alibaba,
 # Oracle). 192.0.0.192 is Oracle's, fd00:ec2::/32 has AWS's services, fd20:ce::/64 is Google's.
@@ -47,6 +50,52 @@ def is_public_address(address: IPAddress) -> bool:
     return all(meant.is_global and not meant.is_multicast for meant in _meant_by(address)) and not is_metadata_address(
         address
     )
+
+
+def outbound_fault(url: str, allowed: Sequence[IPNetwork] = ()) -> str | None:
+    """Why an address that a person gave is none to call, None when nothing speaks against it yet.
+
+    What a name leads to is judged when it is called, for it may be another address by then.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return "must be an http or https address"
+    if parts.scheme not in ("http", "https") or not host or re.search(r"\s", url):
+        return "must be an http or https address"
+    if parts.username is not None or parts.password is not None:
+        return "must be without credentials"
+    if host == "localhost" or host.endswith(".localhost"):
+        address: IPAddress | None = ipaddress.IPv4Address("127.0.0.1")
+    else:
+        address = _literal(host)
+    if address is None or any(address.version == network.version and address in network for network in allowed):
+        return None
+    if is_public_address(address):
+        return None
+    return "must not be a private address, unless OUTBOUND_ALLOWED_NETWORKS names its network"
+
+
+def _literal(host: str) -> IPAddress | None:
+    """The address that a host is written as, also in the short, octal and hexadecimal forms that resolvers take."""
+    try:
+        return parse_address(host)
+    except ValueError:
+        pass
+    try:
+        *first, last = [_number(part) for part in host.split(".")]
+        size_bytes_left = 4 - len(first)
+        return ipaddress.IPv4Address(bytes(first) + last.to_bytes(size_bytes_left, "big"))
+    except (ValueError, OverflowError):
+        return None
+
+
+def _number(text: str) -> int:
+    """As ``inet_aton`` reads it; raises ``ValueError``."""
+    if re.fullmatch(r"0[0-7]+", text):
+        return int(text, 8)
+    return int(text, 0) if re.fullmatch(r"[0-9]+|0[xX][0-9a-fA-F]+", text) else int("no number")
 
 
 def _meant_by(address: IPAddress) -> Iterator[IPAddress]:

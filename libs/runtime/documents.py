@@ -12,7 +12,7 @@ from libs.core.errors import NotFound
 from libs.runtime.command_handler import Entity, fold
 from libs.runtime.event_store import EventStore
 from libs.runtime.mongo import ClientSession, Collection, Document, SyncCollection
-from libs.runtime.read_budget import note_read, text_bytes
+from libs.runtime.read_budget import counted, note_read
 from libs.runtime.works import state_of
 
 LOOKUPS_MAX = 500
@@ -95,11 +95,7 @@ class Documents:
     ) -> list[Entity[State]]:
         """Entities by a MongoDB filter on ``project_id`` and ``state.<field>``, newest first unless told."""
         cursor = self.collection(aggregate.collection).find(criteria).sort(list(sort)).skip(skip).limit(limit)
-        found = []
-        async for document in cursor:
-            note_read(text_bytes(document["state"]))
-            found.append(entity_of(aggregate, document))
-        return found
+        return [entity_of(aggregate, document) async for document in counted(cursor)]
 
     async def history(self, aggregate: Aggregate[Any], entity_id: int | str) -> list[Envelope]:
         """All events of an entity, oldest first."""

@@ -36,7 +36,12 @@ class Leases:
         """Take or renew the lease; False while another instance holds it."""
         criteria: Document = {
             "_id": name,
-            "$or": [{"holder": self.holder}, {"$expr": {"$lte": ["$expires_at", "$$NOW"]}}],
+            "$or": [
+                {"holder": self.holder},
+                {"$expr": {"$lte": ["$expires_at", "$$NOW"]}},
+                # No lease is that long: the store's clock was set back.
+                {"$expr": {"$gt": ["$expires_at", {"$add": ["$$NOW", int(self._lease_seconds * 10_000)]}]}},
+            ],
         }
         expiry = {"$add": ["$$NOW", int(self._lease_seconds * 1000)]}
         change = [{"$set": {"holder": self.holder, "expires_at": expiry}}]

@@ -5,7 +5,7 @@ it until its answer was sent.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -81,3 +81,10 @@ def note_read(size_bytes: int) -> None:
 def text_bytes(state: Mapping[str, Any]) -> int:
     """The characters of a document's texts; what else it holds is small."""
     return sum(len(value) for value in state.values() if isinstance(value, str))
+
+
+async def counted(documents: AsyncIterable[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
+    """The documents as they come, counted by the texts of their states."""
+    async for document in documents:
+        note_read(text_bytes(document["state"]))
+        yield document

@@ -36,6 +36,7 @@ from libs.runtime.mongo import (
 )
 from libs.runtime.parking import COLLECTION as PARKED
 from libs.runtime.passed_over import COLLECTION as PASSED_OVER
+from libs.runtime.retention import forget_again
 from libs.runtime.works import state_of, stored_document
 
 EVENTS_TOGETHER = 1_000
@@ -165,6 +166,7 @@ class Rebuild:
                 await self._catch_up()
                 for logical, shadow in self._shadows.items():
                     await self._store.create_indexes(shadow, self._indexes.get(logical, ()))
+                await forget_again(self._store.database, self._shadows)
                 compared = await self._compare()
                 if swap:
                     former = dict((await self._store.head()).collections)

@@ -4,6 +4,7 @@ The environment names a setting in upper case (``KAFKA_BOOTSTRAP_SERVERS``); the
 ``YAML_SETTINGS``, which every service reads alike and takes its own settings from.
 """
 
+import json
 import os
 import re
 import sys
@@ -58,6 +59,7 @@ YAML_SETTINGS: Mapping[str, str] = MappingProxyType(
         "sync.interval": "sync_interval",
         "sync.maxRetries": "max_retries",
         "sync.backoff": "sync_backoff",
+        "sync.runRetention": "run_retention_seconds",
         "webhook.timeout": "webhook_timeout",
         "webhook.retries": "webhook_retries",
         "auth.signup": "auth_signup",
@@ -111,9 +113,13 @@ HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")]
 Descriptor = Annotated[int, Field(ge=3)]
 
 
-def _listed(value: Any) -> Any:
-    """Numbers with commas between them, as environment variables have lists."""
-    return [item for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+def listed(value: Any) -> Any:
+    """A JSON list, or what people write: items with commas between them."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [item.strip() for item in value.split(",") if item.strip()]
 
 
 class BadSettings(Exception):
@@ -267,7 +273,7 @@ class ServiceSettings(StoreSettings):
     webhooks_url: HttpUrl = "http://127.0.0.1:8085"
     worker_url: HttpUrl = "http://127.0.0.1:8086"
     shutdown_timeout_seconds: Seconds = 20.0
-    inherited_sockets: Annotated[tuple[Descriptor, ...], NoDecode, BeforeValidator(_listed)] = ()
+    inherited_sockets: Annotated[tuple[Descriptor, ...], NoDecode, BeforeValidator(listed)] = ()
     instance: str = Field(default="", max_length=256)
 
     @field_validator("signing_key")

@@ -1,22 +1,14 @@
 """The settings of the gateway."""
 
-import json
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from libs.runtime.settings import Seconds, ServiceSettings
+from libs.runtime.settings import Seconds, ServiceSettings, listed
 
-
-def _listed(value: Any) -> Any:
-    """A JSON list, or what people write: ``https://a.example, https://b.example``."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    items = json.loads(text) if text.startswith("[") else [item for item in text.split(",") if item.strip()]
-    return [str(item).strip().rstrip("/") for item in items]
+Origin = Annotated[str, AfterValidator(lambda text: text.rstrip("/"))]
 
 
 class GatewaySettings(ServiceSettings):
@@ -40,8 +32,8 @@ class GatewaySettings(ServiceSettings):
     signing_key: SecretStr
     port: int = Field(default=8080, ge=0, le=65535)
     server_timeout: Seconds = Field(default=30.0, gt=0)
-    allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = ("http://localhost:8000",)
-    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_listed)] = ()
+    allowed_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(listed)] = ("http://localhost:8000",)
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(listed)] = ()
     rate_limits: bool = True
     rate_limit_address_per_minute: int = Field(default=300, ge=0)
     rate_limit_sync_per_minute: int = Field(default=1000, ge=0)

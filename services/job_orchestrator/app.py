@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from libs.runtime.mongo import ASCENDING, DESCENDING, IndexModel
+from libs.runtime.retention import Retention
 from libs.runtime.service import ServiceContext, ServiceDefinition
 from services.job_orchestrator import run_records
 from services.job_orchestrator.claims import Claims
@@ -37,7 +38,7 @@ INDEXES = {
             partialFilterExpression={"state.clear_wanted_json": {"$type": "string"}},
         ),
     ],
-    RUN.collection: [IndexModel(_WAITING), IndexModel(_OF_JOB)],
+    RUN.collection: [IndexModel(_WAITING), IndexModel(_OF_JOB), IndexModel([("state.finished_at", ASCENDING)])],
     SOURCES.collection: [_BY_NAME],
     DESTINATIONS.collection: [_BY_NAME],
     RESERVED: RESERVED_INDEXES,
@@ -51,7 +52,7 @@ INDEXES = {
 async def start(context: ServiceContext[JobOrchestratorSettings]) -> AsyncIterator[Sequence[web.AbstractRouteDef]]:
     documents, commands, clock = context.documents, context.commands, context.clock
     changed = asyncio.Event()
-    records = RunRecords(documents, clock)
+    records = RunRecords(documents, clock, context.settings.run_retention_seconds)
     control = RunControl(documents, commands, changed.set)
     queries = JobQueries(documents, records, clock)
     writing = JobWriting(documents, commands, queries, context.sequences, context.internal, clock)
@@ -60,11 +61,19 @@ async def start(context: ServiceContext[JobOrchestratorSettings]) -> AsyncIterat
     context.tasks.start("scheduler", lambda: context.leases.run_while_leader("scheduler", scheduler.run))
     workers = Workers(documents)
     context.health.add("worker", workers.absence)
+    retention = Retention(
+        documents,
+        clock,
+        collection=RUN.collection,
+        field="state.finished_at",
+        keep_seconds=context.settings.run_retention_seconds,
+    )
+    context.tasks.start("retention", lambda: context.leases.run_while_leader("retention", retention.run))
     context.tasks.start("measurements", Measurements(documents, clock).run)
     yield [
         *JobRoutes(documents, commands, queries, writing, control).routes(),
         *TaskRoutes(documents, queries, records).routes(),
-        *SettingsRoutes(documents, clock).routes(),
+        *SettingsRoutes(documents, clock, context.settings.outbound_allowed_networks).routes(),
         *InternalRoutes(documents, claims, workers).routes(),
     ]
 

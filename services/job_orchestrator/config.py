@@ -1,10 +1,12 @@
 """The settings of the job orchestrator."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_settings import NoDecode
 
-from libs.runtime.settings import ServiceSettings
+from libs.core.addresses import IPNetwork
+from libs.runtime.settings import Seconds, ServiceSettings, listed
 
 
 class JobOrchestratorSettings(ServiceSettings):
@@ -15,6 +17,8 @@ class JobOrchestratorSettings(ServiceSettings):
         retry_backoff_seconds: the pause before the first retry; at most 5 minutes before any.
         sync_backoff: how it grows from retry to retry: ``exponential`` doubles it, ``linear`` adds as much each time,
             ``constant`` keeps it.
+        outbound_allowed_networks: networks of private addresses that alerts may be sent to all the same.
+        run_retention_seconds: for how long runs that have ended, and lines of their logs, are kept.
         run_lease_seconds: how long a worker that does not report keeps its run.
     """
 
@@ -22,4 +26,6 @@ class JobOrchestratorSettings(ServiceSettings):
     max_retries: int = Field(default=3, ge=0, le=100)
     retry_backoff_seconds: float = Field(default=5.0, gt=0, le=3600)
     sync_backoff: Literal["exponential", "linear", "constant"] = "exponential"
+    outbound_allowed_networks: Annotated[tuple[IPNetwork, ...], NoDecode, BeforeValidator(listed)] = ()
+    run_retention_seconds: Seconds = Field(default=90.0 * 24 * 3600, ge=3600)
     run_lease_seconds: float = Field(default=15.0, ge=0.5, le=3600)

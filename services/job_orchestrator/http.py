@@ -13,6 +13,7 @@ from aiohttp import web
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from libs.contracts import internal
+from libs.core.addresses import IPNetwork, outbound_fault
 from libs.core.clock import Clock
 from libs.core.errors import Conflict, FieldError, InvalidInput, NotFound
 from libs.core.json import JsonObject, parse_json
@@ -61,6 +62,7 @@ JOBS = f"{PROJECT}/jobs"
 ID_MAX = 2**53
 NAME_LENGTH_MAX = 255
 HISTORY_EVENTS_MAX = 1000
+JOBS_LISTED_MAX = 1000
 SETTINGS = "project_settings"
 
 
@@ -165,6 +167,10 @@ class Query(BaseModel):
 
 
 class JobsQuery(Query):
+    """``before``: only jobs with a lower id; ``limit``: all when left out."""
+
+    before: Id | None = None
+    limit: int | None = Field(default=None, ge=1, le=JOBS_LISTED_MAX)
     source_id: Id | None = None
     dest_id: Id | None = None
     expand: Literal["config"] | None = None
@@ -180,6 +186,9 @@ class TaskQuery(Query):
 
 
 class TasksQuery(Query):
+    """``before``: the last task of the page before."""
+
+    before: str | None = Field(default=None, min_length=1, max_length=64)
     limit: int = Field(default=RUNS_LISTED_MAX, ge=1, le=RUNS_LISTED_MAX)
 
 
@@ -277,7 +286,12 @@ class JobRoutes:
         project_id = project_of(request)
         query = _filter_of(request) or read_query(request, JobsQuery)
         jobs = await self.queries.jobs(
-            project_id, source_id=query.source_id, destination_id=query.dest_id, objects=query.expand is not None
+            project_id,
+            source_id=query.source_id,
+            destination_id=query.dest_id,
+            objects=query.expand is not None,
+            before=query.before,
+            limit=query.limit or 0,
         )
         return success(jobs)
 
@@ -443,7 +457,7 @@ class TaskRoutes:
     async def list(self, request: web.Request) -> web.StreamResponse:
         query = read_query(request, TasksQuery)
         project_id, job_id = await self._job(request)
-        return success(await self.queries.tasks(project_id, job_id, query.limit))
+        return success(await self.queries.tasks(project_id, job_id, query.limit, query.before))
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         moment = read_query(request, TaskQuery).as_of
@@ -495,10 +509,15 @@ class TaskRoutes:
 
 @dataclass(frozen=True, slots=True)
 class SettingsRoutes:
-    """The handlers of a project's settings: a plain document, there when somebody first changed it."""
+    """The handlers of a project's settings: a plain document, there when somebody first changed it.
+
+    Args:
+        allowed_networks: those of private addresses that may be called all the same.
+    """
 
     documents: Documents
     clock: Clock
+    allowed_networks: Sequence[IPNetwork]
 
     def routes(self) -> Sequence[web.RouteDef]:
         path = f"{PROJECT}/settings"
@@ -517,16 +536,17 @@ class SettingsRoutes:
         project_id = project_of(request)
         body = await read_body(request, SettingsBody)
         url = body.webhook_alert_url.strip()
-        if url and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", url):
-            message = "must be an http or https address without credentials, or empty"
-            raise InvalidInput(f"webhook_alert_url {message}", errors=[FieldError("webhook_alert_url", message)])
+        fault = outbound_fault(url, self.allowed_networks) if url else None
+        if fault is not None:
+            raise InvalidInput(f"webhook_alert_url {fault}", errors=[FieldError("webhook_alert_url", fault)])
         document = {
             "webhook_alert_url": url,
             "updated_at": self.clock.now(),
             "updated_by": metadata_of(request).actor,
         }
         await self.documents.plain(SETTINGS).replace_one({"_id": project_id}, document, upsert=True)
-        return success(_settings_view(project_id, url), message="settings updated")
+        message = "settings updated; alerts are not sent yet" if url else "settings updated"
+        return success(_settings_view(project_id, url), message=message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,18 +15,21 @@ from libs.contracts.runs import StreamResult
 from libs.core.clock import Clock, isoformat_z
 from libs.core.decider import Aggregate
 from libs.core.envelope import Envelope
-from libs.core.errors import NotFound
+from libs.core.errors import FieldError, InvalidInput, NotFound
 from libs.core.json import JsonObject
 from libs.runtime.command_handler import Entity
-from libs.runtime.documents import Documents, entity_of
+from libs.runtime.documents import Documents
 from libs.runtime.event_store import SideWrite
 from libs.runtime.mongo import ASCENDING, DESCENDING, Document, IndexModel
+from libs.runtime.read_budget import counted
 from services.job_orchestrator.domain.job import JOB, JobState
 from services.job_orchestrator.domain.run import RUN, RunState, RunStatus
 from services.job_orchestrator.projections import DESTINATIONS, SOURCES
+from services.job_orchestrator.readable import Readable
 from services.job_orchestrator.run_records import PAGE_LINES_MAX, RunRecords, percent_done
 
 RUNS_LISTED_MAX = 1000
+JOBS_VIEWED_TOGETHER = 200
 RESERVED = "endpoints_reserved"
 RESERVED_INDEXES = [IndexModel([("created_at", ASCENDING)], expireAfterSeconds=24 * 3600)]
 
@@ -54,21 +57,40 @@ class JobQueries:
         self._documents = documents
         self._records = records
         self._clock = clock
+        self._readable = Readable(JOB)
 
     # Jobs
 
     async def jobs(
-        self, project_id: int, *, source_id: int | None, destination_id: int | None, objects: bool
+        self,
+        project_id: int,
+        *,
+        source_id: int | None,
+        destination_id: int | None,
+        objects: bool,
+        before: int | None = None,
+        limit: int = 0,
     ) -> list[JsonObject]:
-        """The project's jobs, newest first."""
+        """The project's jobs, newest first.
+
+        Args:
+            before: only those with a lower id.
+            limit: how many at most; 0 for all.
+        """
         criteria: Document = {"project_id": project_id, "state.deleted": False}
         if source_id is not None:
             criteria["state.definition.source_id"] = source_id
         if destination_id is not None:
             criteria["state.definition.destination_id"] = destination_id
-        cursor = self._documents.collection(JOB.collection).find(criteria).sort("_id", DESCENDING)
-        jobs = [entity_of(JOB, document) async for document in cursor]
-        return await self._views(project_id, jobs, objects=objects)
+        if before is not None:
+            criteria["_id"] = {"$lt": before}
+        cursor = self._documents.collection(JOB.collection).find(criteria).sort("_id", DESCENDING).limit(limit)
+        jobs = [job async for job in self._readable.entities(counted(cursor))]
+        views: list[JsonObject] = []
+        for first in range(0, len(jobs), JOBS_VIEWED_TOGETHER):
+            page = jobs[first : first + JOBS_VIEWED_TOGETHER]
+            views += await self._views(project_id, page, objects=objects)
+        return views
 
     async def job(self, project_id: int, job: Entity[JobState], *, objects: bool) -> JsonObject:
         """One job with everything about it."""
@@ -130,11 +152,27 @@ class JobQueries:
             raise NotFound(f"task {run_id} is not one of job {job_id}")
         return run
 
-    async def tasks(self, project_id: int, job_id: int, limit: int) -> list[JsonObject]:
-        """The job's runs, newest first."""
+    async def tasks(self, project_id: int, job_id: int, limit: int, before: str | None = None) -> list[JsonObject]:
+        """The job's runs, newest first.
+
+        Args:
+            before: only those that began to wait before this one.
+
+        Raises:
+            InvalidInput: the run ``before`` is not one of the job.
+        """
+        criteria: Document = {"project_id": project_id, "state.job_id": job_id}
+        if before is not None:
+            last = await self._documents.document(RUN.collection, before)
+            if last is None or last["project_id"] != project_id or last["state"]["job_id"] != job_id:
+                message = "is not the id of a task of this job"
+                raise InvalidInput(f"before: {message}", errors=[FieldError("before", message)])
+            queued_at = last["state"]["queued_at"]
+            same_moment = {"state.queued_at": queued_at, "_id": {"$lt": before}}
+            criteria["$or"] = [{"state.queued_at": {"$lt": queued_at}}, same_moment]
         runs = await self._documents.find(
             RUN,
-            {"project_id": project_id, "state.job_id": job_id},
+            criteria,
             sort=[("state.queued_at", -1), ("_id", -1)],
             limit=limit,
         )

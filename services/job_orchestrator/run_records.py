@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Literal
 
 from libs.contracts.internal import LogLine, StreamProgress
@@ -14,7 +15,6 @@ LogLevel = Literal["info", "warning", "error"]
 
 PROGRESS = "run_progress"
 LOGS = "run_logs"
-KEPT_SECONDS = 30 * 24 * 3600
 
 LINES_PER_ATTEMPT_MAX = 100_000
 LAST_LINES_KEPT = 100
@@ -37,7 +37,8 @@ class LogPage:
     has_more_newer: bool
 
 
-_EXPIRY = IndexModel([("created_at", ASCENDING)], expireAfterSeconds=KEPT_SECONDS)
+# Documents of former versions have the time of their making and are removed by the index of those versions.
+_EXPIRY = IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)
 INDEXES = {
     PROGRESS: [_EXPIRY],
     LOGS: [_EXPIRY, IndexModel([("run_id", ASCENDING), ("ordinal", ASCENDING)])],
@@ -45,19 +46,24 @@ INDEXES = {
 
 
 class RunRecords:
-    """Reads and writes of progress and logs; every call is for a run that the caller has checked."""
+    """Reads and writes of progress and logs; every call is for a run that the caller has checked.
 
-    def __init__(self, documents: Documents, clock: Clock) -> None:
+    Args:
+        keep_seconds: for how long from its writing each of them is kept.
+    """
+
+    def __init__(self, documents: Documents, clock: Clock, keep_seconds: float) -> None:
         self._progress = documents.plain(PROGRESS)
         self._logs = documents.plain(LOGS)
         self._clock = clock
+        self._keep = timedelta(seconds=keep_seconds)
 
     async def save_progress(self, run_id: str, epoch: int, streams: Sequence[StreamProgress]) -> None:
         """Replace the run's progress."""
         document = {
             "epoch": epoch,
             "streams": [stream.model_dump() for stream in streams],
-            "created_at": self._clock.now(),
+            "expires_at": self._expiry(),
         }
         await self._progress.replace_one({"_id": run_id}, document, upsert=True)
 
@@ -74,10 +80,10 @@ class RunRecords:
 
         Of an attempt that writes more than ``LINES_PER_ATTEMPT_MAX`` lines only those and its last ones are kept.
         """
-        now = self._clock.now()
+        expires_at = self._expiry()
         kept_from = max(0, len(lines) - LAST_LINES_KEPT) if last else len(lines)
         documents = [
-            _line(run_id, epoch, min(first, LINES_PER_ATTEMPT_MAX) + index, line) | {"created_at": now}
+            _line(run_id, epoch, min(first, LINES_PER_ATTEMPT_MAX) + index, line) | {"expires_at": expires_at}
             for index, line in enumerate(lines)
             if first + index < LINES_PER_ATTEMPT_MAX or index >= kept_from
         ]
@@ -94,7 +100,7 @@ class RunRecords:
         now = self._clock.now()
         line = _line(run_id, epoch, _CLOSING, LogLine(time=now, level=level, message=message))
         with contextlib.suppress(DuplicateKeyError):
-            await self._logs.insert_one(line | {"created_at": now})
+            await self._logs.insert_one(line | {"expires_at": self._expiry()})
 
     async def page(self, run_id: str, cursor: int, limit: int, *, newer: bool = False) -> LogPage:
         """Up to ``limit`` lines on one side of a cursor; -1 is the log's end, whatever the direction."""
@@ -111,6 +117,9 @@ class RunRecords:
             return LogPage(lines, oldest, newest, await self._any(run_id, {"$lt": oldest}), more)
         newer_there = not from_end and await self._any(run_id, {"$gt": newest} if lines else {"$gte": cursor})
         return LogPage(lines, oldest, newest, more, newer_there)
+
+    def _expiry(self) -> datetime:
+        return self._clock.now() + self._keep
 
     async def _any(self, run_id: str, ordinal: Document) -> bool:
         return await self._logs.find_one({"run_id": run_id, "ordinal": ordinal}, {"_id": 1}) is not None

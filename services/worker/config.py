@@ -1,21 +1,11 @@
 """The settings of the worker."""
 
-import json
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
-from libs.runtime.settings import Seconds, ServiceSettings
-
-
-def _listed(value: Any) -> Any:
-    """A JSON list, or names with commas between them, as environment variables have lists."""
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("["):
-        return json.loads(value)
-    return [item.strip() for item in value.split(",") if item.strip()]
+from libs.runtime.settings import Seconds, ServiceSettings, listed
 
 
 def _absolute(path: str) -> str:
@@ -47,5 +37,5 @@ class WorkerSettings(ServiceSettings):
     worker_discover_seconds: Seconds = Field(default=50.0, gt=0)
     stall_timeout_seconds: Seconds = Field(default=600.0, gt=0)
     parquet_roots: Annotated[
-        tuple[Annotated[str, AfterValidator(_absolute)], ...], NoDecode, BeforeValidator(_listed)
+        tuple[Annotated[str, AfterValidator(_absolute)], ...], NoDecode, BeforeValidator(listed)
     ] = ()

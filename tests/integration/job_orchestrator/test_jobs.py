@@ -215,8 +215,9 @@ async def test_settings_are_never_null(orchestrator: Orchestrator) -> None:
     changed = {"id": 5, "project_id": "123", "webhook_alert_url": "https://example.com/hook?x=1"}
     assert (await orchestrator.put("/settings", changed)).data["webhook_alert_url"] == changed["webhook_alert_url"]
     assert (await orchestrator.get("/settings")).data["webhook_alert_url"] == changed["webhook_alert_url"]
-    for bad in ("ftp://x", "https://user:pass@x", "nonsense"):
-        assert (await orchestrator.put("/settings", {"webhook_alert_url": bad})).status == 400, bad
+    for bad in ("ftp://x", "https://user:pass@x", "nonsense", "http://169.254.169.254/latest", "https://[::1]/"):
+        refused = await orchestrator.put("/settings", {"webhook_alert_url": bad})
+        assert (refused.status, refused.body["errors"][0]["field"]) == (400, "webhook_alert_url"), bad
 
 
 async def test_catalog_learns_which_jobs_exist(orchestrator: Orchestrator) -> None:
