@@ -6,6 +6,7 @@ RFC 8259 leaves duplicate keys open; MongoDB, PostgreSQL and protobuf disagree o
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,11 @@ DEPTH_MAX = 64
 INTEGER_MAX = 2**63 - 1
 
 JsonObject = dict[str, Any]
+
+_COMMA = ord(",")
+_SPACE = b" \t\r\n"
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_STRUCTURE = re.compile(_STRING.pattern + rb'|[\[{]+|[\]}]+|,|"', re.DOTALL)
 
 
 class _DuplicateKey(ValueError):
@@ -46,36 +52,78 @@ def parse_json(body: bytes, *, subject: str = "request body", wrapped: int = 0) 
     return value
 
 
-def raw_members(body: bytes, *, subject: str = "request body") -> dict[str, msgspec.Raw]:
-    """The members of an object as the texts that they are; the rules hold for the object, not yet for its members.
+def raw_members(text: bytes, *, subject: str = "request body") -> dict[str, bytes]:
+    """The members of an object as the texts that they are; the rules of JSON are not yet held against each of them.
 
     Raises:
-        InvalidInput: not JSON, no object, or a key of it stands twice.
+        InvalidInput: no object, or a key of it stands twice.
     """
     with _told(subject):
-        pairs = json.loads(
-            body,
-            object_pairs_hook=_Pairs,
-            parse_int=_ignored,
-            parse_float=_ignored,
-            parse_constant=_refuse_constant,
-        )
-        if not isinstance(pairs, _Pairs):
-            raise _invalid("", "must be a JSON object", "invalid")
-        _unique_pairs(pairs)
-        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        pairs = []
+        for part in _parts(text, b"{", b"}", subject):
+            key = _STRING.match(part)
+            colon = -1 if key is None else part.find(b":", key.end())
+            if key is None or colon < 0 or part[key.end() : colon].strip(_SPACE):
+                raise ValueError("a member of an object is a string, a colon and a value")
+            pairs.append((json.loads(key[0]), part[colon + 1 :].strip(_SPACE)))
+        return _unique_pairs(pairs)
 
 
-def raw_items(text: msgspec.Raw) -> list[msgspec.Raw] | None:
-    """The items of an array as the texts that they are, None where it is no array."""
-    try:
-        return msgspec.json.decode(text, type=list[msgspec.Raw])
-    except msgspec.ValidationError:
+def raw_items(text: bytes, *, subject: str = "request body") -> list[bytes] | None:
+    """The items of an array as the texts that they are, like ``raw_members``; None where it is no array."""
+    if text[:1] != b"[":
         return None
+    try:
+        return [bytes(item) for item in msgspec.json.decode(text, type=list[msgspec.Raw])]
+    except (RecursionError, ValueError):
+        # It refuses surrogates and depth too, which only the item that holds them shall answer for.
+        with _told(subject):
+            return list(_parts(text, b"[", b"]", subject))
 
 
-class _Pairs(list[tuple[str, Any]]):
-    """An object's members in their order, those with one key too."""
+def is_json(text: bytes) -> bool:
+    """Whether a text has the grammar of JSON, whatever the rules above say; what is nested too deep for us counts."""
+    try:
+        json.loads(text, parse_int=_ignored, parse_float=_ignored, parse_constant=_refuse_constant)
+    except RecursionError:
+        return True
+    except ValueError:
+        return False
+    return True
+
+
+def _parts(text: bytes, opening: bytes, closing: bytes, subject: str) -> Iterator[bytes]:
+    """What stands between the outermost commas; no depth of nesting costs more than its length."""
+    text = text.strip(_SPACE)
+    if not text.startswith(opening):
+        raise _invalid("", f"must be a JSON {'object' if opening == b'{' else 'array'}", "invalid")
+    depth, start = 0, 1
+    for token in _STRUCTURE.finditer(text):
+        first, length = text[token.start()], token.end() - token.start()
+        if first == _COMMA:
+            if depth == 1:
+                yield _part(text[start : token.start()])
+                start = token.end()
+        elif first in b"[{":
+            depth += length
+        elif first in b"]}":
+            depth -= length
+            if depth <= 0:
+                break
+        elif length == 1:
+            raise ValueError("a string does not end")
+    if depth != 0 or token.end() != len(text) or not text.endswith(closing):
+        raise ValueError(f"{subject} ends too early or too late")
+    last = text[start:-1].strip(_SPACE)
+    if last or start > 1:
+        yield _part(last)
+
+
+def _part(text: bytes) -> bytes:
+    stripped = text.strip(_SPACE)
+    if not stripped:
+        raise ValueError("something is missing beside a comma")
+    return stripped
 
 
 def _ignored(_: str) -> int:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from libs.core.decider import ExpectedVersion
 from libs.core.errors import FieldError, InvalidInput
-from libs.core.json import parse_json, raw_items, raw_members
+from libs.core.json import is_json, parse_json, raw_items, raw_members
 from libs.core.validation import PastMoment
 from libs.runtime.http import invalid_input, read_raw_json, require_json
 from libs.runtime.http_body import read_bytes
@@ -173,7 +173,7 @@ async def read_operations(request: web.Request) -> Sequence[Operation | InvalidI
     frame: dict[str, Any] = dict(members)
     if "operations" in members:
         frame["operations"] = raw_items(members["operations"])
-    return [_operation_or_refusal(bytes(text)) for text in _checked(BatchBody, frame).operations]
+    return [_operation_or_refusal(text) for text in _checked(BatchBody, frame).operations]
 
 
 def compact(text: bytes) -> str:
@@ -188,6 +188,9 @@ def _operation_or_refusal(text: bytes) -> Operation | InvalidInput:
     try:
         return _operation(text)
     except InvalidInput as refusal:
+        if refusal.code == "malformed_json" and not is_json(text):
+            # Then the body as a whole is no JSON, and where its operations begin and end is not to be known.
+            raise
         return refusal
 
 

@@ -97,6 +97,11 @@ def nested(levels: int) -> str:
         '{"op": "update", "id": "a", "changes": {"data": {"n": 9223372036854775808}}}',
         '{"op": "update", "id": "a", "changes": {"data": {"n": ' + "9" * 5000 + "}}}",
         '{"op": "update", "id": "a", "changes": {"data": ' + nested(500) + "}}",
+        '{"op": "update", "id": "a", "changes": {"data": ' + nested(1_100) + "}}",
+        "[" * 100_000 + "]" * 100_000,
+        '{"op": "delete", "id": "\\ud800"}',
+        '{"op": "delete", "\\ud800": "a"}',
+        '{"op": "create", "record": {"data": {"a": "\\udc00\\ud800"}}}',
         '{"op": "delete", "id": "a", "ifMatch": "1"}',
         "[]",
         "null",
@@ -107,6 +112,33 @@ async def test_an_operation_that_is_wrong_refuses_itself_alone(service: RecordSe
     good = '{"op": "create", "record": {"developerId": "d", "resourceType": "T", "data": {}, "resourceKey": "k"}}'
     answer = await service.request("POST", ":batch", text=f'{{"operations": [{bad}, {good}]}}')
     assert [item["status"] for item in answer.ok()["results"]] == [400, 201]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"operations": [{"op": "delete", "id": "a}]}',
+        '{"operations": [{"op": "delete", "id": "a"},]}',
+        '{"operations": [,{"op": "delete", "id": "a"}]}',
+        '{"operations": [{"op": "delete", "id": "a"} {"op": "delete", "id": "b"}]}',
+        '{"operations": [{"op": "delete", "id": "a"]}]}',
+        '{"operations": [{"op": "delete", "id": "a"}]',
+        '{"operations": [{"op": "delete", "id": "a"}]}}',
+        '{"operations": [{"op": "delete", "id": "a"}}]',
+        '{"operations": [{"op": "delete", "id": "a"}], "operations": []}',
+        '{"operations" [{"op": "delete", "id": "a"}]}',
+        '{operations: [{"op": "delete", "id": "a"}]}',
+        '{"operations": [{"op": "delete", "id": NaN}]}',
+        '{"operations": [{"op": "delete", "id": "a"}, {"op": "\\x"}]}',
+        '{"operations": [{"op": "delete", "id": "a"}], }',
+        '{"operations": [{"op": "delete", "id": "a"}], "more": 1}',
+        "",
+        "]",
+        "[" * 500_000,
+    ],
+)
+async def test_what_is_no_json_is_refused_as_a_whole(service: RecordService, text: str) -> None:
+    assert (await service.request("POST", ":batch", text=text)).status == 400
 
 
 async def test_what_an_operation_holds_may_nest_as_deeply_as_it_may_alone(service: RecordService) -> None:
