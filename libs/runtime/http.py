@@ -264,17 +264,20 @@ class _Shell:
             raise Unauthenticated("authentication is required")
         verified = self._verifier.verify(token)
         principal = request[PRINCIPAL] = verified.principal
-        if verified.may_only_read and request.match_info.http_exception is None:
-            operation = self._operation_of(request)
-            if operation is None or operation.changes:
-                raise not_intended()
+        if verified.may_only_read and request.match_info.http_exception is None and self._changes(request):
+            raise not_intended()
         structlog.contextvars.bind_contextvars(principal=f"{principal.kind}/{principal.subject}")
         if principal.kind in ("api_key", "oauth_client"):
             resource = request.match_info.route.resource
             if resource is not None:
-                authorize(principal, request.method, resource.canonical)
+                authorize(principal, resource.canonical, changes=self._changes(request))
         elif principal.kind == "service" and not (path.startswith("/internal/") or path in PUBLIC_PATHS):
             raise Forbidden(f"the service {principal.subject} may call /internal only")
+
+    def _changes(self, request: web.Request) -> bool:
+        """Whether the matched route changes something; one that does not say may."""
+        operation = self._operation_of(request)
+        return operation is None or operation.changes
 
     def _operation_of(self, request: web.Request) -> Operation | None:
         method = "GET" if request.method == "HEAD" else request.method

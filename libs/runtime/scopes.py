@@ -1,6 +1,7 @@
 """Which scope a route needs: one table for every service, so that no route can be forgotten.
 
-A scope is ``<resource>:<right>``, such as ``sources:write``. The route's path tells the resource, the method the right.
+A scope is ``<resource>:<right>``, such as ``sources:write``. The route's path tells the resource, its description whether
+it changes something, and so the right.
 A route that the table does not know is open to credentials with every scope (``*``) alone.
 """
 
@@ -14,8 +15,6 @@ from libs.core.scopes import ALL_SCOPES
 
 ANY = ""
 """The resource of what every valid credential may call."""
-
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _RESOURCES: tuple[tuple[str, str], ...] = tuple(
     (re.sub(r"\{[^}]*\}", r"[^/]+", prefix), resource)
@@ -43,39 +42,34 @@ _RESOURCES: tuple[tuple[str, str], ...] = tuple(
     )
 )
 _TABLE = tuple((re.compile(rf"{prefix}(?:[/:].*)?"), resource) for prefix, resource in _RESOURCES)
-_CANCEL = re.compile(r".*/jobs/[^/]+/cancel")
 _OF_ONE_DEVELOPER = re.compile(r"/api/v1/sync/records(?:[/:].*)?")
 
 
 @lru_cache(maxsize=4096)
-def scope_of(method: str, route: str) -> str | None:
+def scope_of(route: str, *, changes: bool) -> str | None:
     """The scope that a route needs, None where any credential will do.
 
     Args:
         route: the path as it was declared, such as ``/api/v1/project/{projectid}/sources``.
+        changes: whether it changes something, as its description says.
     """
     resource = next((resource for pattern, resource in _TABLE if pattern.fullmatch(route)), None)
     if resource == ANY:
         return None
     if resource is None:
         return ALL_SCOPES
-    right: Literal["read", "write"] = "read" if is_reading(method, route) else "write"
+    right: Literal["read", "write"] = "write" if changes else "read"
     return f"{resource}:{right}"
 
 
-def is_reading(method: str, route: str) -> bool:
-    """True unless the call changes something; OLake's page cancels a job by GET."""
-    return method in SAFE_METHODS and not _CANCEL.fullmatch(route)
-
-
-def authorize(principal: Principal, method: str, route: str) -> None:
+def authorize(principal: Principal, route: str, *, changes: bool) -> None:
     """Refuse what the caller's scopes, or its binding to one developer, exclude.
 
     Raises:
         InsufficientScope: the scope is missing.
         Forbidden: a credential bound to a developer was used for something else than that developer's records.
     """
-    scope = scope_of(method, route)
+    scope = scope_of(route, changes=changes)
     if scope is None:
         return
     if principal.developer_id is not None and not _OF_ONE_DEVELOPER.fullmatch(route):
@@ -83,7 +77,7 @@ def authorize(principal: Principal, method: str, route: str) -> None:
         raise Forbidden(message, code="bound_to_developer")
     if ALL_SCOPES in principal.scopes or scope in principal.scopes:
         return
-    if not is_reading(method, route) and principal.scopes and all(held.endswith(":read") for held in principal.scopes):
+    if changes and principal.scopes and all(held.endswith(":read") for held in principal.scopes):
         raise InsufficientScope("this credential may only read", scope, code="read_only_credential")
     needed = "every scope" if scope == ALL_SCOPES else f"the scope {scope}"
     raise InsufficientScope(f"this credential lacks {needed}", scope)

@@ -104,6 +104,8 @@ class Shell:
             web.get(f"{project}/tagged", self.tagged),
             web.get(f"{project}/large", self.large),
             _described(web.get(f"{project}/begin", self.seen), changes=True),
+            _described(web.get(f"{project}/sources/begin", self.seen), changes=True),
+            _described(web.get(f"{project}/sources/read", self.seen)),
             _described(web.get(f"{project}/read", self.seen)),
             _described(web.put(f"{project}/unconditional", self.seen)),
             _described(web.put(f"{project}/conditional", self.seen), conditional=True),
@@ -479,6 +481,22 @@ async def test_a_token_that_may_only_read_is_refused_by_what_changes_something(s
         ):
             async with session.request(method, URL(f"{shell.url}{P}/{path}", encoded=True)) as response:
                 assert response.status == status, (method, path)
+
+
+async def test_a_key_that_may_only_read_is_refused_by_what_changes_something(shell: Shell) -> None:
+    for scope, path, status in (
+        ("sources:read", "read", 200),
+        ("sources:read", "begin", 403),
+        ("sources:read", "%62egin", 403),
+        ("sources:write", "begin", 200),
+    ):
+        key = Principal(kind="api_key", subject="1", name="ci", projects={123: "member"}, scopes=(scope,))
+        headers = {PRINCIPAL_HEADER: GATEWAY.sign(key, "auth")}
+        async with (
+            aiohttp.ClientSession(shell.url, headers=headers) as session,
+            session.get(URL(f"{shell.url}{P}/sources/{path}", encoded=True)) as response,
+        ):
+            assert response.status == status, (scope, path)
 
 
 @pytest.mark.parametrize(
