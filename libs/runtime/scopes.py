@@ -1,8 +1,7 @@
 """Which scope a route needs: one table for every service, so that no route can be forgotten.
 
-A scope is ``<resource>:<right>``, such as ``sources:write``. The route's path tells the resource, its description whether
-it changes something, and so the right.
-A route that the table does not know is open to credentials with every scope (``*``) alone.
+A scope is ``<resource>:<right>``, such as ``sources:write``. The route's path tells the resource; its right is what
+its description says of changes. A route that the table does not know is open to credentials with every scope (``*``) alone.
 """
 
 import re
