@@ -1,7 +1,8 @@
 """Which scope a route needs: one table for every service, so that no route can be forgotten.
 
 A scope is ``<resource>:<right>``, such as ``sources:write``. The route's path tells the resource; its right is what
-its description says of changes. A route that the table does not know is open to credentials with every scope (``*``) alone.
+its description says of changes. A route that the table does not know is open to credentials with every scope
+(``*``) alone.
 """
 
 import re
