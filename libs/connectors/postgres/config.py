@@ -46,7 +46,7 @@ class PostgresConfig(ConnectorConfig):
     ssl: SslConfig = form_field("SSL", "Encryption of the connection", 6, default=SslConfig())
     jdbc_url_params: dict[str, str] = form_field(
         "Connection parameters",
-        "Server settings of the session: application_name, statement_timeout, lock_timeout, search_path (empty unless "
+        "Server settings of the session: application_name (of a source alone), statement_timeout, lock_timeout, search_path (empty unless "
         "set here; functions of views or triggers may need it)",
         7,
         default={},
@@ -74,6 +74,10 @@ class PostgresConfig(ConnectorConfig):
         if unknown:
             raise ValueError(f"{unknown[0]} is not supported; supported are {', '.join(CONNECTION_PARAMETERS)}")
         return parameters
+
+    @property
+    def application_name_given(self) -> bool:
+        return any(CONNECTION_PARAMETERS[name] == "application_name" for name in self.jdbc_url_params)
 
     def address(self) -> str:
         return f"{self.host.lower()}:{self.port}"

@@ -61,6 +61,8 @@ class PostgresDestination:
     async def open(self, context: RunContext) -> AsyncIterator["PostgresRun"]:
         application_name = APPLICATION_NAME.format(job_id=context.job_id, epoch=context.epoch)
         async with contextlib.AsyncExitStack() as stack:
+            if self._config.application_name_given:
+                context.log("warning", f"the destination's application_name is not used: ours is {application_name!r}")
             run = PostgresRun(self._config, context, application_name, stack)
             with translated("the destination"):
                 await run.take_epoch()

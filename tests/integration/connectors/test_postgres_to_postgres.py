@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -229,9 +230,12 @@ async def test_a_writers_session_can_be_told_whatever_name_the_configuration_giv
     """A paused one is found by its name, so that its locks end with it."""
     await source.execute("CREATE TABLE t AS SELECT 1 AS id")
     destination.overrides["jdbc_url_params"] = {"ApplicationName": "reports"}
-    async with destination.destination().open(context_of("run-1", 1)):
+    lines: list[tuple[str, str]] = []
+    context = replace(context_of("run-1", 1), log=lambda level, line: lines.append((level, line)))
+    async with destination.destination().open(context):
         named = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'datasync write job 1 epoch 1'"
         assert await destination.value(named) == 1
+    assert [level for level, line in lines if "application_name" in line] == ["warning"]
 
 
 async def test_a_resumed_run_knows_what_it_has_committed(source: Server, destination: Server) -> None:
