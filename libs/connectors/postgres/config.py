@@ -46,8 +46,8 @@ class PostgresConfig(ConnectorConfig):
     ssl: SslConfig = form_field("SSL", "Encryption of the connection", 6, default=SslConfig())
     jdbc_url_params: dict[str, str] = form_field(
         "Connection parameters",
-        "Server settings of the session: application_name (of a source alone), statement_timeout, lock_timeout, search_path (empty unless "
-        "set here; functions of views or triggers may need it)",
+        "Server settings of the session: application_name (of a source alone), statement_timeout, lock_timeout, "
+        "search_path (empty unless set here; functions of views or triggers may need it)",
         7,
         default={},
     )
