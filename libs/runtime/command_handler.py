@@ -32,7 +32,7 @@ from libs.runtime.works import (
     Outcome,
     PureCodeFailed,
     Work,
-    fold,
+    fold_stream,
     newer_version,
     stored_document,
 )
@@ -51,7 +51,7 @@ __all__ = [
     "Outcome",
     "PureCodeFailed",
     "Work",
-    "fold",
+    "fold_stream",
     "stored_document",
 ]
 
@@ -359,8 +359,8 @@ class CommandHandler:
         entities: list[Entity[Any] | None] = []
         for item in record["entities"]:
             aggregate = self._aggregates[item["aggregate"]]
-            envelopes = await self._store.read_stream(aggregate.stream(item["id"]), version_max=item["version"])
-            entities.append(Entity(item["id"], item["version"], fold(aggregate, envelopes)))
+            envelopes = self._store.read_stream(aggregate.stream(item["id"]), version_max=item["version"])
+            entities.append(Entity(item["id"], item["version"], await fold_stream(aggregate, envelopes)))
         return Outcome(entities, replayed=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from libs.core.decider import Aggregate
 from libs.core.envelope import Envelope, Frozen
 from libs.core.errors import NotFound
-from libs.runtime.command_handler import Entity, fold
+from libs.runtime.command_handler import Entity, fold_stream
 from libs.runtime.event_store import EventStore
 from libs.runtime.mongo import ClientSession, Collection, Document, SyncCollection
 from libs.runtime.read_budget import counted, note_read
@@ -97,10 +97,6 @@ class Documents:
         cursor = self.collection(aggregate.collection).find(criteria).sort(list(sort)).skip(skip).limit(limit)
         return [entity_of(aggregate, document) async for document in counted(cursor)]
 
-    async def history(self, aggregate: Aggregate[Any], entity_id: int | str) -> list[Envelope]:
-        """All events of an entity, oldest first."""
-        return await self._store.read_stream(aggregate.stream(entity_id))
-
     async def events_before(
         self, aggregate: Aggregate[Any], entity_id: int | str, version: int, limit: int
     ) -> Sequence[Envelope]:
@@ -111,10 +107,12 @@ class Documents:
 
     async def as_of(self, aggregate: Aggregate[State], entity_id: int | str, moment: datetime) -> Entity[State] | None:
         """The entity as it stood at ``moment``, None when it was not there yet; raises ``NewerVersion``."""
-        envelopes = await self._store.read_stream_until(aggregate.stream(entity_id), moment)
-        if not envelopes:
+        stream = aggregate.stream(entity_id)
+        version = await self._store.version_at(stream, moment)
+        if version is None:
             return None
-        return Entity(entity_id, envelopes[-1].version, fold(aggregate, envelopes))
+        envelopes = self._store.read_stream(stream, version_max=version)
+        return Entity(entity_id, version, await fold_stream(aggregate, envelopes))
 
 
 class _Lookups:

@@ -6,7 +6,7 @@ gaps, and whoever reads them in order can't skip an event that commits late.
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -377,24 +377,25 @@ class EventStore:
         cursor = self._events_majority.find({"position": {"$gt": position}}).sort("position", ASCENDING).limit(limit)
         return await self._page(cursor, head, limit)
 
-    async def read_stream_until(self, stream: str, moment: datetime) -> list[Envelope]:
-        """One stream's events in order, up to the last that had happened by then.
-
-        Never with a gap, also where the clocks of two instances gave a later version an earlier time.
-        """
+    async def version_at(self, stream: str, moment: datetime) -> int | None:
+        """The version of a stream's last event that had happened by then, whatever the time of those before it."""
         last = await self.database["events"].find_one(
             {"stream": stream, "time": {"$lte": moment}}, {"version": 1}, sort=[("version", DESCENDING)]
         )
-        return [] if last is None else await self.read_stream(stream, version_max=last["version"])
+        return None if last is None else int(last["version"])
 
-    async def read_stream(self, stream: str, *, version_max: int | None = None) -> list[Envelope]:
-        """One stream's events in order, up to a version."""
+    async def read_stream(self, stream: str, *, version_max: int | None = None) -> AsyncIterator[Envelope]:
+        """One stream's events in order, up to a version; no more of them are held than come in one answer."""
         criteria: Document = {"stream": stream}
         if version_max is not None:
             criteria["version"] = {"$lte": version_max}
         head = self.head_cached or await self.head()
         cursor = self.database["events"].find(criteria).sort("version", ASCENDING)
-        return [envelope_of(document, head.store_id) async for document in cursor]
+        try:
+            async for document in cursor:
+                yield envelope_of(document, head.store_id)
+        finally:
+            await cursor.close()
 
     async def read_stream_before(self, stream: str, version: int, limit: int) -> EventPage:
         """One stream's events below a version, newest first; bounded as ``read_after`` is."""

@@ -1,6 +1,6 @@
 """What is asked of the write path, and what comes back."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -71,15 +71,15 @@ class PureCodeFailed(Exception):
     """``decide``, ``evolve`` or ``apply`` raised something other than a refusal: a defect, the same every time."""
 
 
-def fold(aggregate: Aggregate[State], envelopes: Iterable[Envelope]) -> State:
-    """The state after these events.
+async def fold_stream(aggregate: Aggregate[State], envelopes: AsyncIterable[Envelope]) -> State:
+    """The state after these events, of which one is held at a time: a stream may be larger than the memory.
 
     Raises:
         NotFound: there are none.
         NewerVersion: only a newer version knows one of them.
     """
     state: State | None = None
-    for envelope in envelopes:
+    async for envelope in envelopes:
         if isinstance(envelope.data, UnknownEvent):
             raise newer_version(aggregate, envelope.entity_id)
         state = aggregate.evolve(state, envelope)

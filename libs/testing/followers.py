@@ -155,6 +155,11 @@ class Follower:
         return {document["_id"]: document["version"] async for document in cursor}
 
 
+async def history(store: EventStore, stream: str) -> list[Envelope]:
+    """All events of a stream, oldest first."""
+    return [envelope async for envelope in store.read_stream(stream)]
+
+
 @asynccontextmanager
 async def installation(
     mongodb_url: str, database_prefix: str, bootstrap_servers: str | None

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
+from libs.testing.followers import history
 from services.auth.domain.api_key import API_KEY
 from services.auth.tokens import token_hash
 from tests.integration.auth.auth_service import BOOTSTRAP_KEY, Auth, Gateway
@@ -211,7 +212,7 @@ async def test_uses_of_a_key_are_counted_lazily(auth: Auth) -> None:
     shown = await gateway.call("GET", f"/api/v2/keys/{key['id']}", credential=ada)
     assert shown.body["uses"] == 20
     assert shown.body["last_used_at"] is not None
-    events = await gateway.service.context.documents.history(API_KEY, key["id"])
+    events = await history(gateway.service.context.store, API_KEY.stream(key["id"]))
     assert [event.type for event in events] == ["api_key_issued"]
 
 

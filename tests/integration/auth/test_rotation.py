@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from libs.testing.followers import history
 from services.auth.domain.api_key import API_KEY
 from services.auth.expiry import ExpiryAnnouncer
 from services.auth.queries import AuthQueries
@@ -137,7 +138,7 @@ async def test_a_near_end_is_told_with_every_use_and_announced_once(auth: Auth) 
     assert resolved.expires_soon_at.isoformat(timespec="milliseconds").replace("+00:00", "Z") == key["expires_at"]
     await asyncio.gather(*(announcer.announce() for announcer in announcers))
     assert [await announcer.announce() for announcer in announcers] == [0, 0]
-    [event, _] = reversed(await gateway.service.context.documents.history(API_KEY, key["id"]))
+    [event, _] = reversed(await history(gateway.service.context.store, API_KEY.stream(key["id"])))
     assert (event.type, event.metadata.actor, event.metadata.project_id) == ("api_key_expiring", "system", 123)
 
 

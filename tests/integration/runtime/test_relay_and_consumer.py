@@ -15,7 +15,7 @@ from libs.runtime.child_process import die_with_parent
 from libs.runtime.event_log.kafka import KafkaEventLog
 from libs.runtime.parking import list_parked, request_retry
 from libs.runtime.telemetry import CONSUMER_STOPPED
-from libs.testing.followers import Behaviour, Follower, Installation, Owner, installation, view_of
+from libs.testing.followers import Behaviour, Follower, Installation, Owner, history, installation, view_of
 from libs.testing.servers import Kafka
 from libs.testing.things import TOPIC
 
@@ -77,8 +77,8 @@ async def test_every_event_is_projected_and_reacted_to_exactly_once(place: Insta
         await all_views(follower, 300)
         assert {view["versions"][0] for view in (await follower.views()).values()} == {1}
         assert await follower.echoes() == {str(number): 1 for number in range(300)}
-        echo = (await follower.store.read_stream("echo-5"))[0]
-        thing = (await owner.store.read_stream("thing-5"))[0]
+        echo = (await history(follower.store, "echo-5"))[0]
+        thing = (await history(owner.store, "thing-5"))[0]
         assert echo.metadata.causation_id == thing.id
         assert (echo.metadata.correlation_id, echo.metadata.project_id) == ("request-1", 7)
 

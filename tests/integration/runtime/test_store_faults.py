@@ -13,7 +13,7 @@ from libs.core.clock import SystemClock
 from libs.core.envelope import Envelope, Metadata
 from libs.core.errors import RetryLater
 from libs.core.ids import uuid7
-from libs.runtime.command_handler import CommandHandler, fold, stored_document
+from libs.runtime.command_handler import CommandHandler, fold_stream, stored_document
 from libs.runtime.event_store import EventStore
 from libs.runtime.mongo import connect
 from libs.testing.servers import Mongod
@@ -103,7 +103,7 @@ async def everything_agrees(store: EventStore, clients: Clients) -> None:
     assert documents.keys() == by_stream.keys()
     for identifier, document in documents.items():
         history = by_stream[identifier]
-        state = fold(THING, history)
+        state = await fold_stream(THING, store.read_stream(THING.stream(identifier)))
         assert document == stored_document(
             identifier, len(history), 7, THING.unique_keys(state), state, time=history[-1].time
         )

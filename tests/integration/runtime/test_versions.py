@@ -21,7 +21,7 @@ from libs.runtime.command_handler import CommandHandler
 from libs.runtime.documents import Documents
 from libs.runtime.parking import list_parked
 from libs.runtime.rebuild import Rebuild, RebuildFailed
-from libs.testing.followers import ECHO, PROJECT, Behaviour, Follower, Installation, Owner, installation
+from libs.testing.followers import ECHO, PROJECT, Behaviour, Follower, Installation, Owner, history, installation
 from libs.testing.things import THING, MakeThing, RenameThing, Thing, ThingEvent, decide, evolve
 
 
@@ -141,7 +141,7 @@ async def test_a_stream_that_a_newer_version_changed_is_refused_and_its_neighbou
         outcomes = await asyncio.gather(*renaming, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes[1:3]] == [NewerVersion, NewerVersion]
         assert [getattr(outcomes[number], "version", outcomes[number]) for number in (0, 3)] == [2, 2]
-        assert (await owner.store.read_stream("thing-2"))[-1].type == "thing_painted"
+        assert (await history(owner.store, "thing-2"))[-1].type == "thing_painted"
         with newer_version():
             assert (await owner.rename("2", "other 2")).version == 3
 
@@ -155,13 +155,13 @@ async def test_the_first_newer_event_is_noticed_by_an_instance_that_is_deciding(
         older.store.head_cached = dataclasses.replace(older.store.head_cached, kinds=frozenset({"thing_made.v1"}))
         with pytest.raises(NewerVersion):
             await older.rename("1", "torch")
-        assert len(await older.store.read_stream("thing-1")) == 2
+        assert len(await history(older.store, "thing-1")) == 2
 
 
 async def test_a_state_of_the_past_that_only_a_newer_version_can_fold_is_refused(embedded: Installation) -> None:
     async with embedded.owner() as owner:
         await owner.make("1", "lamp")
-        before = (await owner.store.read_stream("thing-1"))[0].time
+        before = (await history(owner.store, "thing-1"))[0].time
         await asyncio.sleep(0.002)
         await paint(owner, "1", "red")
         documents = Documents(owner.store)
@@ -266,7 +266,7 @@ async def test_events_of_a_stream_never_run_backwards_and_a_past_state_has_no_ga
         await slow.handle(THING, "1", RenameThing("torch"), PROJECT)
         await fast.close()
         await slow.close()
-        times = [envelope.time for envelope in await owner.store.read_stream("thing-1")]
+        times = [envelope.time for envelope in await history(owner.store, "thing-1")]
         assert times == [noon + timedelta(seconds=60)] * 2
 
         # As an earlier version left it: 1 at noon, 2 a minute late, 3 by a clock that was right.

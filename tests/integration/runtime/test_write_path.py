@@ -1,6 +1,7 @@
 """The write path on a real mongod: batches, races, unique keys, idempotency, unknown outcomes."""
 
 import asyncio
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -8,6 +9,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,13 +24,14 @@ from libs.runtime.command_handler import (
     ConsumerWork,
     IdempotencyKey,
     Work,
-    fold,
+    fold_stream,
     stored_document,
 )
 from libs.runtime.documents import Documents
 from libs.runtime.event_store import Batch, EventStore, OffsetMove, OffsetMoved, SideWrite
 from libs.runtime.mongo import connect
 from libs.runtime.telemetry import REGISTRY
+from libs.testing.followers import history
 from libs.testing.things import THING, DiscardThing, MakeThing, RenameThing
 
 PROJECT = Metadata(actor="ann", project_id=7, correlation_id="request-1")
@@ -85,7 +88,7 @@ async def test_an_acknowledged_command_is_in_the_store_and_read_at_once(service:
     assert (made.version, made.state.name) == (1, "lamp")
     entity = await service.documents.require(THING, "1", 7)
     assert entity == made
-    [envelope] = await service.documents.history(THING, "1")
+    [envelope] = await history(service.store, "thing-1")
     assert (envelope.position, envelope.metadata.actor, envelope.metadata.project_id) == (1, "ann", 7)
 
 
@@ -284,7 +287,7 @@ async def _batch_making(service: Service, identifier: str, name: str) -> Batch:
         uuid7(), THING.stream(identifier), 1, 0, head.store_id, SystemClock().now(), events[0],
         events[0].model_dump_json().encode(), PROJECT,
     )  # fmt: skip
-    document = stored_document(identifier, 1, 7, (name,), fold(THING, [envelope]), time=envelope.time)
+    document = stored_document(identifier, 1, 7, (name,), THING.evolve(None, envelope), time=envelope.time)
     return Batch(head.collections, events=[envelope], inserts={"things": [document]})
 
 
@@ -328,6 +331,39 @@ async def test_as_of_gives_the_state_of_that_moment(mongod: str, database_prefix
     client.close()
 
 
+async def test_a_state_of_the_past_is_folded_without_holding_its_stream(service: Service) -> None:
+    """As is the answer of a request that comes again."""
+    event_bytes, versions = 900_000, 120
+    key = IdempotencyKey("key", "hash")
+    await service.make("1", "lamp")
+    events = service.store.database["events"]
+    first = await events.find_one({"stream": "thing-1"})
+    assert first is not None
+    for version in range(2, versions):
+        data = orjson.dumps({"name": f"{version}".ljust(event_bytes)}).decode()
+        numbers = {"_id": uuid7(), "version": version, "position": version}
+        await events.insert_one({**first, **numbers, "type": "thing_renamed", "data": data})
+    await service.store.database["head"].update_one({}, {"$set": {"position": versions - 1}})
+    await service.store.database["things"].update_one({}, {"$set": {"version": versions - 1}})
+    service.store.head_cached = None
+    acts = [Act(THING, "1", RenameThing("torch"))]
+    await service.commands.execute(Work(acts, PROJECT, idempotency=key))
+    tracemalloc.start()
+    try:
+        then = await service.documents.as_of(THING, "1", first["time"])
+        replayed = await service.commands.execute(Work(acts, PROJECT, idempotency=key))
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert then is not None
+    assert (then.version, then.state.renamed) == (versions - 1, versions - 2)
+    assert replayed.replayed
+    [thing] = replayed.entities
+    assert thing is not None
+    assert (thing.version, thing.state.name) == (versions, "torch")
+    assert peak_bytes < event_bytes * versions / 2
+
+
 Step = tuple[str, str, str]
 STEPS = st.lists(
     st.tuples(st.sampled_from(["make", "rename", "discard"]), st.sampled_from("abc"), st.sampled_from("xyz")),
@@ -351,8 +387,8 @@ async def test_any_sequence_agrees_with_a_dictionary_and_its_replay(service: Ser
         assert happened == expected, (verb, identifier, name)
     for identifier in born:
         stored = await service.documents.collection("things").find_one({"_id": run + identifier})
-        envelopes = await service.documents.history(THING, run + identifier)
-        state = fold(THING, envelopes)
+        envelopes = await history(service.store, THING.stream(run + identifier))
+        state = await fold_stream(THING, service.store.read_stream(THING.stream(run + identifier)))
         keys, time = THING.unique_keys(state), envelopes[-1].time
         rebuilt = stored_document(run + identifier, len(envelopes), 7, keys, state, time=time)
         assert stored == rebuilt
