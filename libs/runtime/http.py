@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import orjson
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
 from opentelemetry.trace import Span
 from pydantic import BaseModel, ValidationError
@@ -197,8 +197,8 @@ class _Shell:
                 traceparent = current_traceparent()
                 response = await self._answer(request, handler, request_id)
                 status = response.status
-                if EXPECTATION in request and not response.prepared:
-                    # Whether a client that was never told to go on will send its body is not to be known.
+                if (EXPECTATION in request or _is_misframed(request)) and not response.prepared:
+                    # Whether a client that was never told to go on will send its body, or where it ends, is not known.
                     response.force_close()
                 if span.is_recording():
                     _describe(span, request, status)
@@ -211,6 +211,7 @@ class _Shell:
         try:
             if not is_text(request.path):
                 raise NotFound(f"there is nothing at {request.path[:200]}", code="unknown_route")
+            _require_one_meaning(request)
             if self._is_public:
                 return await handler(request)
             self._authenticate(request)
@@ -323,6 +324,19 @@ def not_intended() -> Forbidden:
         "add it to ALLOWED_ORIGINS, or send a token in Authorization",
         code="origin_not_allowed",
     )
+
+
+def _is_misframed(request: web.Request) -> bool:
+    """RFC 9112 section 6.1: what HTTP/1.0 calls chunked may have passed a proxy that did not know the word."""
+    return request.version < HttpVersion11 and "Transfer-Encoding" in request.headers
+
+
+def _require_one_meaning(request: web.Request) -> None:
+    """Refuse what this service and a proxy before it could read in two ways."""
+    if _is_misframed(request):
+        raise FixRequest("Transfer-Encoding needs HTTP/1.1", code="malformed_request")
+    if "Authorization" in request.headers and len(request.headers.getall("Authorization")) > 1:
+        raise _invalid("Authorization", "stands twice")
 
 
 _UNHEEDED = (

@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 from aiohttp import HttpVersion11, web
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -19,6 +19,7 @@ from libs.runtime.read_budget import HELD
 
 HEAD_TIMEOUT_SECONDS = 15.0
 IDLE_SECONDS = 75.0
+HEADERS_MAX = 128
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +38,7 @@ class ServiceRunner(web.AppRunner):
             shutdown_timeout=shutdown_timeout_seconds,
             keepalive_timeout=IDLE_SECONDS,
             auto_decompress=False,
+            max_headers=HEADERS_MAX,
         )
 
     async def _make_server(self) -> web.Server:
@@ -120,10 +122,16 @@ class _Connection(RequestHandler):
             log.error("connection_crashed", error=repr(exc), exc_info=exc, request_id=request_id)
             return CallOperator(INTERNAL_MESSAGE)
         if isinstance(exc, LineTooLong):
-            too_long = FixRequest("a line of the request's head is too long", code="head_too_large")
-            too_long.status = 431
-            return too_long
+            return _head_too_large("a line of the request's head is too long")
+        if isinstance(exc, BadHttpMessage) and exc.message.startswith("Too many"):
+            return _head_too_large(f"the request's head has more than {HEADERS_MAX} lines")
         return FixRequest("the request is not valid HTTP/1.1", code="malformed_request")
+
+
+def _head_too_large(message: str) -> FixRequest:
+    error = FixRequest(message, code="head_too_large")
+    error.status = 431
+    return error
 
 
 def _expecting(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:

@@ -1,0 +1,113 @@
+"""Requests at the edges of HTTP, sent through the gateway and to a service alone: both answer them alike."""
+
+import asyncio
+import re
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from libs.core.principal import Principal
+from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner, new_signing_key
+from libs.runtime.service import running_service
+from services.auth.app import SERVICE as AUTH
+from services.auth.config import AuthSettings
+from services.gateway.app import SERVICE as GATEWAY
+from services.gateway.config import GatewaySettings
+from tests.integration.gateway.backends import GATEWAY_KEY, GATEWAY_PUBLIC_KEY
+
+BOOTSTRAP_KEY = "eight characters or more"
+ADA = Principal(kind="user", subject="1", name="ada", projects={123: "owner"}, scopes=("*",))
+KEYS = "/api/v2/keys"
+BODY = b'{"name": "ci", "permission": "read-only"}'
+JSON = "Content-Type: application/json"
+LENGTH = f"Content-Length: {len(BODY)}"
+
+
+@pytest.fixture
+async def ends(mongod: str, database_prefix: str) -> AsyncIterator[Mapping[str, str]]:
+    """The header with the credential by the address where it is taken: the gateway's, and that of auth alone."""
+    auth_key, auth_public_key = new_signing_key()
+    shared: dict[str, Any] = {"port": 0, "mongodb_url": mongod, "database_prefix": database_prefix}
+    shared["trusted_keys"] = {"gateway": GATEWAY_PUBLIC_KEY, "auth": auth_public_key}
+    async with AsyncExitStack() as stack:
+        settings = AuthSettings(**shared, signing_key=SecretStr(auth_key), api_key=SecretStr(BOOTSTRAP_KEY))
+        auth = await stack.enter_async_context(running_service(AUTH, settings))
+        front = GatewaySettings(**shared, signing_key=SecretStr(GATEWAY_KEY), auth_url=auth.base_url)
+        gateway = await stack.enter_async_context(running_service(GATEWAY, front))
+        principal = PrincipalSigner("gateway", SecretStr(GATEWAY_KEY)).sign(ADA, "auth")
+        yield {
+            gateway.base_url: f"Authorization: Bearer {BOOTSTRAP_KEY}",
+            auth.base_url: f"{PRINCIPAL_HEADER}: {principal}",
+        }
+
+
+def numbered(count: int) -> list[str]:
+    return [f"X-{number}: y" for number in range(count)]
+
+
+EDGES: Mapping[str, tuple[str, list[str], int]] = {
+    # RFC 9110 section 14.2: a server may ignore Range, and then answers all of it.
+    "a range": (f"GET {KEYS}", ["Range: bytes=0-3"], 200),
+    "a range that nothing has": (f"GET {KEYS}", ["Range: bytes=99999999999999999999-"], 200),
+    "a range on a condition": (f"GET {KEYS}", ['If-Range: "x"', "Range: bytes=0-3"], 200),
+    "TRACE": (f"TRACE {KEYS}", [], 405),
+    "TRACE with a body": (f"TRACE {KEYS}", [LENGTH], 405),
+    "CONNECT": ("CONNECT example.com:443", [], 404),
+    "CONNECT to a path": (f"CONNECT {KEYS}", [], 404),
+    "a method that nobody knows": (f"BREW {KEYS}", [], 400),
+    "a hundred headers": (f"GET {KEYS}", numbered(100), 200),
+    "two thousand headers": (f"GET {KEYS}", numbered(2_000), 431),
+    "twenty thousand headers": (f"GET {KEYS}", numbered(20_000), 431),
+    "a parameter twice": (f"GET {KEYS}?limit=1&limit=2", [], 400),
+    "a parameter twice with one value": (f"GET {KEYS}?limit=1&limit=1", [], 400),
+    "a parameter twice, once escaped": (f"GET {KEYS}?limit=1&%6cimit=2", [], 400),
+    "a target that is too long": (f"GET {KEYS}?x={'y' * 9_000}", [], 431),
+    "another host": (f"GET {KEYS}", ["Host: y"], 400),
+    "two credentials": (f"GET {KEYS}", ["Authorization: Bearer other", "Authorization: Bearer another"], 400),
+    "two content types": (f"POST {KEYS}", [JSON, "Content-Type: text/plain", LENGTH], 400),
+    "two content types, JSON last": (f"POST {KEYS}", ["Content-Type: text/plain", JSON, LENGTH], 400),
+    "a list of content types": (f"POST {KEYS}", [f"{JSON}, text/plain", LENGTH], 415),
+    "UTF-16": (f"POST {KEYS}", [f"{JSON}; charset=utf-16", LENGTH], 415),
+    "UTF-8": (f"POST {KEYS}", [f'{JSON}; charset="UTF-8"', LENGTH], 201),
+    "a length with an underscore": (f"POST {KEYS}", [JSON, f"Content-Length: {len(BODY) // 10}_{len(BODY) % 10}"], 400),
+    "a length with a sign": (f"POST {KEYS}", [JSON, f"Content-Length: +{len(BODY)}"], 400),
+    "a length twice": (f"POST {KEYS}", [JSON, LENGTH, LENGTH], 400),
+    "two codings": (f"POST {KEYS}", [JSON, LENGTH, "Content-Encoding: gzip", "Content-Encoding: identity"], 400),
+}
+
+
+async def test_an_edge_of_http_has_one_answer_through_the_gateway_and_at_the_service(ends: Mapping[str, str]) -> None:
+    found, expected = {}, {}
+    for case, (line, headers, status) in EDGES.items():
+        for end, (url, credential) in zip(("gateway", "service"), ends.items(), strict=True):
+            head = [f"{line} HTTP/1.1", "Host: x", credential, *headers, "Connection: close", "", ""]
+            has_body = any(header.startswith("Content-Length") for header in headers)
+            sent = "\r\n".join(head).encode() + (BODY if has_body else b"")
+            expected[case, end], found[case, end] = [status], await asyncio.to_thread(_statuses, url, sent)
+    assert found == expected
+
+
+async def test_chunks_of_http_1_0_are_refused_and_nothing_after_them_is_read(ends: Mapping[str, str]) -> None:
+    """RFC 9112 section 6.1."""
+    for url, credential in ends.items():
+        next_request = f"GET {KEYS} HTTP/1.1\r\nHost: x\r\n{credential}\r\n\r\n".encode()
+        head = f"POST {KEYS} HTTP/1.0\r\n{credential}\r\n{JSON}\r\nConnection: keep-alive\r\n"
+        chunks = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+        assert await asyncio.to_thread(_statuses, url, head.encode() + chunks + next_request) == [400], url
+
+
+def _statuses(url: str, sent: bytes) -> list[int]:
+    """Of every answer until the connection ends, which may be reset while there is more to send."""
+    host, port = url.removeprefix("http://").split(":")
+    received = b""
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        with suppress(ConnectionError):
+            connection.sendall(sent)
+        with suppress(ConnectionError):
+            while chunk := connection.recv(65_536):
+                received += chunk
+    return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", received)]
