@@ -4,7 +4,8 @@ The offset of each partition lies in the consumer's own database and moves in th
 messages caused. Whatever goes wrong, the consumer begins again from the stored offsets; a message that comes again is
 known by its position, which is not above the highest one seen in its partition.
 
-What only a newer version understands is passed over and remembered, and handled first once that version runs.
+What only a newer version understands is passed over and remembered, and with it the later reactions to its stream; they
+are made good, in order, once that version runs.
 """
 
 import asyncio
@@ -27,7 +28,14 @@ from libs.runtime.event_store import EventStore, OffsetMove, OffsetMoved, SideWr
 from libs.runtime.http import Health
 from libs.runtime.mongo import PyMongoError
 from libs.runtime.parking import STREAM_IS_PARKED, Parking, parking_write, unparking_write
-from libs.runtime.passed_over import PassedOver, PassedOverMessage, forgetting_write, is_unknown, passing_over_write
+from libs.runtime.passed_over import (
+    PassedOver,
+    PassedOverMessage,
+    TooMuchPassedOver,
+    forgetting_write,
+    is_unknown,
+    passing_over_write,
+)
 from libs.runtime.telemetry import (
     CONSUMER_LAG_MESSAGES,
     CONSUMER_LAG_SECONDS,
@@ -78,6 +86,7 @@ class _Step:
     acts: list[tuple[Act, Metadata]] = field(default_factory=list)
     parked: list[tuple[Message, str]] = field(default_factory=list)
     passed_over: list[PassedOverMessage] = field(default_factory=list)
+    owing_streams: set[str] = field(default_factory=set)
     last: Envelope | None = None
 
 
@@ -117,6 +126,8 @@ class Consumer:
         self._parking = Parking(store.database, topic)
         self._parked_at: deque[float] = deque(maxlen=PARKED_STREAMS_MAX)
         self._passed_over = PassedOver(store.database, topic)
+        # What this version will never understand is not looked at again before another one runs.
+        self._may_catch_up = False
         self._catch_up_at = 0.0
         self._places: dict[int, Place] = {}
         self._failures = 0
@@ -131,7 +142,7 @@ class Consumer:
             while True:
                 try:
                     await self._follow()
-                except (OffsetOutOfRange, StoreReplaced, TooMuchParked) as error:
+                except (OffsetOutOfRange, StoreReplaced, TooMuchParked, TooMuchPassedOver) as error:
                     await self._wait_for_repair(error)
                 except (OSError, PyMongoError, RetryLater, OffsetMoved) as error:
                     await self._back_off(error)
@@ -164,7 +175,7 @@ class Consumer:
         if own:
             try:
                 await self._commit(partition, own)
-            except (PureCodeFailed, FixRequest, NewerVersion, TooMuchParked) as error:
+            except (PureCodeFailed, FixRequest, NewerVersion, TooMuchParked, TooMuchPassedOver) as error:
                 _raise_if_transient(error)
                 for message in own:
                     await self._consume_one(partition, message)
@@ -177,13 +188,15 @@ class Consumer:
 
     async def _consume_one(self, partition: int, message: Message) -> None:
         try:
-            await self._commit(partition, [message])
+            try:
+                await self._commit(partition, [message])
+            except NewerVersion:
+                # What it would change is itself ahead of this version.
+                await self._commit(partition, [message], too_new={message.offset})
+                self._may_catch_up = True
         except (PureCodeFailed, FixRequest) as error:
             _raise_if_transient(error)
             await self._commit(partition, [message], {message.offset: _reason_of(error)})
-        except NewerVersion:
-            # What it would change is itself ahead of this version.
-            await self._commit(partition, [message], too_new={message.offset})
 
     async def _commit(
         self,
@@ -196,16 +209,18 @@ class Consumer:
 
         Args:
             failures: the messages, by offset, that are known to fail, and why.
-            too_new: those, by offset, that have to wait for a newer version.
+            too_new: those, by offset, whose reactions have to wait for a newer version.
         """
         before = self._places.get(partition, Place())
         step = self._plan(before, messages, failures, too_new)
         self._require_few_parked(step)
+        self._passed_over.require_room(step.passed_over)
         now = self._clock.now()
         side_writes = [parking_write(message, reason, now) for message, reason in step.parked]
         await self._write(partition, before, step, side_writes)
         self._places[partition] = step.place
         self._count_parked(step.parked)
+        self._passed_over.added(step.passed_over)
         if step.last is not None:
             CONSUMER_LAG_SECONDS.labels(self._topic).set((now - step.last.time).total_seconds())
 
@@ -253,21 +268,25 @@ class Consumer:
             if reason is not None:
                 step.parked.append((message, reason))
                 parked_streams.add(message.stream)
-            elif message.offset in too_new:
-                step.passed_over.append(PassedOverMessage(message, owes_reactions=True))
             else:
-                self._plan_message(step, message)
+                waits = self._passed_over.holds(message.stream) or message.stream in step.owing_streams
+                self._plan_message(step, message, may_react=not waits and message.offset not in too_new)
         return step
 
-    def _plan_message(self, step: _Step, message: Message) -> None:
+    def _plan_message(self, step: _Step, message: Message, *, may_react: bool) -> None:
         if message.envelope is None:
             raise PureCodeFailed(message.failure)
-        if not message.envelope.is_understood:
-            step.passed_over.append(PassedOverMessage(message, owes_reactions=is_unknown(message)))
-        if not is_unknown(message):
-            self._plan_event(step, message.envelope, message.headers)
+        acts = [] if is_unknown(message) else self._plan_event(step, message.envelope, message.headers)
+        owes_reactions = is_unknown(message) or (bool(acts) and not may_react)
+        if owes_reactions:
+            step.owing_streams.add(message.stream)
+        else:
+            step.acts += acts
+        if owes_reactions or not message.envelope.is_understood:
+            step.passed_over.append(PassedOverMessage(message, owes_reactions))
 
-    def _plan_event(self, step: _Step, envelope: Envelope, headers: Mapping[str, str]) -> None:
+    def _plan_event(self, step: _Step, envelope: Envelope, headers: Mapping[str, str]) -> list[tuple[Act, Metadata]]:
+        """Plan the event's projections, and give what it causes."""
         try:
             concerned = [item for item in self._projections if item.key(envelope) is not None]
             acts = [act for reaction in self._reactions for act in reaction.react(envelope)]
@@ -275,22 +294,22 @@ class Consumer:
             raise PureCodeFailed(f"{envelope.type} {envelope.id}: {error!r}") from error
         step.projections += [(projection, envelope) for projection in concerned]
         step.last = envelope
-        if acts:
-            with consumer_span(f"consume {envelope.type}", headers):
-                metadata = Metadata(
-                    project_id=envelope.metadata.project_id,
-                    correlation_id=envelope.metadata.correlation_id,
-                    causation_id=envelope.id,
-                    traceparent=current_traceparent(),
-                )
-            step.acts += [(act, metadata) for act in acts]
+        if not acts:
+            return []
+        with consumer_span(f"consume {envelope.type}", headers):
+            metadata = Metadata(
+                project_id=envelope.metadata.project_id,
+                correlation_id=envelope.metadata.correlation_id,
+                causation_id=envelope.id,
+                traceparent=current_traceparent(),
+            )
+        return [(act, metadata) for act in acts]
 
     async def _write(self, partition: int, before: Place, step: _Step, side_writes: Sequence[SideWrite]) -> None:
         after = step.place
         move = OffsetMove(self._topic, partition, before.offset, after.offset, after.position, after.store_id)
         passing_over = [passing_over_write(item) for item in step.passed_over]
         await self._commands.consume(ConsumerWork(move, step.projections, step.acts, [*side_writes, *passing_over]))
-        self._passed_over.added(len(passing_over))
 
     async def _chores(self, subscription: Subscription) -> None:
         now = time.monotonic()
@@ -300,7 +319,7 @@ class Consumer:
             self._chores_at = now
             for stream in await self._parking.streams_to_retry():
                 await self._retry_stream(stream)
-        if self._passed_over.count and now >= self._catch_up_at:
+        if self._may_catch_up and now >= self._catch_up_at:
             await self._catch_up()
         if now - self._lag_at >= LAG_SECONDS:
             self._lag_at = now
@@ -314,8 +333,10 @@ class Consumer:
             place = self._places[message.partition]
             try:
                 step = _Step(place)
-                self._plan_message(step, message)
+                self._plan_message(step, message, may_react=not self._passed_over.holds(stream))
+                self._passed_over.require_room(step.passed_over)
                 await self._write(message.partition, place, step, [unparking_write(identifier)])
+                self._passed_over.added(step.passed_over)
             except (PureCodeFailed, FixRequest, NewerVersion) as error:
                 _raise_if_transient(error)
                 await self._parking.failed_again(identifier, stream, _reason_of(error))
@@ -326,6 +347,7 @@ class Consumer:
     async def _catch_up(self) -> None:
         """Handle what was passed over and is understood by now, of each stream up to the first that is not."""
         self._catch_up_at = time.monotonic() + CATCH_UP_SECONDS
+        self._may_catch_up = False
         waiting: set[str] = set()
         caught_up: list[str] = []
         async for item in self._passed_over.messages():
@@ -335,9 +357,13 @@ class Consumer:
                 caught_up.append(item.message.id)
             else:
                 waiting.add(item.message.stream)
-        if caught_up and (self._refold is None or await self._refold()):
+                self._may_catch_up |= item.is_understood
+        if caught_up and self._refold is not None and not await self._refold():
+            self._may_catch_up = True
+        elif caught_up:
             await self._passed_over.forget(caught_up)
             log.info("passed_over_messages_handled", topic=self._topic, messages=len(caught_up))
+        await self._passed_over.load()
 
     async def _react_late(self, item: PassedOverMessage) -> bool:
         """Cause the reactions that a message owes; False while they concern what is ahead of this version."""
@@ -348,8 +374,9 @@ class Consumer:
         reason = STREAM_IS_PARKED
         try:
             if not self._parking.holds(message.stream):
-                step = _Step(place, passed_over=[PassedOverMessage(message, owes_reactions=False)])
-                self._plan_message(step, message)
+                step = _Step(place)
+                self._plan_message(step, message, may_react=True)
+                step.passed_over = [PassedOverMessage(message, owes_reactions=False)]
                 # The projections are folded anew, in the log's order.
                 step.projections.clear()
                 await self._write(message.partition, place, step, [])
@@ -382,9 +409,10 @@ class Consumer:
     async def _wait_for_repair(self, error: Exception) -> None:
         """The topic stands still, loudly, until an operator has changed the stored offsets."""
         repair = f"datasync repair {self._service} {self._topic}"
-        self._stopped_because = f"stopped: {error}; repair it with `{repair}`"
+        remedy = "run the newer version" if isinstance(error, TooMuchPassedOver) else f"repair it with `{repair}`"
+        self._stopped_because = f"stopped: {error}; {remedy}"
         CONSUMER_STOPPED.labels(self._topic).set(1)
-        log.error("consumer_stopped", topic=self._topic, reason=str(error), repair=repair)
+        log.error("consumer_stopped", topic=self._topic, reason=str(error), remedy=remedy)
         # What was followed, not what is stored by now: that may be the repair already, which would then be waited for.
         before = dict(self._places)
         while await self._places_when_reachable() == before:  # noqa: ASYNC110 - the change comes from another process
