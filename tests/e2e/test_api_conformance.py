@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,69 @@ async def test_what_needs_a_real_database_or_an_owner_is_answered_as_described(i
             ("POST", f"{project}/sources/test", kind | {"config": config | {"password": "wrong"}}),
         ):
             _hold(document, method, path, await api.answer(method, path.replace("{projectid}", "123"), body))
+
+
+async def test_a_moment_at_an_end_of_time_is_answered_by_every_route_that_takes_one(inhabited: Inhabited) -> None:
+    """The routes are those of the description, so that a later one is tried as well."""
+    statuses: dict[tuple[str, str], int] = {}
+    async with rest(inhabited.suite.base_url, api_key=inhabited.suite.api_key) as api:
+        document = (await api.answer("GET", "/openapi.json")).body
+        client = await api.answer("POST", "/api/v2/oauth/clients", {"name": "of the past", "scopes": ["sync:read"]})
+        ids = {**inhabited.ids, (r"v2/oauth/clients/", "clientid"): (client.body["id"],)}
+        routes = [path for path, methods in document["paths"].items() if _takes(methods.get("get"), "as_of")]
+        for route in routes:
+            for moment in (*MOMENTS, *NO_MOMENTS):
+                answer = await api.answer("GET", _filled(route, ids), as_of=moment)
+                statuses[route, moment] = answer.status
+    assert len(routes) >= 9
+    assert {status for (_, moment), status in statuses.items() if moment in MOMENTS} <= {200, 404}, statuses
+    assert {status for (_, moment), status in statuses.items() if moment == MOMENTS[-1]} == {200}, statuses
+    assert {status for (_, moment), status in statuses.items() if moment in NO_MOMENTS} == {400}, statuses
+
+
+MOMENTS = (
+    "0001-01-01T00:00:00Z",
+    "0001-01-01T14:00:00+14:00",
+    "1969-12-31T23:59:59.999999999Z",
+    "9999-12-31T23:59:59.999999Z",
+    "9999-12-31T23:59:59Z",
+)
+NO_MOMENTS = (
+    "0001-01-01T00:00:00+00:01",
+    "0001-01-01T00:00:00+14:00",
+    "9999-12-31T23:59:59-00:01",
+    "9999-12-31T23:59:59-14:00",
+    "9999-12-31T23:59:60Z",
+    "10000-01-01T00:00:00Z",
+    "0000-01-01T00:00:00Z",
+    "-0001-01-01T00:00:00Z",
+    "2026-01-01T00:00:00+99:99",
+    "2026-01-01T00:00:00",
+    "2026-01-01",
+    "2026",
+    "0",
+    "-1",
+    "1790000000",
+    "1e400",
+    "99999999999999999999999999",
+    "now",
+    "",
+)
+
+
+def _takes(operation: Any, name: str) -> bool:
+    parameters = operation["parameters"] if operation and "parameters" in operation else ()
+    return any(parameter.get("name") == name and parameter["in"] == "query" for parameter in parameters)
+
+
+def _filled(route: str, ids: Mapping[tuple[str, str], Sequence[Any]]) -> str:
+    """The path of something that is there."""
+    path = route.replace("{projectid}", "123")
+    for (pattern, name), (there, *_) in ids.items():
+        if re.search(pattern, route):
+            path = path.replace(f"{{{name}}}", str(there))
+    assert "{" not in path, f"the fixture has nothing at {route}"
+    return path
 
 
 def _hold(document: dict[str, Any], method: str, path: str, answer: Answer) -> None:

@@ -1,6 +1,8 @@
 """Developer sync records through the gateway: with keys, in batches, and their changes as a stream."""
 
 import asyncio
+import json
+import zlib
 
 import aiohttp
 
@@ -32,6 +34,37 @@ async def test_a_record_is_kept_and_changed_by_a_key_of_its_developer(suite: Sui
         assert (listed["total"], [item["id"] for item in listed["data"]]) == (1, [created["id"]])
         async with session.delete(f"{RECORDS}/{created['id']}") as response:
             assert response.status == 204
+
+
+async def test_a_reader_of_the_compressed_form_can_change_what_it_got(suite: Suite, api: Rest) -> None:
+    body = {"developerId": unique("dev"), "resourceType": "FLAG", "resourceKey": "k", "data": {"text": "x" * 4_000}}
+    path = f"{RECORDS}/{(await api.answer('POST', RECORDS, body)).body['id']}"
+    headers = {"Authorization": suite.api_key}
+    gzip, plain = {"Accept-Encoding": "gzip"}, {"Accept-Encoding": "identity"}
+    async with aiohttp.ClientSession(suite.base_url, headers=headers, auto_decompress=False) as session:
+        async with session.get(path, headers=gzip) as response:
+            compressed, tag = await response.read(), response.headers["ETag"]
+            assert (response.status, response.headers["Content-Encoding"]) == (200, "gzip")
+            assert "Accept-Encoding" in response.headers["Vary"]
+            assert json.loads(zlib.decompress(compressed, wbits=31))["data"] == body["data"]
+        async with session.get(path, headers=plain) as response:
+            assert "Content-Encoding" not in response.headers
+            assert response.headers["ETag"] != tag
+        for coding in (gzip, plain):
+            async with session.get(path, headers=coding | {"If-None-Match": tag}) as response:
+                assert (response.status, await response.read()) == (304, b"")
+                assert response.headers["Cache-Control"] == "private, no-cache"
+                assert "Accept-Encoding" in response.headers["Vary"]
+        async with session.patch(path, json={"status": "ERROR"}, headers=gzip | {"If-Match": tag}) as response:
+            assert response.status == 200
+            changed = response.headers["ETag"]
+        async with session.get(path, headers=gzip | {"If-None-Match": tag}) as response:
+            assert response.status == 200
+            assert response.headers["ETag"] not in (tag, "")
+        async with session.patch(path, json={"status": "ACTIVE"}, headers=gzip | {"If-Match": tag}) as response:
+            assert response.status == 412
+        async with session.patch(path, json={"status": "ACTIVE"}, headers={"If-Match": changed}) as response:
+            assert response.status == 200
 
 
 async def test_changes_arrive_through_the_gateway_as_they_happen(suite: Suite, api: Rest) -> None:
