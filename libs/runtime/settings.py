@@ -4,6 +4,7 @@ The environment names a setting in upper case (``KAFKA_BOOTSTRAP_SERVERS``); the
 ``YAML_SETTINGS``, which every service reads alike and takes its own settings from.
 """
 
+import ipaddress
 import json
 import os
 import re
@@ -12,9 +13,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BeforeValidator, Field, FilePath, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 from pymongo.errors import PyMongoError
@@ -108,7 +119,45 @@ Seconds = Annotated[float, BeforeValidator(seconds_of), Field(ge=0)]
 """A duration in seconds that people may also write with a unit."""
 
 
-HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")]
+def _with_a_port(url: str) -> str:
+    if not is_port_in_range(url):
+        raise ValueError("the port must be a number from 1 to 65535")
+    return url
+
+
+def is_port_in_range(url: str) -> bool:
+    """Whether a URL names no port, or one that can be."""
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
+
+
+HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$"), AfterValidator(_with_a_port)]
+
+
+def _listening_host(host: str) -> str:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if _HOST_NAME.fullmatch(host) is None or host.rpartition(".")[2].isdecimal():
+            raise ValueError("must be an address such as 0.0.0.0, or a name, without a scheme and a port") from None
+    return host
+
+
+_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_-]+)*")
+
+Host = Annotated[str, AfterValidator(_listening_host)]
+"""Where to listen."""
+
+
+def _kafka_servers(servers: str) -> str:
+    for server in servers.split(","):
+        _with_a_port(f"kafka://{server.strip()}")
+    return servers
+
+
+KafkaServers = Annotated[str, Field(pattern=r"^[^\s,]+:\d+(\s*,\s*[^\s,]+:\d+)*$"), AfterValidator(_kafka_servers)]
 
 Descriptor = Annotated[int, Field(ge=3)]
 
@@ -158,7 +207,7 @@ class StoreSettings(BaseSettings):
     mongodb_url: str = Field(default="mongodb://localhost:27017/?replicaSet=datasync", repr=False)
     database_prefix: str = Field(default="datasync_", pattern=r"^[A-Za-z0-9_-]{0,32}$")
     db_url: SecretStr | None = None
-    kafka_bootstrap_servers: str | None = Field(default=None, pattern=r"^[^\s,]+:\d+(\s*,\s*[^\s,]+:\d+)*$")
+    kafka_bootstrap_servers: KafkaServers | None = None
     kafka_topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     kafka_security_protocol: Protocol = "PLAINTEXT"
     kafka_ssl_ca_file: FilePath | None = None
@@ -261,7 +310,7 @@ class ServiceSettings(StoreSettings):
     """
 
     data_dir: Path | None = None
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
     otlp_endpoint: HttpUrl | None = None
     signing_key: SecretStr | None = None
@@ -274,7 +323,7 @@ class ServiceSettings(StoreSettings):
     worker_url: HttpUrl = "http://127.0.0.1:8086"
     shutdown_timeout_seconds: Seconds = 20.0
     inherited_sockets: Annotated[tuple[Descriptor, ...], NoDecode, BeforeValidator(listed)] = ()
-    instance: str = Field(default="", max_length=256)
+    instance: str = Field(default="", max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")
 
     @field_validator("signing_key")
     @classmethod

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from libs.core.ids import checksum_base62, random_base62
 from libs.runtime.principals import new_signing_key, public_key_of
 from libs.runtime.private_files import private_directory, write_private
-from libs.runtime.settings import EXIT_BAD_SETTINGS, MONGODB_SCHEMES, YamlFile
+from libs.runtime.settings import EXIT_BAD_SETTINGS, MONGODB_SCHEMES, Host, YamlFile
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -51,7 +51,7 @@ class SuiteSettings(BaseSettings):
     public: ClassVar[bool] = True
 
     data_dir: Path = Path(".datasync")
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 8080
     auth_port: Port = 8081
     catalog_port: Port = 8082

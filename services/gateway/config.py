@@ -1,14 +1,25 @@
 """The settings of the gateway."""
 
+import re
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from libs.runtime.settings import Seconds, ServiceSettings, listed
+from libs.runtime.settings import Seconds, ServiceSettings, is_port_in_range, listed
 
-Origin = Annotated[str, AfterValidator(lambda text: text.rstrip("/"))]
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@*]+")
+
+
+def _origin(text: str) -> str:
+    origin = text.rstrip("/")
+    if _ORIGIN.fullmatch(origin) is None or not is_port_in_range(origin):
+        raise ValueError("must be origins such as https://app.example.com, each by itself and without a path")
+    return origin
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
 
 
 class GatewaySettings(ServiceSettings):

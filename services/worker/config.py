@@ -29,7 +29,7 @@ class WorkerSettings(ServiceSettings):
     """
 
     port: int = 8086
-    worker_id: str = ""
+    worker_id: str = Field(default="", max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")
     worker_runs_max: int = Field(default=2, ge=1, le=64)
     worker_heartbeat_seconds: Seconds = Field(default=5.0, gt=0)
     worker_poll_seconds: Seconds = Field(default=5.0, gt=0)

@@ -6,7 +6,11 @@ from typing import ClassVar
 import pytest
 from pydantic import Field, SecretStr, ValidationError
 
+from libs.runtime.principals import new_signing_key
 from libs.runtime.settings import Seconds, ServiceSettings, load_settings
+from libs.runtime.suite import SuiteSettings
+from services.gateway.config import GatewaySettings
+from services.worker.config import WorkerSettings
 
 
 class PublicSettings(ServiceSettings):
@@ -120,6 +124,75 @@ def test_every_bad_setting_is_listed_without_its_value(
     for name in ("PORT (in datasync.yaml: server.port)", "API_KEY", "LOG_LEVEL"):
         assert name in said
     assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value"),
+    [
+        *(
+            (ServiceSettings, "HOST", value)
+            for value in ("http://x", "a b", "x:80", "x/y", "256.1.1.1", "1.2.3", "a\n")
+        ),
+        *((ServiceSettings, "HOST", value) for value in ("[::1]", "-x", "x" * 254, "*")),
+        *((ServiceSettings, "OTLP_ENDPOINT", value) for value in ("collector:4318", "http://x:70000", "http://x:y")),
+        *((ServiceSettings, "AUTH_URL", value) for value in ("http://", "http://x:0", "ftp://x", "http://x?y")),
+        *(
+            (ServiceSettings, "KAFKA_BOOTSTRAP_SERVERS", value)
+            for value in ("x", "x:0", "x:70000", "x:1,y", "x:1,y:99999")
+        ),
+        *((ServiceSettings, name, "a\nb") for name in ("INSTANCE", "DATABASE_PREFIX", "KAFKA_TOPIC_PREFIX")),
+        *(
+            (GatewaySettings, "ALLOWED_ORIGINS", value)
+            for value in ("*", "null", "x.example", "http://x/y", "http://*.x")
+        ),
+        *(
+            (GatewaySettings, "ALLOWED_ORIGINS", value)
+            for value in ("http://a http://b", "http://a:99999", '["http://a"')
+        ),
+        *((GatewaySettings, "TRUSTED_PROXIES", value) for value in ("10.0.0.1/8", "all", "10.0.0.0/33")),
+        (WorkerSettings, "WORKER_ID", "a\nb"),
+        (WorkerSettings, "PARQUET_ROOTS", "data"),
+        *((SuiteSettings, "HOST", value) for value in ("http://x", "a b")),
+    ],
+)
+def test_a_text_that_can_not_be_used_is_one_line_that_names_its_setting(
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    settings: type[ServiceSettings],
+    name: str,
+    value: str,
+) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SIGNING_KEY", new_signing_key()[0])
+    with pytest.raises(SystemExit) as ended:
+        load_settings(settings)
+    assert ended.value.code == 2
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == "datasync: bad settings"
+    assert [line.split()[0].rstrip(":") for line in lines] == [name]
+
+
+def test_every_way_to_say_where_to_listen_and_who_may_call_is_taken(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIGNING_KEY", new_signing_key()[0])
+    for host in (
+        "127.0.0.1",
+        "0.0.0.0",
+        "::",
+        "::1",
+        "fe80::1%eth0",
+        "localhost",
+        "my-host.example",
+        "a_b",
+        "1.example",
+    ):
+        monkeypatch.setenv("HOST", host)
+        assert load_settings(ServiceSettings).host == host
+    origins = ("http://a", "https://a.example:8443", "http://[::1]:3000", "capacitor://localhost")
+    monkeypatch.setenv("ALLOWED_ORIGINS", ", ".join(f"{origin}/" for origin in origins))
+    assert load_settings(GatewaySettings).allowed_origins == origins
 
 
 def test_settings_can_not_be_changed(file: Path) -> None:
