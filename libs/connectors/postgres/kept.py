@@ -155,8 +155,14 @@ async def _refuse_columns(
         """
         SELECT a.attname, a.atttypid, format_type(a.atttypid, a.atttypmod) AS type, a.attgenerated <> '' AS generated,
                a.attnotnull OR t.typnotnull AS required,
-               a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL AS filled
+               a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL AS filled,
+               -- A default that gives every row the same value.
+               CASE WHEN d.adbin::text !~ '{(NEXTVALUEEXPR|SQLVALUEFUNCTION)' AND NOT EXISTS (
+                   SELECT FROM regexp_matches(d.adbin::text, ':(?:op)?funcid ([0-9]+)', 'g') AS number
+                   JOIN pg_proc p ON p.oid = number[1]::oid WHERE p.provolatile <> 'i'
+               ) THEN pg_get_expr(d.adbin, d.adrelid) END AS fixed_default
         FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+        LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
         WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
         """,
         place.oid,
@@ -206,10 +212,10 @@ async def _refuse_further_column(
     connection: "asyncpg.Connection[Any]", target: Target, place: Placement, column: Any
 ) -> None:
     """A column that the stream lacks gets its default in every row."""
-    if column["filled"] or column["generated"]:
+    if column["generated"] or (column["filled"] and column["fixed_default"] is None):
         return
-    name = column["attname"]
-    if column["required"]:
+    name, default = column["attname"], column["fixed_default"]
+    if column["required"] and default is None:
         raise ConnectorRefused(
             f"the destination's table {target} has the column {name!r}, which is NOT NULL without a default and which "
             "the stream lacks: give it a default",
@@ -223,11 +229,12 @@ async def _refuse_further_column(
         place.oid,
     )
     lost = not fills and await connection.fetchval(
-        f"SELECT EXISTS (SELECT FROM {quoted(target.namespace, target.table)} WHERE {quoted(name)} IS NOT NULL)"  # noqa: S608
+        f"SELECT EXISTS (SELECT FROM {quoted(target.namespace, target.table)} "  # noqa: S608
+        f"WHERE {quoted(name)}::text IS DISTINCT FROM ({default or 'NULL'})::{column['type']}::text)"
     )
     if lost:
         raise ConnectorRefused(
             f"the destination's table {target} has values in the column {name!r}, which DataSync did not write and "
-            "which would be lost with the rows: keep them in a table of their own, or give the column a default",
+            "which would be lost with the rows: keep them in a table of their own",
             code="target_differs",
         )

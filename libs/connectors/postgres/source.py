@@ -28,7 +28,7 @@ COPY_HEADER_BYTES = 19
 PART_PAGES_MIN = 2_048
 PART_PAGES_MAX = 131_072
 PARTS_PER_CONNECTION = 8
-LOCK_TIMEOUT_SECONDS = 30
+LOCK_TIMEOUT_SECONDS = 30.0
 ROLLBACK_TIMEOUT_SECONDS = 5
 # SQLSTATEs of a server that ends the connection, or has none to us.
 _CONNECTION_LOST = ("57P", "080")
@@ -170,6 +170,7 @@ class PostgresSnapshot:
                 keys = (await primary_keys(holder, [relation["oid"]]))[relation["oid"]]
                 chosen = _choose(plan, columns)
                 warnings = await self._try_to_read(holder, plan, chosen)
+                await _refuse_remade(holder, plan, relation["oid"])
                 leaves = await _leaves(holder, relation)
         names = {column.name for column in chosen}
         return PostgresTable(
@@ -270,9 +271,9 @@ class PostgresSnapshot:
         # at the newest catalogue.
         if relation is None or not await holder.fetchval("SELECT pg_table_is_visible($1) IS NOT NULL", relation["oid"]):
             raise gone(plan)
+        await holder.execute(f"SET LOCAL lock_timeout = '{round(LOCK_TIMEOUT_SECONDS * 1000)}ms'")
         # Keep the table from being dropped or truncated, which no snapshot survives, as pg_dump does.
         if relation["relkind"] in (b"r", b"p") and relation["readable"]:
-            await holder.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
             await holder.execute(f"LOCK TABLE {_name(relation)} IN ACCESS SHARE MODE")
         return relation
 
@@ -301,6 +302,46 @@ class PostgresSnapshot:
         return (
             f"{plan.stream}: row-level security is applied: only the rows that the role {self.config.username!r} may "
             "see are read, as the source's configuration (row_security: filtered) allows",
+        )
+
+
+# What a stream is read from, views looked through, as of the snapshot; functions look at the newest catalogue.
+_REMADE = """
+    WITH RECURSIVE used(oid, kind) AS (
+        SELECT oid, relkind FROM pg_class WHERE oid = $1
+        UNION
+        SELECT c.oid, c.relkind FROM used CROSS JOIN LATERAL (
+            SELECT d.refobjid AS oid FROM pg_rewrite r JOIN pg_depend d
+                ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass
+            WHERE r.ev_class = used.oid AND used.kind = 'v'
+            UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = used.oid
+        ) AS next JOIN pg_class c ON c.oid = next.oid
+    ),
+    partitions_then AS (
+        SELECT inhrelid AS oid FROM pg_inherits JOIN used ON inhparent = used.oid WHERE used.kind = 'p'
+    ),
+    partitions_now AS (
+        SELECT t.relid::oid AS oid FROM used CROSS JOIN LATERAL pg_partition_tree(used.oid) t
+        WHERE used.kind = 'p' AND t.relid <> used.oid
+    )
+    SELECT min(c.oid::regclass::text) FROM pg_class c WHERE
+        c.oid IN (SELECT oid FROM used WHERE kind = 'r')
+            AND c.relfilenode <> 0 AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)
+        OR (c.oid IN (SELECT oid FROM partitions_then)) <> (c.oid IN (SELECT oid FROM partitions_now))
+"""
+
+
+async def _refuse_remade(connection: "asyncpg.Connection[Any]", plan: StreamPlan, oid: int) -> None:
+    """Refuse what was truncated, rewritten, attached or detached between the snapshot and its lock.
+
+    The snapshot sees nothing in files that were made after it, and no partition that is not one any more.
+    """
+    remade = await connection.fetchval(_REMADE, oid)
+    if remade is not None:
+        raise ConnectorUnavailable(
+            f"{plan.stream}: {remade} was truncated, rewritten, attached or detached while the run began, so that the "
+            "run's snapshot does not have its rows",
+            code="source_changed",
         )
 
 

@@ -227,15 +227,17 @@ async def test_rows_of_every_type_are_replaced_in_a_kept_table(source: Server, d
     assert await destination.rows("seen") == await source.rows("everything")
 
 
+@pytest.mark.parametrize("declared", ["text", "varchar(20) DEFAULT ''", "json DEFAULT '{}'"])
 async def test_values_that_others_wrote_into_a_column_of_their_own_are_not_lost(
-    source: Server, published: Server
+    source: Server, published: Server, declared: str
 ) -> None:
-    await published.execute("ALTER TABLE t ADD COLUMN remark text")
+    await published.execute(f"ALTER TABLE t ADD COLUMN remark {declared}")
     await move(source, published, plan_of("t"), context_of("run-1", 2))
-    await published.execute("UPDATE t SET remark = 'checked' WHERE id = 1")
+    await published.execute("UPDATE t SET remark = '1' WHERE id = 1")
+    before = await published.rows("t")
     with pytest.raises(ConnectorRefused, match="values in the column 'remark', which DataSync did not write"):
         await move(source, published, plan_of("t"), context_of("run-2", 3))
-    assert await published.rows("t") == ["(1,a,checked)", "(2,b,)", "(3,c,)"]
+    assert await published.rows("t") == before
 
 
 async def test_a_column_that_the_source_lost_is_empty_in_a_kept_table(source: Server, published: Server) -> None:

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from libs.connectors import registry
+from libs.connectors.postgres import source as postgres_source
 from libs.connectors.postgres.config import PostgresSourceConfig
 from libs.connectors.postgres.source import PostgresSource
 from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable
@@ -116,6 +117,54 @@ async def test_what_can_not_be_read_is_refused_before_the_first_row_and_leaves_t
         with pytest.raises(ConnectorRefused, match="no column 'missing'"):
             await snapshot.table(plan_of("plain", ["missing"]))
         assert (await snapshot.table(plan_of("secret", ["id"]))).warnings == ()
+
+
+MADE_OF = """
+CREATE TABLE t AS SELECT n AS id, n AS size FROM generate_series(1, 100) AS n;
+CREATE TABLE of_parts (id int) PARTITION BY RANGE (id);
+CREATE TABLE part PARTITION OF of_parts FOR VALUES FROM (0) TO (1000);
+CREATE TABLE other (id int); INSERT INTO other VALUES (2000);
+INSERT INTO of_parts SELECT id FROM t;
+CREATE VIEW seen AS SELECT t.id FROM t JOIN of_parts USING (id);
+"""
+
+
+@pytest.mark.parametrize(
+    ("stream", "change"),
+    [
+        ("t", "TRUNCATE t; INSERT INTO t VALUES (1)"),
+        ("t", "ALTER TABLE t ALTER size TYPE bigint"),
+        ("seen", "TRUNCATE t"),
+        ("seen", "TRUNCATE part"),
+        ("of_parts", "TRUNCATE part"),
+        ("of_parts", "ALTER TABLE of_parts DETACH PARTITION part"),
+        ("of_parts", "ALTER TABLE of_parts ATTACH PARTITION other FOR VALUES FROM (2000) TO (3000)"),
+    ],
+)
+async def test_what_was_made_anew_since_the_snapshot_is_not_read_as_empty(
+    source: Server, stream: str, change: str
+) -> None:
+    await source.execute(MADE_OF)
+    async with registry.open_source("postgres", source.config).snapshot() as snapshot:
+        await source.execute(change)
+        with pytest.raises(ConnectorUnavailable, match=rf"public\.{stream}: public\.\w+ was truncated") as refusal:
+            await snapshot.table(plan_of(stream))
+        assert refusal.value.code == "source_changed"
+        assert await snapshot.is_usable()
+    assert await _read(source, stream) == ()
+
+
+async def test_a_view_of_a_table_that_stays_locked_is_not_waited_for_without_end(
+    source: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await source.execute(MADE_OF)
+    monkeypatch.setattr(postgres_source, "LOCK_TIMEOUT_SECONDS", 0.1)
+    async with source.connection.transaction():
+        await source.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(ConnectorUnavailable, match="lock timeout") as refusal:
+            await _read(source, "seen")
+        assert refusal.value.code == "locked"
+    assert await _read(source, "seen") == ()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
