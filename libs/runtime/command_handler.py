@@ -20,7 +20,8 @@ from libs.core.clock import Clock
 from libs.core.decider import Act, Aggregate, ExpectedVersion, Projection
 from libs.core.envelope import Envelope, Frozen, Metadata
 from libs.core.errors import Conflict, DataSyncError, FixRequest, NewerVersion, RetryLater
-from libs.runtime.decisions import DecisionPass, Pending, Place, View, known_of, text_bytes
+from libs.core.sizes import text_bytes
+from libs.runtime.decisions import DecisionPass, Pending, Place, View, known_of
 from libs.runtime.event_store import Batch, DecisionOutdated, EventStore, Head, OffsetMove, OffsetMoved, SideWrite
 from libs.runtime.mongo import Document, PyMongoError
 from libs.runtime.pipeline import find

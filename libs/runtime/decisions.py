@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -42,7 +42,7 @@ class Pending:
     """A work that waits for its batch.
 
     Args:
-        size_bytes: how much text its commands hold, about what it takes in memory.
+        size_bytes: how much memory the texts of its commands take.
     """
 
     acts: Sequence[tuple[Act, Metadata]]
@@ -56,18 +56,6 @@ class Pending:
     alone: bool = False
     result: Outcome | BaseException | None = None
     replay: Document | None = None
-
-
-def text_bytes(command: Any) -> int:
-    """The characters of a command's texts; what else it holds is small."""
-    kind = type(command)
-    if kind not in _FIELDS:
-        _FIELDS[kind] = tuple(item.name for item in fields(kind)) if is_dataclass(kind) else ()
-    values = (getattr(command, name) for name in _FIELDS[kind])
-    return sum(len(value) for value in values if isinstance(value, str))
-
-
-_FIELDS: dict[type[Any], tuple[str, ...]] = {}
 
 
 Place = tuple[str, int | str]

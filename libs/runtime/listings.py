@@ -8,7 +8,7 @@ from libs.core.decider import Aggregate, Listing
 from libs.runtime.documents import Documents, Reader
 from libs.runtime.list_changes import BLOCK, ERA
 from libs.runtime.mongo import ASCENDING, DESCENDING, Document, IndexModel
-from libs.runtime.read_budget import note_read, text_bytes
+from libs.runtime.read_budget import note_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Lists:
 
 def _counted(documents: Iterable[Document]) -> Iterator[Document]:
     for document in documents:
-        note_read(text_bytes(document["state"]))
+        note_document(document)
         yield document
 
 

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from libs.core.errors import RetryLater
+from libs.core.sizes import text_bytes
 
 READ_BYTES_MAX = 256 * 1024 * 1024
 SMALL_BYTES = 64 * 1024
@@ -78,13 +79,13 @@ def note_read(size_bytes: int) -> None:
         held.add(size_bytes)
 
 
-def text_bytes(state: Mapping[str, Any]) -> int:
-    """The characters of a document's texts; what else it holds is small."""
-    return sum(len(value) for value in state.values() if isinstance(value, str))
+def note_document(document: Mapping[str, Any]) -> None:
+    """Count an owner's document by the texts of its state; raises as ``note_read``."""
+    note_read(text_bytes(document["state"]))
 
 
 async def counted(documents: AsyncIterable[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
     """The documents as they come, counted by the texts of their states."""
     async for document in documents:
-        note_read(text_bytes(document["state"]))
+        note_document(document)
         yield document

@@ -1,0 +1,27 @@
+"""How much memory values take, as far as it is worth counting."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def text_bytes(value: Any) -> int:
+    """The bytes that the texts in a value take in memory, at any depth; what else it holds is small."""
+    if isinstance(value, str | bytes):
+        return sys.getsizeof(value)
+    if isinstance(value, Mapping):
+        return sum(map(text_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(text_bytes, value))
+    return sum(text_bytes(getattr(value, name)) for name in _names(value.__class__))
+
+
+@lru_cache(maxsize=1024)
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    if issubclass(kind, BaseModel):
+        return tuple(kind.model_fields)
+    return tuple(item.name for item in fields(kind)) if is_dataclass(kind) else ()
