@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from libs.connectors.canonical import BUCKET_DIGITS, METHOD, Bucket, End, Fingerprint, HashedRow, Key, SourceEnd
 from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, StreamName
+from libs.core.errors import first_error
 
 ResultT = TypeVar("ResultT")
 
@@ -93,10 +94,7 @@ async def at_once(work: Iterable[Coroutine[Any, Any, ResultT]]) -> list[ResultT]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in work]
     except BaseExceptionGroup as errors:
-        error: BaseException = errors
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from errors
+        raise first_error(errors) from errors
     return [task.result() for task in tasks]
 
 

@@ -9,6 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+def first_error(error: BaseException) -> BaseException:
+    """The error itself, or the first of a group that parallel tasks raised."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 @dataclass(frozen=True, slots=True)
 class FieldError:
     """One field at fault: ``field`` is a dotted path such as ``source.config.port``."""

@@ -34,7 +34,7 @@ from libs.contracts.jobs import RunOutcome
 from libs.contracts.runs import StreamResult, ValuesChanged
 from libs.core.clock import Clock
 from libs.core.envelope import Frozen
-from libs.core.errors import DataSyncError, FixRequest, RetryLater
+from libs.core.errors import DataSyncError, FixRequest, RetryLater, first_error
 from libs.core.json import dump_json
 from services.worker.report import RunReport, StreamReport
 from services.worker.selection import Wanted, entries_of, parse_advanced_settings, parse_streams_config, wanted_streams
@@ -249,7 +249,7 @@ class RunExecution:
 
         Where the connection broke, the destination is asked: it may be away for all of them, or have the commit.
         """
-        cause = _cause(error)
+        cause = first_error(error)
         if isinstance(cause, Fenced):
             raise cause
         if isinstance(cause, RetryLater):
@@ -352,7 +352,7 @@ class RunExecution:
         """Report every stream's failure and what ended the attempt, if anything did."""
         failures = list(self._failures)
         if error is not None:
-            ending = self._failure_of(_cause(error))
+            ending = self._failure_of(first_error(error))
             self._report.log("error", ending.message)
             failures.append(ending)
         message = _joined([failure.message for failure in failures], len(self._report.streams))
@@ -450,13 +450,6 @@ async def _stopped(*tasks: "asyncio.Task[None]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks, timeout=STOPPING_SECONDS_MAX)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The first error of a group of parallel tasks."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _named(stream: StreamReport, message: str) -> str:

@@ -38,6 +38,7 @@ from libs.connectors.protocol import (
     TargetShared,
     Written,
 )
+from libs.core.errors import first_error
 
 Result = TypeVar("Result")
 
@@ -446,16 +447,10 @@ def _named_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except BaseExceptionGroup as group:
-        raise _first(group, root) from group
+        error = first_error(group)
+        raise (_in_words(error, root) if isinstance(error, OSError) else error) from group
     except OSError as error:
         raise _in_words(error, root) from error
-
-
-def _first(group: BaseExceptionGroup[BaseException], root: Path) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return _in_words(error, root) if isinstance(error, OSError) else error
 
 
 def _in_words(error: OSError, root: Path) -> ConnectorRefused | ConnectorUnavailable:

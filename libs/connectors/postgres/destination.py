@@ -40,6 +40,7 @@ from libs.connectors.protocol import (
     Target,
     Written,
 )
+from libs.core.errors import first_error
 
 
 class PostgresDestination:
@@ -213,7 +214,7 @@ class PostgresRun:
                 for _ in range(min(self._config.max_threads, table.connections_max, len(waiting))):
                     tasks.create_task(work())
         except BaseExceptionGroup as group:
-            raise _first(group) from group
+            raise first_error(group) from group
         return total
 
     @contextlib.asynccontextmanager
@@ -348,11 +349,3 @@ async def _rolled_back(connection: "asyncpg.Connection[Any]") -> AsyncIterator[N
         yield
     finally:
         await transaction.rollback()
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that ended the group; an error of the writing side is the more telling one of a pair."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
