@@ -7,10 +7,12 @@ judged together with every IPv4 address that it carries.
 import ipaddress
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+UNKNOWN_CLIENT = "unknown"
 
 # Link-local addresses, and those at which clouds serve the credentials of the machine (AWS, Azure and GCP, Alibaba,
 # Oracle). 192.0.0.192 is Oracle's, fd00:ec2::/32 has AWS's services, fd20:ce::/64 is Google's.
@@ -28,12 +30,43 @@ _METADATA_NETWORKS = tuple(
 )
 # The last 32 bits are an IPv4 address: NAT64 (RFC 6052, RFC 8215) and the deprecated IPv4-compatible form (RFC 4291).
 _IPV4_AT_THE_END = tuple(ipaddress.IPv6Network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96"))
+_OBFUSCATED = re.compile(r"_[A-Za-z0-9._-]{1,63}")
 _ISATAP_IDENTIFIERS = (0x0000_5EFE, 0x0200_5EFE)
 
 
 def parse_address(text: str) -> IPAddress:
     """An address as ``getaddrinfo`` or a socket tells it, its zone left out; raises ``ValueError``."""
     return ipaddress.ip_address(text.split("%", 1)[0])
+
+
+@lru_cache(maxsize=4096)
+def client_address(text: str) -> IPAddress | None:
+    """The address of a connection's peer, an IPv4-mapped one as its IPv4 address; None where the text is no address."""
+    try:
+        address = parse_address(text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+def one_client(text: str) -> str:
+    """What counts as one client: an IPv4 address, or the /64 network that an IPv6 host can roam in (RFC 6177).
+
+    A name that a proxy puts in an address's place (RFC 7239 section 6.3) is a client, too; all other texts are
+    ``unknown`` together.
+    """
+    address = client_address(text)
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    if address is None:
+        return text if is_obfuscated(text) else UNKNOWN_CLIENT
+    return str(address)
+
+
+def is_obfuscated(text: str) -> bool:
+    """Whether a proxy put this name in an address's place."""
+    return _OBFUSCATED.fullmatch(text) is not None
 
 
 def is_metadata_address(address: IPAddress) -> bool:

@@ -10,6 +10,7 @@ from aiohttp import web
 from pydantic import Field
 
 from libs.contracts.internal import RESOLVE_CREDENTIAL
+from libs.core.addresses import one_client
 from libs.core.decider import Aggregate
 from libs.core.envelope import Frozen, Metadata
 from libs.core.errors import FieldError, Forbidden, InvalidInput, NotFound
@@ -73,7 +74,6 @@ from services.auth.keys import Keys, KeyWanted
 from services.auth.passwords import Passwords
 from services.auth.queries import AuthQueries
 from services.auth.sessions import Sessions
-from services.auth.throttle import address_subject
 from services.auth.tokens import is_session_token
 from services.auth.views import event_view, issued_key_view, key_view, project_detail, project_view, user_view
 
@@ -503,7 +503,7 @@ def internal_routes(credentials: Credentials) -> Sequence[web.RouteDef]:
 
 def client_address(request: web.Request) -> str:
     """What logins of one client count under; the gateway removes this header from what it is sent and sets it."""
-    return address_subject(request.headers.get(CLIENT_ADDRESS_HEADER) or request.remote or "")
+    return one_client(request.headers.get(CLIENT_ADDRESS_HEADER) or request.remote or "")
 
 
 def presented_sessions(request: web.Request) -> list[str]:

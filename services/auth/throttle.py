@@ -5,7 +5,6 @@ moment get no further than one after another would. A success takes its count ba
 """
 
 import hashlib
-import ipaddress
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,17 +120,3 @@ class LoginThrottle:
     def _key(self, subject: Sequence[str | int]) -> str:
         """Hashed: people type passwords into the wrong field, and a name may be of any length."""
         return f"{self._kind}/{hashlib.sha256(orjson.dumps(subject)).hexdigest()}"
-
-
-def address_subject(address: str) -> str:
-    """What counts as one client: an IPv4 address, or the /64 network that an IPv6 host can roam in (RFC 6177)."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        # A proxy may hide an address behind a name of its own (RFC 7239 section 6.3).
-        return address if address.startswith("_") else "unknown"
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(ipaddress.ip_network((parsed, 64), strict=False))
-    return str(parsed)

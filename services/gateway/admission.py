@@ -2,10 +2,11 @@
 
 from aiohttp import web
 
+from libs.core.addresses import one_client
 from libs.core.errors import Unauthenticated
 from libs.core.principal import Principal
 from libs.runtime.http import RESPONSE_HEADERS
-from services.gateway.addresses import ClientAddresses, subject_of
+from services.gateway.addresses import ClientAddresses
 from services.gateway.credentials import Caller, Credentials
 from services.gateway.permits import Policy, Verdict
 from services.gateway.rate_limits import Policies, RateLimits, headers_of, refusal_of
@@ -36,7 +37,7 @@ class Admission:
         """
         address = self._policies.address
         if address is not None and not self._credentials.has_seen_valid(request):
-            verdict = self._limits.knows_exhausted(address, subject_of(self.address_of(request)))
+            verdict = self._limits.knows_exhausted(address, one_client(self.address_of(request)))
             if verdict is not None:
                 _answer(request, address, verdict)
         try:
@@ -49,7 +50,7 @@ class Admission:
         """Count a request that nobody is known to have sent; raises ``RateLimited``."""
         policy = self._policies.address
         if policy is not None:
-            _answer(request, policy, await self._limits.admit(policy, subject_of(self.address_of(request))))
+            _answer(request, policy, await self._limits.admit(policy, one_client(self.address_of(request))))
 
     async def require_caller(self, request: web.Request, path: str, principal: Principal) -> None:
         """Count a request of a caller; raises ``RateLimited``."""

@@ -1,12 +1,12 @@
 """The settings of the gateway."""
 
 import re
-from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
+from libs.core.addresses import IPNetwork
 from libs.runtime.settings import Seconds, ServiceSettings, is_port_in_range, listed
 
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@*]+")
@@ -44,7 +44,7 @@ class GatewaySettings(ServiceSettings):
     port: int = Field(default=8080, ge=0, le=65535)
     server_timeout: Seconds = Field(default=30.0, gt=0)
     allowed_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(listed)] = ("http://localhost:8000",)
-    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(listed)] = ()
+    trusted_proxies: Annotated[tuple[IPNetwork, ...], NoDecode, BeforeValidator(listed)] = ()
     rate_limits: bool = True
     rate_limit_address_per_minute: int = Field(default=300, ge=0)
     rate_limit_sync_per_minute: int = Field(default=1000, ge=0)

@@ -4,7 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.auth.credentials import without_scheme
-from services.auth.throttle import address_subject
 from services.auth.tokens import is_api_key, is_session_token, new_api_key, new_session_token, shown_prefix, token_hash
 
 
@@ -39,11 +38,3 @@ def test_a_key_may_come_with_and_without_the_bearer_scheme() -> None:
     assert without_scheme("bearer  ds_live_x ") == "ds_live_x"
     assert without_scheme("ds_live_x") == "ds_live_x"
     assert without_scheme("Basic abc") == "Basic abc"
-
-
-def test_addresses_count_by_what_one_client_can_change() -> None:
-    assert address_subject("203.0.113.7") == "203.0.113.7"
-    assert address_subject("2001:db8:1:2:3:4:5:6") == address_subject("2001:db8:1:2::1")
-    assert address_subject("2001:db8:1:3::1") != address_subject("2001:db8:1:2::1")
-    assert address_subject("::ffff:203.0.113.7") == "203.0.113.7"
-    assert address_subject("no address") == "unknown"

@@ -1,10 +1,10 @@
-"""Which addresses that a person gives may be called."""
+"""Which addresses that a person gives may be called, and what counts as one client."""
 
 import ipaddress
 
 import pytest
 
-from libs.core.addresses import outbound_fault
+from libs.core.addresses import one_client, outbound_fault
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,15 @@ def test_networks_that_are_allowed_may_be_called() -> None:
     assert outbound_fault("http://10.1.2.3/", allowed) is None
     assert outbound_fault("http://[::1]/", allowed) is None
     assert outbound_fault("http://192.168.1.1/", allowed) is not None
+
+
+def test_an_ipv6_host_is_its_network_and_an_ipv4_host_itself() -> None:
+    assert one_client("2001:db8:1:2:3:4:5:6") == one_client("2001:db8:1:2::1") == "2001:db8:1:2::/64"
+    assert one_client("2001:db8:1:3::1") != one_client("2001:db8:1:2::1")
+    assert one_client("203.0.113.7") == one_client("::ffff:203.0.113.7") == "203.0.113.7"
+    assert one_client("fe80::1%eth0") == "fe80::/64"
+
+
+def test_a_name_that_a_proxy_gave_is_a_client_and_any_other_text_is_nobody() -> None:
+    assert one_client("_hidden-7") == "_hidden-7"
+    assert one_client("no address") == one_client("") == one_client("_a b") == "unknown"
