@@ -297,7 +297,7 @@ class Supervisor:
         while waiting:
             # One at a time, the gateway last: it asks the others each time that it is asked.
             name, url = next(iter(waiting.items()))
-            if await asyncio.to_thread(_answers_200, url):
+            if await asyncio.to_thread(answers_200, url):
                 del waiting[name]
                 continue
             if self._stop_requested.is_set():
@@ -410,7 +410,8 @@ def _rotate(path: Path) -> None:
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def _answers_200(url: str) -> bool:
+def answers_200(url: str) -> bool:
+    """Whether a service of this machine is there and says so."""
     try:
         with _DIRECT.open(url, timeout=2) as answer:
             return bool(answer.status == 200)

@@ -9,8 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any, Self
 
 from libs.runtime.child_process import die_with_parent, free_port
 from libs.runtime.suite import SERVICES
+from libs.runtime.supervisor import answers_200
 
 START_TIMEOUT_SECONDS = 100.0
 STOP_TIMEOUT_SECONDS = 90.0
@@ -121,7 +120,7 @@ class Suite:
     def await_ready(self) -> None:
         """Return when the gateway is ready; raise ``SuiteFailed`` when the suite ended or the time is up."""
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        while not self._is_ready():
+        while not answers_200(f"{self.base_url}/readyz"):
             if self._process is None or self._process.poll() is not None:
                 raise SuiteFailed(f"the suite ended while it was starting\n{self.log_tail()}")
             if time.monotonic() > deadline:
@@ -199,14 +198,6 @@ class Suite:
         inherited = {name: value for name, value in os.environ.items() if name in _INHERITED}
         return {**inherited, **self._environment, "DATA_DIR": str(self.directory)}
 
-    def _is_ready(self) -> bool:
-        try:
-            with _DIRECT.open(f"{self.base_url}/readyz", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
 
-
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _DATASYNC = (sys.executable, "-P", "-m", "libs.runtime.cli")
 _INHERITED = {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from libs.runtime.supervisor import _answers_200
+from libs.runtime.supervisor import answers_200
 
 
 async def test_services_of_this_machine_are_asked_without_the_proxy_of_the_environment(
@@ -20,4 +20,4 @@ async def test_services_of_this_machine_are_asked_without_the_proxy_of_the_envir
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        assert await asyncio.to_thread(_answers_200, f"http://127.0.0.1:{port}/readyz")
+        assert await asyncio.to_thread(answers_200, f"http://127.0.0.1:{port}/readyz")

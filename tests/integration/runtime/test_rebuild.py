@@ -1,7 +1,6 @@
 """Rebuilds beside a running service: what they find, what they mend, and that nothing is lost meanwhile."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import nullcontext
 
 import pytest
@@ -17,21 +16,6 @@ from libs.runtime.settings import ServiceSettings
 from libs.runtime.telemetry import RELAY_STOPPED
 from libs.testing.followers import ECHO, Behaviour, Follower, Installation, Owner, installation
 from libs.testing.things import THING, TOPIC
-
-
-@pytest.fixture
-async def place(
-    event_log_kind: str, request: pytest.FixtureRequest, mongod: str, database_prefix: str
-) -> AsyncIterator[Installation]:
-    bootstrap_servers = request.getfixturevalue("kafka") if event_log_kind == "kafka" else None
-    async with installation(mongod, database_prefix, bootstrap_servers) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def embedded(mongod: str, database_prefix: str) -> AsyncIterator[Installation]:
-    async with installation(mongod, database_prefix, None) as opened:
-        yield opened
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +83,16 @@ async def test_a_comparison_names_what_differs_and_changes_nothing(embedded: Ins
         [found] = report.collections
         assert (found.live_count, found.rebuilt_count, found.different) == (4, 5, ("2", "4"))
         assert await collections_of(owner) == {"things"}
+
+
+async def test_what_an_earlier_version_did_not_write_is_no_difference(embedded: Installation) -> None:
+    async with embedded.owner() as owner:
+        await owner.make("1", "lamp")
+        things = owner.store.database["things"]
+        await things.update_one({"_id": "1"}, {"$unset": {"time": 1, "state.deleted": 1}})
+        assert (await of_owner(embedded, owner).run(swap=False)).is_equal
+        await things.update_one({"_id": "1"}, {"$unset": {"state": 1}})
+        assert not (await of_owner(embedded, owner).run(swap=False)).is_equal
 
 
 async def test_a_swap_mends_what_differs_and_commands_go_on(embedded: Installation) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import pytest
@@ -18,21 +18,6 @@ from libs.runtime.telemetry import CONSUMER_STOPPED
 from libs.testing.followers import Behaviour, Follower, Installation, Owner, history, installation, view_of
 from libs.testing.servers import Kafka
 from libs.testing.things import TOPIC
-
-
-@pytest.fixture
-async def place(
-    event_log_kind: str, request: pytest.FixtureRequest, mongod: str, database_prefix: str
-) -> AsyncIterator[Installation]:
-    bootstrap_servers = request.getfixturevalue("kafka") if event_log_kind == "kafka" else None
-    async with installation(mongod, database_prefix, bootstrap_servers) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def embedded(mongod: str, database_prefix: str) -> AsyncIterator[Installation]:
-    async with installation(mongod, database_prefix, None) as opened:
-        yield opened
 
 
 @pytest.fixture(autouse=True)

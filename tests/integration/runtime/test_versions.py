@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, cast
@@ -21,7 +21,7 @@ from libs.runtime.command_handler import CommandHandler
 from libs.runtime.documents import Documents
 from libs.runtime.parking import list_parked
 from libs.runtime.rebuild import Rebuild, RebuildFailed
-from libs.testing.followers import ECHO, PROJECT, Behaviour, Follower, Installation, Owner, history, installation
+from libs.testing.followers import ECHO, PROJECT, Behaviour, Follower, Installation, Owner, history
 from libs.testing.things import (
     THING,
     TOPIC,
@@ -88,21 +88,6 @@ def newer_version() -> Iterator[None]:
     finally:
         del registry._EVENTS[ThingPainted.TYPE]
         event_store._newer_types.cache_clear()
-
-
-@pytest.fixture
-async def place(
-    event_log_kind: str, request: pytest.FixtureRequest, mongod: str, database_prefix: str
-) -> AsyncIterator[Installation]:
-    bootstrap_servers = request.getfixturevalue("kafka") if event_log_kind == "kafka" else None
-    async with installation(mongod, database_prefix, bootstrap_servers) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def embedded(mongod: str, database_prefix: str) -> AsyncIterator[Installation]:
-    async with installation(mongod, database_prefix, None) as opened:
-        yield opened
 
 
 @pytest.fixture(autouse=True)
