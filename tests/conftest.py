@@ -4,11 +4,16 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import asyncpg
 import pymongo
 import pytest
+from hypothesis import settings
 
+from libs.testing.databases import new_database
 from libs.testing.servers import Kafka, Mongod, Postgres, ServerUnavailable
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("datasync", deadline=None)
+settings.load_profile("datasync")
 
 
 @pytest.fixture(scope="session")
@@ -45,14 +50,8 @@ def postgres(postgres_server: Postgres) -> str:
 @pytest.fixture
 async def postgres_database(postgres_server: Postgres) -> AsyncIterator[str]:
     """The superuser's DSN of an empty database of this test's own."""
-    name = f"test_{uuid.uuid4().hex[:10]}"
-    administrator = await asyncpg.connect(postgres_server.dsn)
-    try:
-        await administrator.execute(f"CREATE DATABASE {name}")
-        yield postgres_server.dsn_of(name)
-        await administrator.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    finally:
-        await administrator.close()
+    async with new_database(postgres_server) as dsn:
+        yield dsn
 
 
 @pytest.fixture(scope="session")

@@ -318,12 +318,15 @@ def json_of(text: str, *, objects: bool) -> Any:
     return orjson.Fragment(text) if objects else text
 
 
+_UNREPORTED: JsonObject = {"rows_total": None, "state": "failed", "error": None}
+
+
 def _stream_views(progress: Sequence[StreamProgress], results: Sequence[StreamResult]) -> list[JsonObject]:
     """Per stream what it came to, or how far it is."""
     views = {(item.namespace, item.name): _progress_view(item) for item in progress}
     for result in results:
         key = (result.namespace, result.name)
-        views[key] = {"rows_total": None} | views.get(key, {}) | _result_view(result)
+        views[key] = _UNREPORTED | views.get(key, {}) | _result_view(result)
     return list(views.values())
 
 
@@ -333,7 +336,7 @@ def _progress_view(item: StreamProgress) -> JsonObject:
 
 def _result_view(result: StreamResult) -> JsonObject:
     verification = orjson.Fragment(result.verification_json) if result.verification_json else None
-    # What a stream that differed came to is told by its progress.
+    # Progress tells how a stream whose ends differ ended, for as long as it is kept.
     end = {} if result.verified is False else {"state": "completed", "error": None}
     return result.model_dump(exclude={"verification_json"}) | {
         "verification": verification,

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from libs.testing.databases import new_database
 from libs.testing.rest import Rest, rest
 from libs.testing.servers import Kafka, Postgres
 from libs.testing.suite import Suite
-from tests.e2e.replication import execute, unique
 
 QUICK = {"RETRY_BACKOFF_SECONDS": "0.2", "RUN_LEASE_SECONDS": "3", "WORKER_POLL_SECONDS": "0.5"}
 """Settings that let tests of faults come to their end sooner."""
@@ -44,7 +44,5 @@ async def api(suite: Suite) -> AsyncIterator[Rest]:
 @pytest.fixture
 async def replica(postgres_server: Postgres) -> AsyncIterator[str]:
     """An empty database beside the source's."""
-    name = unique("replica").replace("-", "_")
-    await execute(postgres_server.dsn, f"CREATE DATABASE {name}")
-    yield postgres_server.dsn_of(name)
-    await execute(postgres_server.dsn, f"DROP DATABASE {name} WITH (FORCE)")
+    async with new_database(postgres_server) as dsn:
+        yield dsn

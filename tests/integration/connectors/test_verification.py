@@ -1,12 +1,10 @@
 """What a run that verifies says: equal, different and in which rows, or not comparable and why."""
 
 import re
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
 import pyarrow as pa
 import pytest
 
@@ -15,6 +13,7 @@ from libs.connectors.comparison import Comparison, EndsDiffer
 from libs.connectors.parquet.verification import ParquetEnd
 from libs.connectors.postgres import binary
 from libs.connectors.postgres.verification import compare as compare_with_postgres
+from libs.testing.databases import new_database
 from libs.testing.servers import Postgres
 from tests.integration.connectors.moving import BEYOND_PARQUET, EVERY_TYPE, Lake, Server, context_of, move, plan_of
 
@@ -66,15 +65,11 @@ def there(request: pytest.FixtureRequest, destination: Server, lake: Lake) -> Se
 
 @pytest.fixture
 async def latin(postgres_server: Postgres) -> AsyncIterator[Server]:
-    name = f"test_{uuid.uuid4().hex[:10]}"
-    administrator = await asyncpg.connect(postgres_server.dsn)
-    try:
-        await administrator.execute(f"CREATE DATABASE {name} ENCODING LATIN1 TEMPLATE template0")
-        async with Server.connected(postgres_server.dsn_of(name)) as server:
-            yield server
-        await administrator.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    finally:
-        await administrator.close()
+    async with (
+        new_database(postgres_server, "ENCODING LATIN1 TEMPLATE template0") as dsn,
+        Server.connected(dsn) as server,
+    ):
+        yield server
 
 
 async def test_every_type_that_arrives_is_equal(source: Server, there: Server | Lake) -> None:
