@@ -1,6 +1,6 @@
-"""Connecting to a host that a person typed: looked up once, judged, and connected to at the address that was judged.
+"""Connections to hosts that users enter: a host is looked up once, and the addresses that were checked are used.
 
-Whoever looks a name up twice, to judge it and to connect, may be given another address the second time.
+If the name were looked up again to connect, another address might come back (DNS rebinding).
 """
 
 import asyncio
@@ -12,9 +12,9 @@ from libs.core.addresses import is_metadata_address, parse_address
 
 
 class CheckedLoop:
-    """The running event loop as a client library may use it: it connects to no address that may not be called.
+    """The running event loop for a client library; refuses to connect to forbidden addresses.
 
-    The metadata services of clouds hand out credentials. Not a byte is sent to one, and nothing that it says is told.
+    The metadata services of clouds serve credentials, so nothing is sent to them.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class CheckedLoop:
     async def create_connection(
         self, protocol_factory: Any, host: str, port: int, **options: Any
     ) -> tuple[asyncio.Transport, Any]:
-        """As the loop's own, by the checked addresses of ``host`` in their order.
+        """Like the loop's own method, with the checked addresses of ``host`` in order.
 
         Raises:
             ConnectorRefused: one of the host's addresses may not be called.

@@ -1,4 +1,4 @@
-"""The form of a row that both ends of a transfer can compute each for itself, and sums of what is hashed from it.
+"""The canonical form of a row, which each end of a transfer computes by itself, and sums of the hashes of rows.
 
 A row's canonical bytes are those of PostgreSQL's ``record_send``: the number of columns as int32, then per column the
 OID of its type, the length of the value (-1 for null), both int32, and the value, all in network byte order. Values are
@@ -65,7 +65,7 @@ class Fingerprint:
         return self.buckets.get(name, NO_ROWS)
 
     def differing(self, other: "Fingerprint") -> list[str]:
-        """The names of the buckets in which both are not the same."""
+        """The names of the buckets that differ."""
         return sorted(
             name for name in self.buckets.keys() | other.buckets.keys() if self.bucket(name) != other.bucket(name)
         )
@@ -81,7 +81,7 @@ class HashedRow:
 
 
 class End(Protocol):
-    """One end of a comparison: reads its rows afresh, by a way of its own, each time that it is asked."""
+    """One end of a comparison; every call reads the rows again."""
 
     async def fingerprint(self, suffix: str = "", digits: int = BUCKET_DIGITS) -> Fingerprint:
         """Of the rows whose key's hash ends with ``suffix``, in buckets by its last ``digits`` digits."""
@@ -109,7 +109,7 @@ class SourceEnd(End, Protocol):
     def key(self) -> Sequence[str]: ...
 
     async def why_never_comparable(self) -> str | None:
-        """Why two readings of the stream need not be the same, None where they are."""
+        """Why two reads of the stream may differ in the same snapshot, None if they can't."""
 
     async def why_different(self) -> str | None:
-        """After a difference: what makes it no proof of a fault, None where it is one."""
+        """Why a difference that was found does not prove a fault, None if it does."""

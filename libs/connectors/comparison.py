@@ -1,4 +1,4 @@
-"""Both ends of a transfer are asked what they hold; where they differ it is found out in which rows."""
+"""Compares the two ends of a transfer; if they differ, finds rows that do."""
 
 import asyncio
 from collections import Counter
@@ -60,7 +60,7 @@ class DestinationChangesRows(ConnectorRefused):
 async def compare(
     stream: StreamName, source: SourceEnd, destination: End, expecting: Awaitable[Fingerprint | None] | None = None
 ) -> Comparison:
-    """Compare the ends, both at the same time.
+    """Compare the ends, reading both at the same time.
 
     Args:
         expecting: gives the source's fingerprint, where somebody takes it already.
@@ -89,7 +89,7 @@ async def compare(
 
 
 async def at_once(work: Iterable[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
-    """What each comes to; raises the first error after the others were stopped."""
+    """The results of all; raises the first error after the others were cancelled."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in work]
@@ -170,7 +170,7 @@ async def _difference(
 
 
 async def _examples(source: End, destination: End, expected: Fingerprint, found: Fingerprint) -> _Examples:
-    """Some keys out of one bucket that differs, cut down until its rows can be listed."""
+    """Some keys of a bucket that differs, which is divided until it is small enough to list."""
     suffix = expected.differing(found)[0]
     while max(expected.bucket(suffix).rows, found.bucket(suffix).rows) > ROWS_LISTED_MAX:
         digits = len(suffix) + BUCKET_DIGITS

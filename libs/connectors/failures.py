@@ -1,11 +1,11 @@
-"""What the operating system's errors mean for whoever waits: whether the same may work later."""
+"""Which errors of the operating system are temporary and which are permanent."""
 
 import errno
 import socket
 import ssl
 from enum import Enum
 
-# The disk, the network or the machine is short of something or out of reach; that may be over in a moment.
+# A resource is short or a host can't be reached, which may change by itself.
 _PASSING = frozenset(
     (
         errno.ENOSPC,
@@ -40,16 +40,16 @@ _FORBIDDEN = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 
 
 class Verdict(Enum):
-    """What to do about a failure: try the same again later, or tell somebody who has to change something."""
+    """Whether a failure may pass by itself, so that it is retried, or somebody has to change something."""
 
     PASSING = "passing"
     PERMANENT = "permanent"
 
 
 def verdict_of(error: OSError) -> Verdict:
-    """Errors without a number, such as a time-out or a connection that asyncio lost, pass."""
+    """Errors without a number, such as timeouts and connections that asyncio lost, are temporary."""
     if isinstance(error, ssl.SSLError):
-        # An encrypted connection that is cut off ends in one of these two; all else is about keys and protocols.
+        # A TLS connection that is cut off raises one of these two; all others concern keys and protocols.
         return Verdict.PASSING if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) else Verdict.PERMANENT
     if error.errno is None or isinstance(error, TimeoutError | ConnectionError | socket.gaierror):
         return Verdict.PASSING
@@ -57,7 +57,7 @@ def verdict_of(error: OSError) -> Verdict:
 
 
 def code_of(error: OSError) -> str | None:
-    """The code of an error that callers know by name."""
+    """The code that callers see for this error, None for the default one."""
     if error.errno in _FULL:
         return "disk_full"
     return "read_only" if error.errno in _FORBIDDEN else None

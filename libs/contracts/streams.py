@@ -1,6 +1,6 @@
-"""What a job asks of its streams, in the words of OLake's catalog: held where a job is made and again where it runs.
+"""What a job asks of its streams, as OLake's catalog says it; checked when a job is made and again when it runs.
 
-Fields that mean nothing here are tolerated; one that would change the data elsewhere and does nothing here is refused.
+Unknown fields are ignored. Fields that would change the data in OLake and are not supported here are refused.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,12 +14,12 @@ FULL_REFRESH = "full_refresh"
 
 
 def _or(default: Any) -> BeforeValidator:
-    """Front ends send null or an empty text for what was left out."""
+    """Front ends send null or an empty text for fields that are not set."""
     return BeforeValidator(lambda value: default if value in (None, "") else value)
 
 
 class _Loose(BaseModel):
-    """Front ends add fields of their own, which mean nothing here."""
+    """Front ends add fields of their own, which are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -114,7 +114,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class ChosenStream:
-    """A stream that a job moves, and what of its choice can't be honoured."""
+    """A stream that a job moves, and what of its selection is not supported."""
 
     stream: CatalogStream
     selected: SelectedStream
@@ -155,7 +155,7 @@ def chosen_streams(config: StreamsConfig, entries: Sequence[CatalogEntry]) -> li
 
 
 def refusals(config: StreamsConfig) -> list[Refusal]:
-    """What of a configuration can't be honoured, as far as it tells by itself."""
+    """What is not supported in a configuration, without a look at the source."""
     found = []
     if config.streams:
         chosen = chosen_streams(config, config.streams)
@@ -238,7 +238,7 @@ def _of_stream(stream: CatalogStream, path: str) -> Iterator[Refusal]:
 
 
 def _with_shared_targets(chosen: list[ChosenStream], places: Mapping[StreamKey, str]) -> list[ChosenStream]:
-    """Each stream whose table another one goes to as well is refused: none of them is the right one."""
+    """Refuse every stream that shares its target with another one."""
     by_target: dict[tuple[str, str], list[ChosenStream]] = {}
     for item in chosen:
         by_target.setdefault(item.stream.target, []).append(item)

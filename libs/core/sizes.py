@@ -1,4 +1,4 @@
-"""How much memory values take, as far as it is worth counting."""
+"""How much memory values take, by their texts."""
 
 import sys
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Texts that callers send, which may hold bytes that are no text."""
+"""Texts from callers, which may contain bytes that are not UTF-8."""
 
 DIGITS_MAX = 18
 
@@ -15,10 +15,10 @@ def is_text(text: str) -> bool:
 
 
 def readable(text: str) -> str:
-    """The text, with a question mark for what is none."""
+    """The text with a question mark for each byte that is not UTF-8."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def number_of(text: str) -> int | None:
-    """The number that ASCII digits write, None for all else that ``int`` would take: signs, spaces, ``1_0``, ``١``."""
+    """The number written in ASCII digits, None for whatever else ``int`` accepts: signs, spaces, ``1_0``, ``١``."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX else None

@@ -102,7 +102,7 @@ class ParquetDestination:
                 self._sweep()
 
     def _sweep(self) -> None:
-        """What the last jobs of a destination left has no next run that would see to it."""
+        """Clean up here too: a destination whose jobs are gone has no next run that would."""
         nobody = RunContext(job_id=0, project_id=0, run_id="check", epoch=0)
         staging = Staging(self._root, nobody, Log(self._root))
         try:
@@ -179,7 +179,7 @@ class ParquetRun:
                                 progress.add(rows_read=batch.num_rows, bytes_read=batch.nbytes)
                                 await writer.write(batch)
                                 progress.add(rows_written=batch.num_rows)
-                                # Otherwise it would be held until the next has arrived.
+                                # Else it stays in memory until the next one has arrived.
                                 del batch
                     await writer.finish()
                 files.extend(writer.files)
@@ -220,7 +220,7 @@ class ParquetRun:
         self._tables.refuse_foreign(path)
 
     def _publish(self, plan: StreamPlan, version: str, files: Sequence["StagedFile"], written: Written) -> None:
-        """The log decides; what is shown follows, by this run or by the next sweep."""
+        """The log entry publishes; this run or the next sweep then updates the table's place."""
         path = self._path(plan)
         self._admit(path)(self._log.state)
         staged = self._staging.folder / version
@@ -228,7 +228,7 @@ class ParquetRun:
         sync_folder(staged.parent)
         entry = {
             "kind": "publish",
-            # The text is for readers of before the parts were written down.
+            # For earlier versions, which don't know ``stream_parts``.
             "stream": str(plan.stream),
             "stream_parts": [plan.stream.namespace, plan.stream.name],
             "table": path,
@@ -243,7 +243,7 @@ class ParquetRun:
         try:
             self._append(entry)
         except BaseException:
-            # The entry may have been added all the same.
+            # The entry may have been added despite the error.
             current = self._log.refresh().current.get(path)
             if current is None or current.get("version") != version:
                 shutil.rmtree(staged, ignore_errors=True)
@@ -292,7 +292,7 @@ class ParquetRun:
         def admitted(state: LogState) -> None:
             fence(state)
             entry = state.current.get(path) if path is not None else None
-            # Entries of before projects were written down name the job alone.
+            # Entries of earlier versions have no project.
             if entry is not None and not context.may_write(entry["job_id"], entry.get("project_id")):
                 raise TargetShared(str(entry["table"]), entry["job_id"])
 
@@ -301,7 +301,7 @@ class ParquetRun:
 
 @dataclass(frozen=True, slots=True)
 class StagedFile:
-    """A file as readers will know it by name, and where it is until then."""
+    """A staged file: its final name, and where it is until it is published."""
 
     name: str
     path: Path
@@ -419,7 +419,7 @@ def repetitive_columns(batches: Sequence[pa.RecordBatch]) -> list[str]:
 
 
 def _is_of(entry: Mapping[str, Any], stream: StreamName) -> bool:
-    """Entries of before the parts were written down have the text alone, which two streams of a job may share."""
+    """Entries of earlier versions have only the joined text, which two streams of a job may share."""
     parts = entry.get("stream_parts")
     return bool(entry["stream"] == str(stream) if parts is None else parts == [stream.namespace, stream.name])
 

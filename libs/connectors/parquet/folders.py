@@ -1,4 +1,4 @@
-"""Folders of Parquet files that are exchanged so that no scan, wherever it begins, finds a row twice or not at all.
+"""Folders of Parquet files that are exchanged so that every scan finds each row exactly once.
 
 The rows of a version lie in ``_part-….rows`` until it is published, and each such file is called ``part-….parquet``
 in the end. A scan that begins above the tables also comes by the folder that waits for the exchange, so for the
@@ -39,7 +39,7 @@ def hidden_name(name: str) -> str:
 
 
 def write_version(folder: Path, table: str, version: str, cleared: Mapping[str, Any] | None = None) -> None:
-    """Name the folder's table, before the log does.
+    """Write down which table and version the folder holds, before the log does.
 
     Args:
         cleared: the log's entry of the version that the folder's writer removes.
@@ -67,7 +67,7 @@ def foreign_name(folder: Path) -> str | None:
 
 
 def veil(folder: Path, home: str) -> None:
-    """Make the names for readers links that lead to the rows where the folder is called ``home``."""
+    """Replace the visible names by links that resolve only where the folder is called ``home``."""
     for name in os.listdir(folder):
         if _is_shown(name) and not (folder / name).is_symlink():
             with contextlib.suppress(FileExistsError):
@@ -79,7 +79,7 @@ def veil(folder: Path, home: str) -> None:
 
 
 def unveil(folder: Path) -> None:
-    """Make the names for readers the files themselves. Who follows a link meanwhile still finds its end."""
+    """Replace the links by the files themselves. A reader that follows a link meanwhile still finds the file."""
     hidden = [name for name in os.listdir(folder) if _is_hidden(name)]
     draft = folder / "_file"
     for name in hidden:
@@ -94,7 +94,7 @@ def unveil(folder: Path) -> None:
 
 
 def hide(folder: Path) -> None:
-    """Take the names for readers away."""
+    """Remove the visible names."""
     for name in filter(_is_shown, os.listdir(folder)):
         (folder / name).replace(folder / hidden_name(name))
 
@@ -128,7 +128,7 @@ def can_exchange(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Alone among all processes of the machine."""
+    """Hold the folder's lock, which excludes all other processes of this machine."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         deadline = time.monotonic() + LOCK_SECONDS_MAX

@@ -58,7 +58,7 @@ class LogState:
                 self.current.pop(entry["table"], None)
 
     def checkpoint(self) -> bytes:
-        """The same bytes, whoever of several writers makes them."""
+        """Deterministic: several writers make the same bytes."""
         content = {
             "format": _CHECKPOINT_FORMAT,
             "number": self.number,
@@ -98,7 +98,7 @@ class Log:
         return self.state
 
     def append(self, entry: dict[str, Any], admitted: Callable[[LogState], None]) -> LogState:
-        """Add an entry, once ``admitted`` has agreed to the state right before it; durable when it returns.
+        """Add an entry if ``admitted`` does not refuse the state right before it; durable on return.
 
         An entry that a checkpoint has taken in before its writer looked is added twice, so it has to say what is so.
         """
@@ -130,7 +130,7 @@ class Log:
         return False
 
     def _catch_up(self) -> bool:
-        """False when the listing was overtaken."""
+        """False if entries were compacted after they were listed."""
         names = os.listdir(self.folder)
         checkpoint = self._last_checkpoint(names)
         if checkpoint > self.state.number and not self._load(checkpoint):
@@ -158,7 +158,7 @@ class Log:
         return False
 
     def _compact(self) -> None:
-        """The entry is added already: what fails here is left to the next writer."""
+        """The entry is already added, so a failure here is left to the next writer."""
         if self._checkpoint_due is None:
             return
         number, content = self._checkpoint_due
@@ -184,7 +184,7 @@ class Log:
         sync_folder(self.folder)
 
     def _empty(self, name: str) -> None:
-        """By another file, so that who reads the old one reads it whole."""
+        """By replacing the file, so that a reader of the old one can finish."""
         draft = self.folder / f"draft-{uuid.uuid4().hex}"
         draft.touch()
         draft.replace(self.folder / name)

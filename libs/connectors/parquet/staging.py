@@ -1,4 +1,4 @@
-"""The folders that writers stage in: who left one behind is known by the lock that it no longer holds.
+"""The folders that writers stage in; one whose lock nobody holds is abandoned.
 
 ``_datasync/staging/job-<job>-epoch-<epoch>-<unique>/`` belongs to one run of one worker, which holds the lock on the
 file ``lock`` in it until it is gone. Each folder below is a version of the table that its version file names, or what
@@ -33,7 +33,7 @@ logger = structlog.get_logger(__name__)
 
 
 class Staging:
-    """One writer's folder, and the sweeping of those whose writers are gone."""
+    """One writer's folder, and the sweeping of abandoned ones."""
 
     def __init__(self, root: Path, context: RunContext, log: Log) -> None:
         self._root = root
@@ -44,18 +44,18 @@ class Staging:
         self.tables = Tables(root, log, self.folder)
 
     def take(self) -> None:
-        """Make the folder, locked from the moment that it has its name."""
+        """Make the folder; it is locked before it gets its name."""
         making = self.folder.parent / f"{_MAKING}{uuid.uuid4().hex}"
         making.mkdir(parents=True)
         self._lock = os.open(making / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         with contextlib.suppress(OSError):
-            # Where there are no locks, what is left behind is known by its age.
+            # Without locks, an abandoned folder is recognised by its age.
             try_lock(self._lock)
         making.rename(self.folder)
         sync_folder(self.folder.parent)
 
     def release(self) -> None:
-        """Finish or remove what is in the folder. What can't be finished now is left to the next sweep."""
+        """Finish or remove the folder's contents; what fails is left to the next sweep."""
         if self._lock is None:
             return
         try:
@@ -72,7 +72,7 @@ class Staging:
                 try:
                     self._sweep_one(folder, state.epochs)
                 except OSError as error:
-                    # Such as one of another account, whose own writers have to see to it.
+                    # For example another account's, whose own writers sweep it.
                     logger.warning("parquet_staging_not_swept", folder=str(folder), error=str(error))
         for table in self.tables.behind():
             self._settle(table)
@@ -89,7 +89,7 @@ class Staging:
             descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             if folder.name.startswith(_MAKING) or any(folder.iterdir()):
-                # Made just now, or by an earlier version.
+                # Made a moment ago, or by an earlier version.
                 if _is_old(folder):
                     self._finish(folder)
             else:
@@ -102,7 +102,7 @@ class Staging:
             os.close(descriptor)
 
     def _is_fenced(self, name: str, epochs: dict[int, int]) -> bool:
-        """Whether this run's epoch keeps the folder's writer from committing."""
+        """Whether this run's epoch fences the folder's writer."""
         found = _WRITER.match(name)
         if found is None or int(found[1]) != self._context.job_id:
             return False
@@ -121,7 +121,7 @@ class Staging:
             if version is not None:
                 settled = self._settle(version["table"], version.get("cleared")) and settled
         if settled:
-            # The lock goes last: a folder without one is taken for new.
+            # The lock file goes last: a folder without one counts as new.
             for path in _folders(folder):
                 shutil.rmtree(path, ignore_errors=True)
             (folder / _LOCK_FILE).unlink(missing_ok=True)
@@ -136,7 +136,7 @@ class Staging:
         return True
 
     def _sweep_versions(self) -> None:
-        """Folders that links led to, and those that earlier versions left."""
+        """Remove old folders of versions, which links led to, and those of earlier versions."""
         folders = _folders(self._root / VERSIONS)
         if not folders:
             return

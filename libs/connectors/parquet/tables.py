@@ -1,4 +1,4 @@
-"""Where each table is shown: its place follows the log, whoever finds it behind.
+"""The places of tables, where readers look: any writer brings a place up to date with the log.
 
 A table's place is a real folder that is exchanged with the next version, or, on file systems that can't exchange, a
 symbolic link to the version's folder. Destinations of earlier versions hold such links; they become folders with the
@@ -44,7 +44,7 @@ class Tables:
         self._exchanges: bool | None = None
 
     def refuse_foreign(self, table: str) -> None:
-        """Raises ``ConnectorRefused`` when the place holds what the log does not know of, or another table's."""
+        """Raises ``ConnectorRefused`` if the place holds files that the log does not know, or another table's."""
         path = self._root / table
         if path.is_symlink():
             if not _is_our_link(path):
@@ -69,7 +69,7 @@ class Tables:
             raise ConnectorRefused(f"{path / foreign} was not written by DataSync: move it away")
 
     def shows(self, table: str) -> bool:
-        """Whether the place shows what the log says, of a table that is published."""
+        """Whether the place of a published table shows the log's current version."""
         entry = self._log.state.current[table]
         path = self._root / table
         if path.is_symlink():
@@ -78,7 +78,7 @@ class Tables:
         return version is not None and version["version"] == entry.get("version")
 
     def settle(self, table: str, cleared: dict[str, Any] | None = None) -> None:
-        """Bring a table's place to what the log says. What was interrupted at any point is finished.
+        """Bring a table's place up to date with the log, finishing what was interrupted at any point.
 
         Args:
             cleared: the entry of the version to remove, if the log has none for the table any more.
@@ -98,12 +98,12 @@ class Tables:
                 unveil(path)
 
     def _alone(self, folder: Path) -> contextlib.AbstractContextManager[None]:
-        """Without exchanges the link's own replacing decides, and whoever replaced it looks again."""
+        """Links need no lock: replacing one is atomic, and the writer checks the log again afterwards."""
         return locked(folder) if self.exchanges else contextlib.nullcontext()
 
     @property
     def exchanges(self) -> bool:
-        """Whether the file system exchanges names; it is then a local one, on which locks hold."""
+        """Whether the file system can exchange names; if so it is a local one, where locks work."""
         if self._exchanges is None:
             self._trash.mkdir(parents=True, exist_ok=True)
             self._exchanges = can_exchange(self._trash)
@@ -135,7 +135,7 @@ class Tables:
             shutil.rmtree(before, ignore_errors=True)
 
     def _show_link(self, path: Path, table: str) -> None:
-        """Point the table's link at the current version, and look again: a slower writer may have come between."""
+        """Point the table's link at the current version, and check again: a slower writer may have changed it."""
         while True:
             entry = self._log.refresh().current.get(table)
             if entry is None:
@@ -159,7 +159,7 @@ class Tables:
         draft.symlink_to(target)
         draft.replace(path)
         sync_folder(path.parent)
-        # Who has the files open reads on; the folder goes with the job's next run, if another has not hidden it first.
+        # Open files stay readable; the job's next run removes the folder. Another writer may have hidden it first.
         if before is not None:
             with contextlib.suppress(FileNotFoundError):
                 hide(before)
@@ -186,7 +186,7 @@ class Tables:
         shutil.rmtree(trash, ignore_errors=True)
 
     def _refuse_others(self, path: Path, table: str) -> None:
-        """What came into the place since the run looked is not destroyed."""
+        """Refuse to destroy what others put there since the run checked."""
         if path.is_symlink() and _is_our_link(path):
             return
         version = read_version(path)
@@ -196,7 +196,7 @@ class Tables:
             raise ConnectorRefused(f"{path} exists and was not written by DataSync: move it away")
 
     def behind(self) -> list[str]:
-        """Tables whose link a killed writer has not turned; folders that wait for an exchange are found by a sweep."""
+        """Tables whose link a killed writer did not update; a sweep finds folders that wait for an exchange."""
         return [table for table, entry in self._log.state.current.items() if self._link_is_behind(table, entry)]
 
     def _link_is_behind(self, table: str, entry: dict[str, Any]) -> bool:
@@ -205,7 +205,7 @@ class Tables:
         return not self.shows(table)
 
     def linked_folders(self) -> Iterator[Path]:
-        """The folders of versions that a table's link leads to or should."""
+        """The folders of versions that a table's link points to or should point to."""
         for table, entry in self._log.state.current.items():
             path = self._root / table
             yield self._root / _home(entry)
@@ -215,7 +215,7 @@ class Tables:
 
 
 def _home(entry: dict[str, Any]) -> str:
-    """The folder of a version that is shown by a link."""
+    """The folder of a version whose table is a link."""
     if "version" not in entry:
         return str(entry["folder"])
     writer = Path(entry["folder"]).parent.name
@@ -227,7 +227,7 @@ def _link_to(entry: dict[str, Any]) -> str:
 
 
 def _is_our_link(path: Path) -> bool:
-    """Whether the link leads right below the folder of versions, and not on from there."""
+    """Whether the link points to a folder directly below that of the versions."""
     parent, _, name = os.readlink(path).rpartition("/")
     return parent == f"../{VERSIONS}" and name not in ("", ".", "..")
 

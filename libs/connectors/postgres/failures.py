@@ -1,4 +1,4 @@
-"""What PostgreSQL's errors mean: whether the same may work later, the code, and words for whoever has to act.
+"""What PostgreSQL's errors mean: temporary or permanent, the code, and words for people.
 
 One table decides for connecting, reading and writing alike. A permanent failure is never tried again. The SQLSTATEs are
 those of the PostgreSQL documentation, appendix A.
@@ -29,7 +29,7 @@ class Meaning:
     words: str = ""
 
 
-# By class: what is not listed stands in the way until somebody changes it.
+# By class; classes that are not listed are permanent.
 _CLASSES = {
     "08": Meaning(PASSING),  # connection exception
     "40": Meaning(PASSING),  # transaction rollback: deadlocks, serialization, conflicts with recovery
@@ -64,11 +64,11 @@ _STATES = {
     "XX001": Meaning(PERMANENT, "data_corrupted"),
     "XX002": Meaning(PERMANENT, "data_corrupted"),
 }
-# Errors of the driver's own: of its use, except for a connection that is gone.
+# Errors of the driver itself that are permanent.
 _DRIVERS_PERMANENT = (ValueError, asyncpg.UnsupportedClientFeatureError, asyncpg.UnsupportedServerFeatureError)
 _ROW_SECURITY_CHECK = "check_enable_rls"
 
-# What is said of where it happened, and never what was there.
+# The place of an error, without the values there.
 _WITHOUT_VALUES = (
     re.compile(r"^COPY .+?, line \d+(?:, column .+?)?(?=: |$)"),
     re.compile(r"^PL/\w+ function .+ line \d+ at [\w /]+$"),
@@ -76,7 +76,7 @@ _WITHOUT_VALUES = (
     re.compile(r"^JSON data, line \d+(?=: )"),
 )
 _KEY_VALUES = re.compile(r"(?<=\))=\(.*\)(?= )", re.DOTALL)
-# Data exceptions, violated constraints and what functions raise: their details show rows.
+# Data exceptions, violated constraints and errors raised by functions, whose details show rows.
 _DETAILS_SHOW_VALUES = ("22", "23", "P0")
 
 
@@ -137,7 +137,7 @@ def _detail(error: asyncpg.PostgresError) -> str:
 
 
 def _hint(error: asyncpg.PostgresError) -> str:
-    """Without the advice to lose what others made."""
+    """Without hints to use CASCADE, which drops what others made."""
     hint = (error.hint or "").strip()
     return "" if "CASCADE" in hint or sqlstate_of(error).startswith("P0") else hint
 

@@ -1,4 +1,4 @@
-"""Tables that stay because others made or changed them: whether their rows can be replaced, and replacing them."""
+"""Tables that are kept because others made or changed them: checks whether their rows can be replaced, and does it."""
 
 from typing import Any
 
@@ -26,10 +26,10 @@ async def refuse_unfit(
 async def replace_rows(
     connection: "asyncpg.Connection[Any]", table: PostgresTable, target: Target, staging: Relation, rows: int
 ) -> None:
-    """Within a transaction that keeps other writers away; readers see the old rows until it is committed."""
+    """Within a transaction that excludes other writers; readers see the old rows until it commits."""
     name = quoted(target.namespace, target.table)
     columns = ", ".join(quoted(column.name) for column in table.columns)
-    # Where policies would hide rows from us, PostgreSQL refuses.
+    # PostgreSQL then refuses the statement if a policy would hide rows.
     await connection.execute("SET LOCAL row_security = off")
     await connection.execute("SET CONSTRAINTS ALL DEFERRED")
     await connection.execute(f"DELETE FROM {name}")  # noqa: S608
@@ -106,7 +106,7 @@ async def _refuse_rules(connection: "asyncpg.Connection[Any]", target: Target, p
 
 
 async def _refuse_references(connection: "asyncpg.Connection[Any]", target: Target, place: Placement) -> None:
-    """A row that is referred to can be replaced only if the reference is looked at after its successor is there."""
+    """A referenced row can be replaced only if the constraint is checked after the new row is there."""
     key = await connection.fetchrow(
         """
         SELECT conname, conrelid::regclass::text AS referring FROM pg_constraint
@@ -125,7 +125,7 @@ async def _refuse_references(connection: "asyncpg.Connection[Any]", target: Targ
 
 
 async def _refuse_publications(connection: "asyncpg.Connection[Any]", target: Target, place: Placement) -> None:
-    """PostgreSQL deletes no row that is published and that subscribers could not tell from others."""
+    """PostgreSQL refuses to delete a published row that has no replica identity."""
     row = await connection.fetchrow(
         """
         SELECT p.pubname, c.oid::regclass::text AS relation

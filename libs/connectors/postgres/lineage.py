@@ -1,4 +1,4 @@
-"""Where a run's rows come from: whether the run reads its own target, and whether tables inherit from a source."""
+"""What a run reads: whether that includes its own targets, and whether tables inherit from a source."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from libs.connectors.protocol import ConnectorRefused, StreamName, Target
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """What tells one database from all others, however it is reached."""
+    """Identifies a database, by whatever address it is reached."""
 
     cluster: str | None
     started_at: str
@@ -20,7 +20,7 @@ class Database:
     oid: int
 
     def same_as(self, other: "Database") -> bool:
-        """A standby holds the tables of its primary; a copy that was made of a cluster's files holds its own."""
+        """A standby has the same tables as its primary; a copy of a cluster's files has its own."""
         if self.oid != other.oid or self.cluster != other.cluster:
             return False
         return self.started_at == other.started_at or (self.cluster is not None and self.standby != other.standby)
@@ -65,7 +65,7 @@ class Lineage:
             self._targets[target] = await _database(connection), oid
 
     def refuse_own_source(self, table: PostgresTable, target: Target) -> None:
-        """Refuse a stream whose target the run reads, or that is read from a target of the run: it waits for itself."""
+        """Refuse a stream whose target the run reads, or that reads a target of the run: it would wait for itself."""
         for stream, origin in self._origins.items():
             for written, (database, relation) in self._targets.items():
                 concerned = written == target or stream == table.plan.stream

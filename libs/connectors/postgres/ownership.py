@@ -1,7 +1,7 @@
-"""Whether a table of the destination is still exactly as DataSync published it: only such a table is exchanged.
+"""Whether a destination table is still exactly as DataSync published it; only such a table is exchanged.
 
 What the catalogue says of a table is recorded when it is published and compared later. Everything counts but what is
-known to change by itself (statistics, files, freezing), so that a property nobody thought of keeps the table, too.
+known to change by itself (statistics, files, freezing): a property that nobody thought of keeps the table as well.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from libs.connectors.postgres.connection import quoted
 from libs.connectors.postgres.state import Published
 from libs.connectors.protocol import Target
 
-# What VACUUM, ANALYZE and CLUSTER change, and the privileges, which an exchange hands on.
+# What VACUUM, ANALYZE and CLUSTER change, and the privileges, which an exchange preserves.
 _CHANGES_BY_ITSELF = [
     *("relpages", "reltuples", "relallvisible", "relallfrozen", "relfrozenxid", "relminmxid", "relfilenode"),
     *("reltoastrelid", "relhasindex", "relhasrules", "relhastriggers", "relhassubclass", "relacl"),

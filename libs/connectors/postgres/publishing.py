@@ -1,9 +1,9 @@
-"""How a staged table becomes what readers see: in one transaction with the epoch and the marker, and without delay.
+"""Publishes a staged table: one transaction with the epoch and the marker, in which readers hardly wait.
 
 A table that is exactly what DataSync made is exchanged for the verified staging; any other is kept, and its rows are
 replaced and verified within the transaction while readers go on reading the old ones.
 
-PostgreSQL lets nobody read a table while somebody waits to lock it exclusively. Locks are therefore waited for in
+While a session waits for an exclusive lock, PostgreSQL lets nobody else read the table. So locks are requested in
 short attempts with growing pauses, and the run's log names who holds them.
 """
 
@@ -33,7 +33,7 @@ PAUSE_SECONDS_MIN = 0.1
 PAUSE_SECONDS_MAX = 10.0
 PAUSE_GROWTH = 1.5
 TOLD_AGAIN_SECONDS = 60.0
-# What readers wait for us: in one attempt, and in all attempts together.
+# How long readers may have to wait: in one attempt, and in all attempts together.
 READERS_WAIT_SECONDS_MAX = 0.1
 READERS_WAIT_SECONDS_IN_ALL = 0.6
 READERS_WAIT_SECONDS_MIN = 0.001
@@ -56,7 +56,7 @@ GROUP BY 1, 2, 3, 4, 5 ORDER BY min(a.query_start) NULLS LAST
 
 
 class TargetChanged(Exception):
-    """The table that has the target's name is another, or another kind of one, than a moment ago."""
+    """The target was replaced or changed since it was looked at."""
 
 
 _IN_USE = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
@@ -65,7 +65,7 @@ _CHANGED = (TargetChanged, asyncpg.DuplicateTableError)
 
 @dataclass(slots=True)
 class LockAttempts:
-    """Repeats what needs locks on the target, and on the staging if there is one, until they are granted."""
+    """Repeats work that locks the target, and the staging table if there is one, until the locks are granted."""
 
     connection: "asyncpg.Connection[Any]"
     context: RunContext
@@ -77,7 +77,7 @@ class LockAttempts:
     _mode: str = ""
 
     async def until_granted(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Run ``attempt`` in a savepoint of the open transaction, again after each lock that it did not get.
+        """Run ``attempt`` in a savepoint of the open transaction; repeat it while a lock is not granted.
 
         Raises:
             ConnectorUnavailable: the locks were not granted within ``PATIENCE_SECONDS``; names who holds them.
@@ -110,7 +110,7 @@ class LockAttempts:
             raise TargetChanged(f"{self.target} was dropped a moment ago") from error
 
     async def lock_out_readers(self) -> None:
-        """``ACCESS EXCLUSIVE``, for which every later reader waits, too, as long as we wait."""
+        """Lock ``ACCESS EXCLUSIVE``; while we wait for it, later readers wait as well."""
         left = READERS_WAIT_SECONDS_IN_ALL - self._readers_waited_seconds
         started = time.monotonic()
         try:
@@ -192,10 +192,10 @@ class Publication:
         if not place.kept:
             await self._add_primary_key()
             self._keyed = True
-        # Its commit has what was copied written to disk, which readers would otherwise wait for in the exchange.
+        # Its commit flushes the copied rows to disk; otherwise readers would wait for that in the exchange.
         await self.connection.execute(f"ALTER TABLE {quoted(*self.staging)} RESET (autovacuum_enabled)")
         async with read_committed(self.connection):
-            # From here on nobody changes what is verified.
+            # Nobody can change what is verified from here on.
             await self._attempts.lock(self.staging, "SHARE", EPOCH_WAIT_SECONDS)
             return await self._attempts.until_granted(self._attempt)
 
@@ -207,7 +207,7 @@ class Publication:
         await self.state.lock_epoch(self.connection, self.context)
         await self._attempts.lock(self.staging, "ACCESS EXCLUSIVE", WRITERS_WAIT_SECONDS)
         if place.oid is not None:
-            # Writers and an automatic VACUUM stay away from here on, readers do not.
+            # This excludes writers and an automatic VACUUM, but not readers.
             await self._attempts.lock_target("SHARE ROW EXCLUSIVE", WRITERS_WAIT_SECONDS)
             await refuse_rows_of_others(self.connection, self._target, place)
         if place.kept:
@@ -247,7 +247,7 @@ class Publication:
         return written
 
     async def _refuse_changed(self, place: Placement) -> None:
-        """Once the table is locked, it has to be what it was when the way was chosen."""
+        """Check, under the lock, that the table is still what the decision to keep or exchange it was based on."""
         if await placement(self.connection, self.state, self.context, self._target) != place:
             raise TargetChanged(f"{self._target} was changed a moment ago")
 
@@ -272,7 +272,7 @@ class Publication:
         await self.connection.execute(f"ALTER TABLE {quoted(*self.staging)} ADD PRIMARY KEY ({columns})")
 
     async def _published(self, place: Placement) -> Published:
-        """What the next run compares; a kept table does not become ours by our writing to it."""
+        """What the next run compares. Writing to a kept table does not make it ours."""
         columns = tuple(column.name for column in self.table.columns)
         if place.kept:
             return Published(columns, place.published.description if place.published else {})
@@ -330,7 +330,7 @@ async def clear(connection: "asyncpg.Connection[Any]", state: State, context: Ru
 
 @contextlib.asynccontextmanager
 async def read_committed(connection: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
-    """A transaction that sees what others committed before it got a lock, whatever the role's default is."""
+    """A transaction that sees what was committed before it got a lock, whatever the role's default isolation is."""
     async with connection.transaction(isolation="read_committed"):
         yield
 

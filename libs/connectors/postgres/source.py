@@ -30,17 +30,17 @@ PART_PAGES_MAX = 131_072
 PARTS_PER_CONNECTION = 8
 LOCK_TIMEOUT_SECONDS = 30.0
 ROLLBACK_TIMEOUT_SECONDS = 5
-# SQLSTATEs of a server that ends the connection, or has none to us.
+# SQLSTATEs of lost and refused connections.
 _CONNECTION_LOST = ("57P", "080")
 # Older servers read the whole table for every range of pages.
 TID_RANGE_SCAN_VERSION = (14,)
 
 
 class LongRowsTurn:
-    """One reader's turn, from when it begins or a long row arrives to its next short row.
+    """One reader's turn: from its start, or from a long row, until its next short row.
 
-    Of rows with many megabytes few fit into memory: between two of them the driver has up to three at once, the last
-    one, the pieces of the next and what they make up. So no reader begins while another has such rows.
+    Few rows of many megabytes fit into memory: the driver may hold three at once, the last one, the pieces of the next
+    and the row assembled from them. So no reader starts while another one has such rows.
     """
 
     def __init__(self, lock: asyncio.Lock) -> None:
@@ -53,9 +53,9 @@ class LongRowsTurn:
             self._mine = True
 
     async def arrived(self, size_bytes: int) -> bool:
-        """Wait for the turn if a row is long, which is returned; end it otherwise."""
+        """Wait for the turn if the row is long, else end the turn; returns whether it is long."""
         if size_bytes < LONG_ROW_BYTES:
-            # The header of a COPY comes before the first row, and tells nothing of it.
+            # The header of a COPY comes before the first row and says nothing about its size.
             if size_bytes > COPY_HEADER_BYTES:
                 self.end()
             return False
@@ -123,7 +123,7 @@ class PostgresSource:
         holder = await connect(self._config, application_name="datasync snapshot", retries=self._config.retry_count)
         try:
             with translated("the source"):
-                # By the driver's own transaction, in which others nest: a statement that fails must not end it.
+                # The driver's own transaction, in which others nest, so that a failing statement does not end it.
                 await holder.transaction(isolation="repeatable_read", readonly=True).start()
                 exported = await holder.fetchval("SELECT pg_export_snapshot()")
             async with contextlib.AsyncExitStack() as stack:
@@ -210,7 +210,7 @@ class PostgresSnapshot:
 
     @contextlib.asynccontextmanager
     async def long_rows(self) -> AsyncIterator[LongRowsTurn]:
-        """For a reader that tells what arrives."""
+        """The turn of a reader, which calls ``arrived`` for every row."""
         turn = LongRowsTurn(self._long_rows)
         try:
             await turn.begin()
@@ -220,7 +220,7 @@ class PostgresSnapshot:
 
     @contextlib.asynccontextmanager
     async def _held(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
-        """The connection that holds the snapshot, which outlives what fails on it."""
+        """The connection that holds the snapshot, in a savepoint, so that the snapshot survives errors."""
         async with self._holding:
             try:
                 nested = self._holder.transaction()
@@ -237,7 +237,7 @@ class PostgresSnapshot:
                 raise
 
     async def _roll_back(self, nested: "asyncpg.transaction.Transaction") -> None:
-        """In bounded time: a server that does not even end a query has lost the snapshot for us."""
+        """In bounded time: if the server does not even end a query, the snapshot is given up."""
         try:
             async with asyncio.timeout(ROLLBACK_TIMEOUT_SECONDS):
                 await nested.rollback()
@@ -280,7 +280,7 @@ class PostgresSnapshot:
     async def _try_to_read(
         self, holder: "asyncpg.Connection[Any]", plan: StreamPlan, columns: Sequence[Column]
     ) -> tuple[str, ...]:
-        """Begin to read, without a row: missing rights, policies and unpopulated views show before the first.
+        """Read without rows, so that missing rights, policies and unpopulated views are found before the first row.
 
         Returns:
             The warnings.

@@ -1,4 +1,4 @@
-"""Tables that rows are copied into before they are published, the types that those need, and what killed runs left."""
+"""Staging tables, the types that they need, and the sweeping of those that killed runs left."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from libs.connectors.postgres.types import PostgresType
 from libs.connectors.protocol import ConnectorRefused, RunContext, Target
 
 LOCK_TIMEOUT_SECONDS = 5
-# Epochs begin with the clock, in seconds: a run younger than this may be between two of its sessions.
+# Epochs start at the clock, in seconds: a younger run may be between two of its sessions.
 ABANDONED_SECONDS_MIN = 600
 
 Relation = tuple[str, str]
@@ -43,7 +43,7 @@ async def drop_staging(connection: "asyncpg.Connection[Any]", staging: Relation)
 
 
 async def sweep(connection: "asyncpg.Connection[Any]", context: RunContext) -> None:
-    """Drop what runs left behind that can't publish any more, whichever job's they were.
+    """Drop the staging tables of all runs, of any job, that can't publish any more.
 
     Those are older epochs of this job, which are fenced, and epochs of others that have no session left: a run whose
     sessions all broke can't go on with what it staged.
@@ -76,7 +76,7 @@ async def sweep(connection: "asyncpg.Connection[Any]", context: RunContext) -> N
         except asyncpg.PostgresError as error:
             if connection.is_closed():
                 raise
-            # Whatever others do with it is no reason to stop a run that has no need of it.
+            # This run does not need it, so it goes on.
             context.log("warning", f"the staging table {name} of a run that has ended was left: {error}")
         else:
             context.log("info", f"dropped {name}, which a run of job {row['job_id']} left behind")

@@ -1,4 +1,4 @@
-"""What the destination itself knows of its writers: the epoch of each job and what was last committed by stream.
+"""What the destination records: the epoch of each job and the last commit of each stream.
 
 ``_datasync_state`` holds a row a job, locked and compared in every commit, so that a worker whose claim was taken
 over can't commit. ``_datasync_streams`` holds the marker of each stream's last commit, written in that commit.
@@ -65,7 +65,7 @@ class State:
         )
 
     async def _add_columns(self, connection: "asyncpg.Connection[Any]") -> None:
-        """Older markers name the job alone, without its project, and nothing of the table that was published."""
+        """Earlier versions recorded neither the project nor the published table's description."""
         known = await connection.fetchval(
             "SELECT array_agg(attname::text) FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0",
             self._streams,
@@ -158,7 +158,7 @@ class State:
     async def published(
         self, connection: "asyncpg.Connection[Any]", context: RunContext, target: Target
     ) -> Published | None:
-        """What was left of the target by the last run that wrote it, None if none did.
+        """What the last run that wrote the target recorded, None if none did.
 
         Raises ``TargetShared`` when it is another job's.
         """

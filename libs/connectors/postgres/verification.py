@@ -24,9 +24,9 @@ Connection: TypeAlias = "asyncpg.Connection[Any]"
 Expecting: TypeAlias = Awaitable[Fingerprint | None]
 Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 
-# Their text shows no more than their bits, or their bits are not the same after a copy as text.
+# Compared as text: a copy as text does not keep all bits of a float.
 _HOLDING_FLOATS = frozenset(("float4", "float8", "point", "lseg", "path", "box", "polygon", "line", "circle"))
-# Kept in the order of their bytes, which depends on the server's encoding.
+# Their contents are sorted by bytes, which depend on the server's encoding.
 _IN_ORDER_OF_BYTES = frozenset(("jsonb", "tsvector", "hstore"))
 
 
@@ -143,7 +143,7 @@ class PostgresEnd:
         if names:
             rows = f"SELECT {key_hash} AS key_hash, {row_hash} AS row_hash, {key} AS key {source}"
         else:
-            # Where a subquery has an offset its hash is not computed again for each time that it is used.
+            # OFFSET 0 keeps the planner from computing the hash once per use.
             hashes = f"SELECT {row_hash} AS row_hash {source} OFFSET 0"
             rows = f"SELECT row_hash AS key_hash, row_hash, '[]' AS key FROM ({hashes}) AS rows"  # noqa: S608
         if not suffix:
@@ -227,7 +227,7 @@ _NATURE = """
 
 @asynccontextmanager
 async def _unsorted(connection: Connection) -> AsyncIterator[None]:
-    """Group by hashing: the planner takes every row for a bucket of its own, and would sort them all on the disk."""
+    """Force hash aggregation: the planner expects one group per row and would sort all rows on disk."""
     await connection.execute("SET enable_sort = off")
     yield
     await connection.execute("RESET enable_sort")
@@ -277,7 +277,7 @@ async def source_fingerprint(table: PostgresTable, destination: Connection) -> A
         yield task
     finally:
         task.cancel()
-        # Its error is told to whoever awaits it; here the writing side's goes first.
+        # Whoever awaits it gets its error; here an error of the writing side comes first.
         await asyncio.gather(task, return_exceptions=True)
 
 
