@@ -229,7 +229,7 @@ def _known_service(name: str) -> str:
 
 
 def _service(options: argparse.Namespace) -> tuple[Any, StoreSettings]:
-    """A service's definition, and where its data are: as it last had them itself, where that is kept."""
+    """A service's definition and the settings of its store: those it last ran with, if they are kept."""
     definition, data_dir = _definition(options.service), _data_dir(options)
     return definition, _prepared(
         StoreSettings() if data_dir is None else settings_of_installation(StoreSettings, definition.name, data_dir)
@@ -246,7 +246,7 @@ def _definition(name: str) -> Any:
 
 
 def _data_dir(options: argparse.Namespace) -> Path | None:
-    """Where the installation's settings are kept, None where a file was named instead."""
+    """Where the installation's settings are kept, None if ``--config`` names a file instead."""
     return None if options.config else SuiteSettings().data_dir
 
 

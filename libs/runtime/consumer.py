@@ -65,7 +65,7 @@ class StoreReplaced(Exception):
 
 
 class TooMuchParked(Exception):
-    """So many streams fail that the fault is not theirs: parking them all would only hide it."""
+    """So many streams fail that the cause is elsewhere; parking them all would hide it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Consumer:
         self._parking = Parking(store.database, topic)
         self._parked_at: deque[float] = deque(maxlen=PARKED_STREAMS_MAX)
         self._passed_over = PassedOver(store.database, topic)
-        # What this version will never understand is not looked at again before another one runs.
+        # What this version can't understand is not looked at again until another version runs.
         self._may_catch_up = False
         self._catch_up_at = 0.0
         self._places: dict[int, Place] = {}
@@ -191,7 +191,7 @@ class Consumer:
             try:
                 await self._commit(partition, [message])
             except NewerVersion:
-                # What it would change is itself ahead of this version.
+                # The entity that it would change was changed by a newer version.
                 await self._commit(partition, [message], too_new={message.offset})
                 self._may_catch_up = True
         except (PureCodeFailed, FixRequest) as error:
@@ -225,7 +225,7 @@ class Consumer:
             CONSUMER_LAG_SECONDS.labels(self._topic).set((now - step.last.time).total_seconds())
 
     def _require_few_parked(self, step: _Step) -> None:
-        """Stop before more streams are parked within a minute than faults of single messages explain."""
+        """Stop the topic if too many streams fail within a minute: then the messages are not the cause."""
         reasons = [reason for _, reason in step.parked if reason is not STREAM_IS_PARKED]
         since = time.monotonic() - PARKED_WITHIN_SECONDS
         recently = sum(parked_at > since for parked_at in self._parked_at)
@@ -286,7 +286,7 @@ class Consumer:
             step.passed_over.append(PassedOverMessage(message, owes_reactions))
 
     def _plan_event(self, step: _Step, envelope: Envelope, headers: Mapping[str, str]) -> list[tuple[Act, Metadata]]:
-        """Plan the event's projections, and give what it causes."""
+        """Plan the event's projections and return the commands that it causes."""
         try:
             concerned = [item for item in self._projections if item.key(envelope) is not None]
             acts = [act for reaction in self._reactions for act in reaction.react(envelope)]
@@ -345,7 +345,7 @@ class Consumer:
         await self._parking.released()
 
     async def _catch_up(self) -> None:
-        """Handle what was passed over and is understood by now, of each stream up to the first that is not."""
+        """Handle passed-over messages, of each stream up to the first that this version does not understand."""
         self._catch_up_at = time.monotonic() + CATCH_UP_SECONDS
         self._may_catch_up = False
         waiting: set[str] = set()

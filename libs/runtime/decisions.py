@@ -306,7 +306,7 @@ class _Draft:
         state, version, number = known.state, known.version, known.number
         listing = act.aggregate.listing
         names = listing.lists(state) if listing is not None and state is not None else ()
-        # Whoever reads a stream by time must meet its events in order; clocks of two instances may differ.
+        # The times in a stream never decrease, although the clocks of two instances may differ.
         time = self._batch._now if known.time is None else max(known.time, self._batch._now)
         envelopes = []
         for event in events:

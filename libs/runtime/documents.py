@@ -100,7 +100,7 @@ class Documents:
     async def events_before(
         self, aggregate: Aggregate[Any], entity_id: int | str, version: int, limit: int
     ) -> Sequence[Envelope]:
-        """An entity's events below a version, newest first; fewer than ``limit`` where they are large."""
+        """An entity's events below a version, newest first; fewer than ``limit`` if they are large."""
         page = await self._store.read_stream_before(aggregate.stream(entity_id), version, limit)
         note_read(sum(len(event.data_json) for event in page.events))
         return page.events

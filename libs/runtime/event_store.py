@@ -334,7 +334,7 @@ class EventStore:
         await self.database[BELL].insert_one({"position": head.position, "writer": self.writer})
 
     async def _end_predecessor(self) -> None:
-        """Abort what this instance's last process left open: it would lock the head until it expires."""
+        """Abort the transaction that this instance's last process left open and that locks the head until it expires."""
         if not self._instance:
             return
         writers = self.database["writers"]
@@ -378,7 +378,7 @@ class EventStore:
         return await self._page(cursor, head, limit)
 
     async def version_at(self, stream: str, moment: datetime) -> int | None:
-        """The version of a stream's last event that had happened by then, whatever the time of those before it."""
+        """The version of a stream's last event up to that moment."""
         last = await self.database["events"].find_one(
             {"stream": stream, "time": {"$lte": moment}}, {"version": 1}, sort=[("version", DESCENDING)]
         )

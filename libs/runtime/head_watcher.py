@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 
 async def keep_head_fresh(store: EventStore) -> None:
-    """Notice within a second that a rebuild made other collections the live ones, or that the store is silent."""
+    """Notice within a second that a rebuild swapped collections, or that the store does not answer."""
     while True:
         try:
             await store.head()

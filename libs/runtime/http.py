@@ -93,7 +93,7 @@ Check = Callable[[], Awaitable[str | None]]
 
 
 class Degraded(str):
-    """What is wrong, but no reason to send no requests here."""
+    """A problem that does not keep this process from serving requests."""
 
     __slots__ = ()
 
@@ -107,7 +107,7 @@ class Health:
         self._stopping = False
 
     def add(self, name: str, check: Check) -> None:
-        """``check`` gives None when all is well, else what is wrong (``Degraded``: but bearable), in a limited time."""
+        """``check`` returns in bounded time the problem, ``Degraded`` if requests can still be served, or None."""
         self._checks[name] = check
 
     def stop(self) -> None:
@@ -198,7 +198,7 @@ class _Shell:
                 response = await self._answer(request, handler, request_id)
                 status = response.status
                 if (EXPECTATION in request or _is_misframed(request)) and not response.prepared:
-                    # Whether a client that was never told to go on will send its body, or where it ends, is not known.
+                    # A client that got no 100 Continue may or may not send its body, so the connection can't be reused.
                     response.force_close()
                 if span.is_recording():
                     _describe(span, request, status)
@@ -276,7 +276,7 @@ class _Shell:
             raise Forbidden(f"the service {principal.subject} may call /internal only")
 
     def _changes(self, request: web.Request) -> bool:
-        """Whether the matched route changes something; one that does not say may."""
+        """Whether the matched route changes something; assumed if it is not described."""
         operation = self._operation_of(request)
         return operation is None or operation.changes
 
@@ -318,7 +318,7 @@ def _describe(span: Span, request: web.Request, status: int) -> None:
 
 
 def not_intended() -> Forbidden:
-    """The refusal of a call by session cookie that a page of somebody else may have made."""
+    """The refusal of a call by session cookie that another site's page may have made."""
     return Forbidden(
         "calls by session cookie that change something must come from an allowed origin; "
         "add it to ALLOWED_ORIGINS, or send a token in Authorization",
@@ -332,7 +332,7 @@ def _is_misframed(request: web.Request) -> bool:
 
 
 def _require_one_meaning(request: web.Request) -> None:
-    """Refuse what this service and a proxy before it could read in two ways."""
+    """Refuse what this service and a proxy in front of it could read differently."""
     if _is_misframed(request):
         raise FixRequest("Transfer-Encoding needs HTTP/1.1", code="malformed_request")
     if "Authorization" in request.headers and len(request.headers.getall("Authorization")) > 1:
@@ -347,7 +347,7 @@ _UNHEEDED = (
 
 
 def _require_heeded(request: web.Request, operation: Operation | None) -> None:
-    """Refuse a header that makes a change safe where it would do nothing: its sender relies on it.
+    """Refuse a header that this route does not support and whose sender relies on it.
 
     A POST without effects of its own (logins, tests, previews) takes any ``Idempotency-Key``.
     """
@@ -586,7 +586,7 @@ _PLAIN_NUMBER = {int: re.compile(r"-?[0-9]{1,19}"), float: re.compile(r"-?[0-9]{
 
 
 def _require_plain_numbers(query: Mapping[str, str], model: type[BaseModel]) -> None:
-    """Pydantic would also take ``1_0``, ``+1``, ``1.0`` and spaces, which a person hardly means."""
+    """Refuse ``1_0``, ``+1``, ``1.0`` and spaces, which pydantic would accept."""
     for name, (kind, texts) in _numbers_of(model).items():
         value = query.get(name)
         if value is not None and value not in texts and _PLAIN_NUMBER[kind].fullmatch(value) is None:
@@ -595,7 +595,7 @@ def _require_plain_numbers(query: Mapping[str, str], model: type[BaseModel]) -> 
 
 @lru_cache(maxsize=256)
 def _numbers_of(model: type[BaseModel]) -> Mapping[str, tuple[type, frozenset[str]]]:
-    """The fields that hold numbers, with the texts that they may hold as well; none that takes any text."""
+    """The numeric fields, each with the literal texts that it accepts too; fields that accept any text are left out."""
     found: dict[str, tuple[type, frozenset[str]]] = {}
     for name, field in model.model_fields.items():
         kinds = list(_kinds_of(field.annotation))
@@ -671,7 +671,7 @@ def idempotency_key_of(request: web.Request) -> str | None:
 
 
 def cookie_of(request: web.Request, name: str) -> str:
-    """A cookie's value, empty where it is missing or no text; the first where it comes twice (RFC 6265 section 5.4).
+    """A cookie's value, empty if it is missing or not UTF-8; the first one if there are two (RFC 6265 section 5.4).
 
     Cookies may come on several lines, as a proxy for HTTP/2 leaves them (RFC 9113 section 8.2.3).
     """

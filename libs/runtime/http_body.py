@@ -1,6 +1,6 @@
-"""Request bodies on their way in: asked for, awaited and decompressed, each within a bound.
+"""Reads request bodies: 100 Continue, timeouts and decompression, all bounded.
 
-The server leaves bodies as they came (no ``auto_decompress``), so that nothing is inflated that nobody reads.
+The server does not decompress bodies by itself (no ``auto_decompress``), so that only what is read is inflated.
 """
 
 import asyncio
@@ -16,23 +16,23 @@ from libs.core.errors import FixRequest, RequestTimeout, TooLarge, UnsupportedMe
 BODY_IDLE_SECONDS = 30.0
 BODY_SECONDS_MAX = 600.0
 BODY_BYTES_PER_SECOND_MIN = 1024
-# More than this is inflated in a thread: one kilobyte may hold a megabyte.
+# Larger bodies are inflated in a thread: a kilobyte may expand to a megabyte.
 INFLATED_IN_PLACE_BYTES_MAX = 4 * 1024
 INFLATED_TOGETHER_BYTES = 64 * 1024
 GZIP_MEMBERS_MAX = 1000
 
 CODINGS = "gzip, deflate"
-"""The content codings that are read, as ``Accept-Encoding`` says it."""
+"""The supported content codings, as a value of ``Accept-Encoding``."""
 
 BODY: web.RequestKey[bytes] = web.RequestKey("body", bytes)
 EXPECTATION: web.RequestKey[str] = web.RequestKey("expectation", str)
-"""What the request's ``Expect`` says until it is met; the server takes the header out of the others."""
+"""The request's ``Expect`` until it is met; the server moves the header here."""
 
 Coding = Literal["identity", "gzip", "deflate"]
 
 
 def require_readable(request: web.Request) -> None:
-    """Refuse a body before it is asked for, where it will be refused anyway.
+    """Refuse a body that can't be read before the client is asked to send it.
 
     Raises:
         UnsupportedMediaType: a content coding that is not read.
@@ -92,7 +92,7 @@ async def read_bytes(request: web.Request) -> bytes:
 
 
 async def read_coded(request: web.Request, size_bytes_max: int) -> bytes:
-    """The body, coded as it is; raises what ``pieces`` does."""
+    """The body, not decompressed; raises as ``pieces``."""
     announced_bytes = request.content_length
     if announced_bytes is not None and announced_bytes > size_bytes_max:
         raise too_large(size_bytes_max)
@@ -106,7 +106,7 @@ async def read_coded(request: web.Request, size_bytes_max: int) -> bytes:
 
 
 async def pieces(request: web.Request, size_bytes_max: int) -> AsyncIterator[bytes]:
-    """The body as it comes, coded as it is.
+    """The body in pieces as it arrives, not decompressed.
 
     Raises:
         TooLarge: more has come than the limit.
@@ -136,16 +136,16 @@ async def pieces(request: web.Request, size_bytes_max: int) -> AsyncIterator[byt
 
 
 async def continue_with(request: web.Request) -> None:
-    """Tell a client that waits before it sends the body to go on (RFC 9110 section 10.1.1)."""
+    """Send 100 Continue to a client that waits for it (RFC 9110 section 10.1.1)."""
     if EXPECTATION in request:
         del request[EXPECTATION]
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # An interim answer is not the beginning of the answer.
+        # An interim response does not count as the start of the answer.
         request.writer.output_size = 0
 
 
 def inflated(body: bytes, coding: Coding, size_bytes_max: int) -> bytes:
-    """What a compressed body holds; inflating stops at the limit.
+    """Decompress a body; stops at the limit.
 
     Raises:
         TooLarge: it holds more.
@@ -176,7 +176,7 @@ def inflated(body: bytes, coding: Coding, size_bytes_max: int) -> bytes:
 def _inflater(body: bytes, coding: Coding) -> "zlib._Decompress":
     if coding == "gzip":
         return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-    # RFC 9110 section 8.4.1.2: the zlib format is meant, and some send the bare stream.
+    # RFC 9110 section 8.4.1.2: "deflate" means the zlib format, but some clients send the raw stream.
     is_zlib = len(body) > 1 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
     return zlib.decompressobj(wbits=zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
 

@@ -15,7 +15,7 @@ COMPRESSED_TYPES = frozenset(
 )
 TAGS_MAX = 100
 GZIP_SUFFIX = "-gzip"
-"""Ends the entity tag of a compressed form, which is another representation than the plain one."""
+"""Suffix of the entity tags of compressed answers, which are other representations than the plain ones."""
 
 _KEPT_BY_304 = ("Cache-Control", "Content-Location", "Expires", "Vary")
 _LISTED_TAG = re.compile(r'[ \t]*(?:((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")[ \t]*)?(?:,|$)')
@@ -24,7 +24,7 @@ _WEIGHT = re.compile(r"[ \t]*q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)[ \t]*", re.IG
 
 
 def finished(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """Answer 304 to a caller who has this very form of the answer, compress what is worth it.
+    """Compress the answer if it is large enough; answer 304 if the caller has it already.
 
     Raises:
         PreconditionFailed: ``If-Match`` of a reader names no form of what is shown.
@@ -45,7 +45,7 @@ def finished(request: web.Request, response: web.StreamResponse) -> web.StreamRe
 
 
 def _conditional(request: web.Request, response: web.Response, tag: str) -> web.Response:
-    """Both forms of a version, plain and compressed, stand for it: a caller may have kept either."""
+    """A tag of the plain or the compressed form matches: a caller may have kept either."""
     plain = tag.replace(f'{GZIP_SUFFIX}"', '"')
     forms = (tag, plain, f'{plain[:-1]}{GZIP_SUFFIX}"')
     if "If-Match" in request.headers:
@@ -63,7 +63,7 @@ def _conditional(request: web.Request, response: web.Response, tag: str) -> web.
 
 
 def if_match_of(request: web.Request) -> ExpectedVersion:
-    """The versions that the caller would change, None where the current one will do.
+    """The versions named by ``If-Match``, None if any will do.
 
     The comparison is strong (RFC 9110 section 13.1.1), so a weak tag matches nothing.
 
@@ -82,7 +82,7 @@ def if_match_of(request: web.Request) -> ExpectedVersion:
 
 
 def tags_of(listed: str) -> Sequence[str] | None:
-    """The entity tags of a list, None for ``*``; what is no list of tags names none."""
+    """The entity tags of a list, None for ``*``; empty if the text is no such list."""
     if listed.strip() == "*":
         return None
     return list(_tags(listed))
@@ -103,7 +103,7 @@ def _tags(listed: str) -> Iterator[str]:
 
 @lru_cache(maxsize=256)
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether gzip is welcome, and no less than the plain form (RFC 9110 section 12.5.3)."""
+    """Whether gzip is accepted and preferred no less than the plain form (RFC 9110 section 12.5.3)."""
     weights: dict[str, float] = {}
     for item in accept_encoding.lower().split(","):
         name, weight = _weighted(item)
@@ -114,7 +114,7 @@ def accepts_gzip(accept_encoding: str) -> bool:
 
 @lru_cache(maxsize=256)
 def accepts_by_name(accept: str, media_type: str) -> bool:
-    """Whether ``Accept`` names a media type, a range such as ``*/*`` does not count (RFC 9110 section 12.5.1)."""
+    """Whether ``Accept`` names the media type; ranges such as ``*/*`` don't count (RFC 9110 section 12.5.1)."""
     weighted = (_weighted(item) for item in accept.lower().split(","))
     return any(name == media_type and weight > 0 for name, weight in weighted)
 
@@ -130,5 +130,5 @@ def _weighted(item: str) -> tuple[str, float]:
 
 
 def _joined(request: web.Request, name: str) -> str:
-    """A list that may stand on several lines (RFC 9110 section 5.3)."""
+    """A list header, joined if it was sent on several lines (RFC 9110 section 5.3)."""
     return ", ".join(request.headers.getall(name))

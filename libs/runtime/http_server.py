@@ -87,7 +87,7 @@ class _Connection(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send the answer; what was read for it is no longer held then."""
+        """Send the answer, then release what its reads hold."""
         try:
             return await super().finish_response(request, resp, start_time)
         finally:

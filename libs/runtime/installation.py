@@ -45,5 +45,5 @@ class Installation:
 
     @property
     def instance(self) -> str:
-        """Names its processes to the store. A copy of the directory on another machine is another instance."""
+        """Identifies this installation's processes in the store; a copy of the directory on another machine differs."""
         return f"{self.id}@{socket.gethostname()}"

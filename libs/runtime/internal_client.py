@@ -72,7 +72,7 @@ class InternalClient:
         return _answer(call, status, body)
 
     async def _send_twice(self, call: InternalCall[Any, Any], body: bytes) -> tuple[int, bytes]:
-        """A refused connection has changed nothing, nor has a repeatable call that broke: once more."""
+        """Send again, once, after a refused connection or, if the call is repeatable, a broken one."""
         try:
             return await self._send(call, body)
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:

@@ -1,4 +1,4 @@
-"""How a Kafka cluster is reached: in plain text, over TLS, with SASL."""
+"""Security of the connections to Kafka: plain text, TLS, SASL."""
 
 import ssl
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""Where a service's data are, kept in the data directory when the service starts, for the commands on them.
+"""The settings of a service's store, written to the data directory at start for the operator's commands.
 
-A command in another shell would else act on whatever that shell happens to name.
+Otherwise a command would act on whatever the settings of its shell name.
 """
 
 import json
@@ -34,18 +34,18 @@ SettingsT = TypeVar("SettingsT", bound=StoreSettings)
 
 
 class OtherInstallation(Exception):
-    """What is set here is not what the service has; the message tells which settings differ."""
+    """The shell's settings differ from the service's; the message names them."""
 
 
 def keep_settings(service: str, settings: StoreSettings, data_dir: Path) -> None:
-    """Write down where a service's data are; a user's name and password stay out."""
+    """Write the settings of a service's store, without a user's name and password."""
     kept = settings.model_dump(mode="json", include=set(KEPT))
     folder = private_directory(data_dir / "settings")
     write_private(folder / f"{service}.json", json.dumps(_without_password(kept), indent=2) + "\n")
 
 
 def settings_of_installation(settings: type[SettingsT], service: str, data_dir: Path, **known: Any) -> SettingsT:
-    """The settings for a command on a service's data: as the service last had them, else as they are given here.
+    """The settings for a command: those the service last ran with, else those given here.
 
     Args:
         known: settings that are neither kept nor looked for in the environment.

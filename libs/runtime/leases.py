@@ -39,7 +39,7 @@ class Leases:
             "$or": [
                 {"holder": self.holder},
                 {"$expr": {"$lte": ["$expires_at", "$$NOW"]}},
-                # No lease is that long: the store's clock was set back.
+                # No lease lasts that long, so the store's clock was set back.
                 {"$expr": {"$gt": ["$expires_at", {"$add": ["$$NOW", int(self._lease_seconds * 10_000)]}]}},
             ],
         }
@@ -96,7 +96,7 @@ class Leases:
         finally:
             task.cancel()
             await asyncio.wait({task})
-        # It may have failed while the renewal was waited for.
+        # The work may have failed while the lease was being renewed.
         return None if task.cancelled() else task.result()
 
     async def _try_acquire(self, name: str) -> bool:

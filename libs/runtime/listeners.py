@@ -56,7 +56,7 @@ class Listeners:
 
 
 def inherited(descriptors: Sequence[int]) -> list[socket.socket]:
-    """The sockets that whoever started this process has opened for it.
+    """The listening sockets that were opened by the process that started this one.
 
     Raises:
         OSError: a descriptor is no socket.

@@ -1,4 +1,4 @@
-"""Which event log a service's events go to, remembered in its store, so that commands told of another one refuse."""
+"""Records in a service's store which event log it uses, so that commands with settings of another log are refused."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ log = structlog.get_logger(__name__)
 
 
 async def remember(store: EventStore, event_log: EventLog) -> None:
-    """Write down the log that the running service uses, as soon as the log says which it is."""
+    """Record the log that the running service uses, once the log can be asked."""
     while True:
         try:
             identity = await event_log.identity()
@@ -28,7 +28,7 @@ async def remember(store: EventStore, event_log: EventLog) -> None:
 
 
 async def require_same(store: EventStore, event_log: EventLog) -> None:
-    """Raise ``FixRequest`` when the service last ran on another log than this one."""
+    """Raise ``FixRequest`` if the service last ran on another log."""
     document = await store.database["installation"].find_one({"_id": "event_log"})
     if document is None:
         return

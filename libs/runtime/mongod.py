@@ -95,7 +95,7 @@ def await_primary(port: int, *, timeout_seconds: float, is_alive: Callable[[], b
 
 
 def last_words(log_path: Path, offset_bytes: int = 0) -> list[str]:
-    """The errors that a server wrote into its log, the last few, as a person reads them.
+    """The last errors in a server's log, in readable form.
 
     Args:
         offset_bytes: what stands before is of an earlier process.
@@ -108,7 +108,7 @@ def last_words(log_path: Path, offset_bytes: int = 0) -> list[str]:
 
 
 def _words_of(line: str) -> str | None:
-    """A line of severity E or F; what is not JSON comes from the loader or the parser of the command line."""
+    """An entry of severity E or F. Lines that are not JSON come from the loader or the command line parser."""
     if not line.startswith("{"):
         return line.strip()[:_TOLD_CHARACTERS_MAX] or None
     try:

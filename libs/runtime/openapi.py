@@ -182,7 +182,7 @@ class DescribedRoute(web.RouteDef):
     operation: Operation
 
     def __init__(self, route: web.RouteDef, operation: Operation) -> None:
-        # HEAD is to be safe, and would run the handler of its GET.
+        # HEAD must be safe, but would run the handler of its GET.
         kwargs = route.kwargs | {"allow_head": False} if route.method == "GET" and operation.changes else route.kwargs
         super().__init__(route.method, route.path, route.handler, kwargs)
         object.__setattr__(self, "operation", operation)

@@ -96,7 +96,7 @@ async def _opened_store(definition: ServiceDefinition[Any], settings: StoreSetti
 async def _opened_store_and_log(
     definition: ServiceDefinition[Any], settings: StoreSettings
 ) -> AsyncIterator[tuple[EventStore, EventLog]]:
-    """Both, once it is known that the service uses this very log."""
+    """Both, after a check that the service uses this log."""
     async with _opened_store(definition, settings) as store:
         event_log = await open_event_log(settings, store.client, definition.name)
         try:

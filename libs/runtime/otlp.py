@@ -60,7 +60,7 @@ def push_metrics(service: str, endpoint: str, registry: CollectorRegistry) -> No
 
 
 def _session_to(endpoint: str) -> requests.Session:
-    """A collector on this machine is reached directly, any other by the proxy that the environment names."""
+    """A session that uses the environment's proxy, but not for a collector on this machine."""
     session = requests.Session()
     host = urlsplit(endpoint).hostname or ""
     session.trust_env = not (host == "localhost" or host.startswith("127.") or host == "::1")

@@ -22,7 +22,7 @@ SIZE_BYTES_MAX = 256 * 1024 * 1024
 
 
 class TooMuchPassedOver(Exception):
-    """So much waits for a newer version that the topic has to wait for it too."""
+    """So many messages were passed over that the topic has to wait for the newer version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,11 @@ class PassedOver:
         self._counted(*((sizes[0]["count"], sizes[0]["bytes"]) if sizes else (0, 0)))
 
     def holds(self, stream: str) -> bool:
-        """Whether the stream's reactions have to wait behind one that is owed."""
+        """Whether the stream's reactions have to wait for one that was passed over."""
         return stream in self._streams
 
     def require_room(self, items: Sequence[PassedOverMessage]) -> None:
-        """Raises ``TooMuchPassedOver`` when these don't fit in beside what waits."""
+        """Raises ``TooMuchPassedOver`` if these would exceed the bound."""
         if not items:
             return
         count, size_bytes = self._count + len(items), self._size_bytes + sum(item.size_bytes for item in items)

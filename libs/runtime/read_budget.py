@@ -1,7 +1,7 @@
-"""How many bytes may be in memory for answers at one time: whoever comes beyond that is told to come back.
+"""Bounds the memory of all answers that are being made; requests beyond it are told to retry.
 
-A page of a list may be large, and many may be asked for at once. What the reads of a request bring in is counted for
-it until its answer was sent.
+A page of a list may be large, and many may be requested at once. What a request reads counts until its answer is
+sent.
 """
 
 import threading
@@ -29,7 +29,7 @@ class ReadBudget:
         self._lock = threading.Lock()
 
     def take(self, size_bytes: int) -> None:
-        """Raises ``RetryLater`` when others hold so much that there is no room."""
+        """Raises ``RetryLater`` if the other requests hold too much."""
         with self._lock:
             if self.used_bytes and self.used_bytes + size_bytes > self.size_bytes_max:
                 message = "too many large answers are being made at the moment"
@@ -53,7 +53,7 @@ class Held:
         self._small_bytes = 0
 
     def add(self, size_bytes: int) -> None:
-        """Small reads are not worth the accounting; every request may have that much."""
+        """Count a read; small ones are gathered up to ``SMALL_BYTES`` first."""
         self._small_bytes += size_bytes
         if self._small_bytes > SMALL_BYTES:
             self._budget.take(self._small_bytes)
@@ -66,7 +66,7 @@ class Held:
 
 
 def count_reads() -> Held:
-    """Begin to count what this task reads; whoever began it gives back what was held."""
+    """Start to count what this task reads; the caller gives it back."""
     held = Held(BUDGET)
     _held.set(held)
     return held

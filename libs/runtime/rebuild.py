@@ -180,7 +180,7 @@ class Rebuild:
         return compared
 
     def _require_lease(self, session: ClientSession | None = None) -> None:
-        """Once the lease is another's, that one may have dropped our shadows; inside a transaction it keeps it ours."""
+        """Renew the lease, or fail: its next holder drops our shadows. Within a transaction nobody else can take it."""
         renewed = self._store.sync_database["leases"].update_one(
             {"_id": LEASE, "holder": self._holder},
             [{"$set": {"expires_at": {"$add": ["$$NOW", int(LEASE_SECONDS * 1000)]}}}],
@@ -195,7 +195,7 @@ class Rebuild:
         names += [aggregate.listing.collection for aggregate in aggregates if aggregate.listing is not None]
         names += [projection.collection for projection in self._projections]
         live = set((await self._store.head()).collections.values())
-        # Whoever made them has lost the lease, if it lives: it can neither swap nor report any more.
+        # Their maker has lost the lease, so it can neither swap nor report any more.
         existing = set(await self._store.database.list_collection_names())
         left_over = [name for name in existing - live if name.split("__rebuilt_")[0] in names and "__rebuilt_" in name]
         await self._drop(left_over)
@@ -588,7 +588,7 @@ async def _exclusively(leases: Leases, work: Callable[[], Awaitable[Result]]) ->
     finally:
         for task in (working, renewing):
             task.cancel()
-        # Their errors are taken, so that neither is left for the loop to complain about.
+        # Retrieves their exceptions, which the event loop would otherwise report.
         await asyncio.gather(working, renewing, return_exceptions=True)
         await leases.release(LEASE)
 

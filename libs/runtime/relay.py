@@ -84,7 +84,7 @@ class Relay:
             RELAY_LAG_EVENTS.set(0)
 
     async def reason_to_be_stopped(self) -> str | None:
-        """Why it waits for an operator, None while it does not."""
+        """Why it waits for an operator, None if it does not."""
         return self._stopped_because
 
     async def stored_position(self) -> int:

@@ -1,4 +1,4 @@
-"""Forgets documents of entities that ended long ago; their events stay.
+"""Deletes documents of entities that ended long ago; their events stay.
 
 How far it went is kept in the same database, so that a rebuild leaves out the same documents.
 """

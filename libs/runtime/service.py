@@ -63,7 +63,7 @@ log = structlog.get_logger(__name__)
 
 
 class CannotListen(Exception):
-    """The address is taken or is none of this machine's."""
+    """The address is in use or does not belong to this machine."""
 
 
 class BackgroundTasks:
@@ -102,13 +102,13 @@ class BackgroundTasks:
             except Exception as error:
                 log.warning("background_task_failed", task=name, error=repr(error), exc_info=error)
                 failures = 1 if loop.time() - started_at > BACKOFF_SECONDS_MAX else failures + 1
-                # A store that does not answer is told by its own check.
+                # A store that does not answer is reported by its own check.
                 if failures >= FAILURES_MAX and not isinstance(error, PyMongoError):
                     self._failing[name] = repr(error)[:200]
             finally:
                 recovering.cancel()
             if self._closing:
-                # It answered the cancellation with an error of its own, and must not begin again.
+                # It raised while it was being cancelled, and must not start again.
                 return
             delay_seconds = 0.05 if failures == 1 else min(BACKOFF_SECONDS_MAX, delay_seconds * 2)
             await asyncio.sleep(delay_seconds)
@@ -266,7 +266,7 @@ async def _open_context(
 
 
 def _missing_keys(service: str, settings: ServiceSettings) -> dict[str, str | None]:
-    """Without its own key a service's calls are refused, without its callers' it refuses them."""
+    """The missing keys: without its own, a service's calls are refused; without its callers', it refuses theirs."""
     missing: dict[str, str | None] = {}
     called = sorted({call.service for call in CALLS if service in call.callers})
     if called:
@@ -323,7 +323,7 @@ async def _opened_when_reachable(store: EventStore, definition: ServiceDefinitio
 
 
 async def _store_answers(store: EventStore) -> str | None:
-    """Known from the reads of every second: who asks gets an answer at once, also while the store is silent."""
+    """Known from the reads of every second, so that the check answers at once even if the store does not."""
     silence_seconds = time.monotonic() - store.answered_at
     if silence_seconds < STORE_SILENCE_SECONDS_MAX:
         return None
@@ -373,7 +373,7 @@ def _follow_events(definition: ServiceDefinition[SettingsT], context: ServiceCon
 def _refolding(
     definition: ServiceDefinition[SettingsT], context: ServiceContext[SettingsT]
 ) -> Callable[[], Awaitable[bool]]:
-    """After an upgrade the projections lack what the former version did not understand."""
+    """Folds the projections again after an upgrade: they lack what the earlier version did not understand."""
 
     async def refold() -> bool:
         anew = Rebuild(context.store, context.event_log, projections=definition.projections, indexes=definition.indexes)

@@ -176,7 +176,7 @@ class BadSettings(Exception):
 
 
 class StoreSettings(BaseSettings):
-    """Where a service's data are, and no secret beyond: all that a command on them needs.
+    """The settings of a service's store, with no other secrets: all that the operator's commands need.
 
     Args:
         mongodb_url: the state store.
@@ -270,7 +270,7 @@ class StoreSettings(BaseSettings):
     def _mongodb_url(cls, value: str) -> str:
         if not value.startswith(MONGODB_SCHEMES):
             raise ValueError("must begin with mongodb:// or mongodb+srv://")
-        # What an SRV record says is asked of the DNS when the store is first used.
+        # SRV records are resolved when the store is first used.
         if value.startswith("mongodb://") and not _is_mongodb_url(value):
             raise ValueError(
                 "is no valid connection string (special characters in a user's name and password are percent-encoded)"
@@ -411,7 +411,7 @@ _SECTIONS = frozenset(
 
 
 def settings_without_effect(settings: "StoreSettings") -> dict[str, str]:
-    """What is set, in the environment or in the file, and has no effect: why, by the name that was used."""
+    """The settings that are set but have no effect, by the name that was used, and why."""
     written = {YAML_SETTINGS[path]: path for path, _ in _leaves(_read_yaml()) if path in YAML_SETTINGS}
     found = {written[name]: why for name, why in WITHOUT_EFFECT.items() if name in written}
     found |= {name.upper(): why for name, why in WITHOUT_EFFECT.items() if os.environ.get(name.upper())}
@@ -452,7 +452,7 @@ def _setting_of(item: Any) -> str:
 def _describe(name: str, items: Sequence[Any]) -> str:
     paths = [path for path, setting in YAML_SETTINGS.items() if setting == name]
     where = f" (in {CONFIG_DEFAULT}: {paths[0]})" if paths else ""
-    # Of a union, the validators of its alternatives stand in the path beside what a person wrote.
+    # For a union, the path also contains the validators of its alternatives.
     inner = ".".join(str(part) for part in items[0]["loc"][1:] if re.fullmatch(r"[\w.-]+", str(part)))
     said = "; or ".join(dict.fromkeys(item["msg"].removeprefix("Value error, ") for item in items))
     subject = f"{name.upper()}{where}: " if name else ""

@@ -406,12 +406,12 @@ def _rotate(path: Path) -> None:
         path.replace(path.with_name(f"{path.name}.1"))
 
 
-# No proxy of the environment's knows the services of this machine.
+# The environment's proxy can't reach services of this machine.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def answers_200(url: str) -> bool:
-    """Whether a service of this machine is there and says so."""
+    """Whether a URL of this machine answers 200."""
     try:
         with _DIRECT.open(url, timeout=2) as answer:
             return bool(answer.status == 200)

@@ -150,7 +150,7 @@ def stored_document(
 
 
 def _dumped(state: Frozen) -> Document:
-    # Only what was read with unknown fields has any; pydantic leaves them out of models that don't declare them.
+    # Only documents that were read with ``extra="allow"`` have unknown fields; pydantic leaves those out of its dumps.
     if state.model_extra is None:
         return state.model_dump()
     dumped: Document = _with_unknown_fields(state)

@@ -49,7 +49,7 @@ class Behaviour:
         return self.apply(document, envelope)
 
     def reaction(self) -> Reaction:
-        """Every thing made has its echo commanded: to be made, unless told otherwise."""
+        """Every thing that is made causes a command for its echo, ``MakeThing`` by default."""
 
         def react(envelope: Envelope) -> Sequence[Act]:
             if not isinstance(envelope.data, ThingMade):

@@ -1,4 +1,4 @@
-"""What a caller may hand on, never more than it holds itself, and whose credentials it may change."""
+"""What a caller may grant, never more than it holds itself, and whose credentials it may change."""
 
 from collections.abc import Sequence
 

@@ -81,7 +81,7 @@ class NewUserBody(SignupBody):
 
 
 class UserChangeBody(Body):
-    """What is left out stays; ``username`` is there for forms that send the whole user back.
+    """Absent fields stay as they are; ``username`` is accepted for forms that send the whole user.
 
     Users who change their own password send the present one too, in ``current_password``.
     """

@@ -51,13 +51,13 @@ class Sessions:
         return token
 
     async def note_address(self, user_id: int, address: str) -> None:
-        """Remember where a user logged in, for as long as an unused session lasts."""
+        """Remember the address of a login, for as long as an unused session lasts."""
         await self._documents.plain(KNOWN_ADDRESSES).update_one(
             {"_id": {"user_id": user_id, "address": address}}, {"$set": {"expires_at": self._expiry()}}, upsert=True
         )
 
     async def knows_address(self, user_id: int, address: str) -> bool:
-        """Whether the user logged in from there lately."""
+        """Whether the user recently logged in from there."""
         known = {"_id": {"user_id": user_id, "address": address}, "expires_at": {"$gt": self._clock.now()}}
         return await self._documents.plain(KNOWN_ADDRESSES).find_one(known) is not None
 

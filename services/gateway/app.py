@@ -76,7 +76,7 @@ async def _rate_limits(context: ServiceContext[GatewaySettings]) -> AsyncIterato
 
 
 def _readiness_of(probes: aiohttp.ClientSession, url: str, principals: PrincipalSigner, service: str) -> Check:
-    """Whether the service is ready, and believes what this gateway signs."""
+    """Whether the service is ready and trusts this gateway's key."""
 
     async def check() -> str | None:
         headers = {PRINCIPAL_HEADER: principals.sign_as_service(service)}
@@ -101,7 +101,7 @@ def _what_is_wrong(answer: bytes) -> str:
 
 
 def _workers_of(probes: aiohttp.ClientSession, url: str) -> Check:
-    """Runs wait while there is no worker, as where workers are scaled to none; all else goes on."""
+    """Degraded while there is no worker: only runs wait, as with workers scaled to zero."""
 
     async def check() -> str | None:
         try:

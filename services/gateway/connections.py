@@ -40,7 +40,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class AllInUse(Exception):
-    """As many requests as there may be are under way."""
+    """All connections are in use."""
 
 
 class NotConnected(Exception):

@@ -74,7 +74,7 @@ class Gateway:
             await self._admission.require_caller(request, path, caller.principal)
             if caller.expires_soon_at is not None:
                 request[RESPONSE_HEADERS][KEY_EXPIRES_HEADER] = isoformat_z(caller.expires_soon_at)
-            # What a path does is known where it is routed: what changes something refuses a token that may only read.
+            # The service knows which routes change something; those refuse a token that may only read.
             may_only_read = caller.by_cookie and not self._origins.vouches_for(request.headers)
             if may_only_read and request.method not in SAFE_METHODS:
                 raise not_intended()

@@ -52,7 +52,7 @@ class Origins:
         }
 
     def vouches_for(self, headers: Mapping[str, str]) -> bool:
-        """Whether a page that may call has made this call: an allowed or our own ``Origin`` or ``Referer``.
+        """Whether an allowed page made the call: ``Origin`` or ``Referer`` is our own or allowed.
 
         Where a browser tells neither, ``Sec-Fetch-Site`` may say that the page is our own. ``same-site`` does not:
         every other port of a machine, and every other host of a domain, is of the same site.

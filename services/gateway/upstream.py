@@ -73,7 +73,7 @@ class Upstream:
     def __init__(self, urls: Mapping[str, str], timeout_seconds: float) -> None:
         self._timeout_seconds = timeout_seconds
         self._connections = {service: Connections(url) for service, url in urls.items()}
-        # What may take a minute has places of its own, or a crowd of long polls would keep everybody else waiting.
+        # Slow requests have connections of their own, so that many long polls can't block all others.
         self._slow_connections = {service: Connections(url, waits_for_place=False) for service, url in urls.items()}
         self._breakers = {service: Breaker(time.monotonic) for service in urls}
         self._waiting: set[asyncio.Timeout] = set()

@@ -130,7 +130,7 @@ class Claims:
             except Conflict as refusal:
                 if refusal.code != "run_changed":
                     raise
-                # A cancellation came between reading the run and deciding.
+                # The run was cancelled after it was read.
                 cancelled = True
         outcome: RunOutcome = "cancelled" if tried_again and cancelled else report.outcome
         finish = FinishRun(epoch=report.epoch, outcome=outcome, error=report.error, streams=report.streams)
@@ -163,14 +163,14 @@ class Claims:
         return retry_allowed(run, retries_max=self._settings.max_retries)
 
     def _backoff_seconds(self, attempts: int) -> float:
-        """With jitter in its upper half, so that runs that failed together don't return together."""
+        """The pause, with jitter in its upper half so that runs that failed together are not retried together."""
         growth = {"exponential": 2 ** (attempts - 1), "linear": attempts, "constant": 1}[self._settings.sync_backoff]
         pause_seconds: float = min(BACKOFF_SECONDS_MAX, self._settings.retry_backoff_seconds * growth)
         return pause_seconds * random.uniform(0.5, 1.0)
 
     async def _waiting(self) -> AsyncGenerator[Entity[RunState], None]:
         now = self._clock.now()
-        # No pause is that long: the clock was set back.
+        # No pause lasts that long, so the clock was set back.
         never = now + timedelta(seconds=2 * BACKOFF_SECONDS_MAX)
         since = {"$or": [{"state.waiting_since": {"$lte": now}}, {"state.waiting_since": {"$gt": never}}]}
         cursor = self._documents.collection(RUN.collection).find({"state.status": "queued", **since})
@@ -197,7 +197,7 @@ class Claims:
         try:
             takes_over((await self._job(run)).state.definition.advanced_settings_json)
         except UNREADABLE as error:
-            # It could not be handed out, and would be claimed again and again.
+            # It can't be handed out, so it would be claimed again and again.
             self._readable.report(run.id, error)
             return None
         lost = run.state.status == "running"
@@ -220,7 +220,7 @@ class Claims:
         return await self._claimed(claimed)
 
     async def _could_report(self, run: Entity[RunState]) -> bool:
-        """Whether the worker could have reported: not where its lease was last renewed before this instance began.
+        """Whether the worker could have reported: not if its lease was last renewed before this instance started.
 
         All instances may have been away until then, and a worker that was stopped meanwhile could not tell anybody.
         """
@@ -309,7 +309,7 @@ class Claims:
 
 
 def _is_over(expires_at: Any) -> Document:
-    """Whether a lease's end has passed, or is so far away that the clock was set back since."""
+    """Whether a lease has expired, or ends so far ahead that the clock must have been set back."""
     never = {"$add": ["$$NOW", LEASE_SECONDS_MAX * 1000]}
     return {"$or": [{"$lte": [expires_at, "$$NOW"]}, {"$gt": [expires_at, never]}]}
 

@@ -30,6 +30,6 @@ class Measurements:
         due = {"state.status": "queued", "state.waiting_since": {"$lte": now}}
         RUNS_WAITING.set(await runs.count_documents(due))
         RUNS_ACTIVE.set(await runs.count_documents({"state.status": {"$in": ["queued", "running"]}}))
-        # The moment alone: a run that can't be read would end all measuring.
+        # Reads only this field, since a run that can't be read would stop the measurements.
         oldest = await runs.find_one(due, {"state.waiting_since": 1}, sort=[("state.waiting_since", ASCENDING)])
         OLDEST_WAIT_SECONDS.set((now - oldest["state"]["waiting_since"]).total_seconds() if oldest else 0)

@@ -346,7 +346,7 @@ def _result_view(result: StreamResult) -> JsonObject:
 
 
 def _verified(results: Sequence[StreamResult]) -> bool | None:
-    """False where a stream's ends differ, True where those of every stream are equal, else None."""
+    """False if a stream's ends differ, True if those of all streams are equal, else None."""
     verdicts = {result.verified for result in results}
     return False if False in verdicts else True if verdicts == {True} else None
 

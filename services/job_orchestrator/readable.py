@@ -1,4 +1,4 @@
-"""Reads that one broken document can't stop: what can't be read is logged once and left out."""
+"""Reads that skip documents which can't be read, and log each of them once."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Generic, TypeVar
@@ -16,7 +16,7 @@ from libs.runtime.mongo import Document
 State = TypeVar("State", bound=Frozen)
 
 UNREADABLE = (PureCodeFailed, NewerVersion, KeyError, InvalidInput, CronSimError)
-"""What reading a document raises that is broken, or of a newer version of this service."""
+"""The exceptions from documents that are broken or of a newer version."""
 REMEMBERED_MAX = 1_000
 
 log = structlog.get_logger(__name__)

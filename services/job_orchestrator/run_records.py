@@ -37,7 +37,7 @@ class LogPage:
     has_more_newer: bool
 
 
-# Documents of former versions have the time of their making and are removed by the index of those versions.
+# Documents of earlier versions have ``created_at`` instead, and those versions' index removes them.
 _EXPIRY = IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)
 INDEXES = {
     PROGRESS: [_EXPIRY],
@@ -96,7 +96,7 @@ class RunRecords:
                 raise
 
     async def close_attempt(self, run_id: str, epoch: int, level: LogLevel, message: str) -> None:
-        """Add the line that stands after all that an attempt's worker reports; the first one is kept."""
+        """Add the last line of an attempt, after all lines of its worker; if there is one, it stays."""
         now = self._clock.now()
         line = _line(run_id, epoch, _CLOSING, LogLine(time=now, level=level, message=message))
         with contextlib.suppress(DuplicateKeyError):

@@ -82,7 +82,7 @@ class Scheduler:
         return found
 
     async def _alone(self, job: Entity[JobState], work: Callable[[Entity[JobState]], Awaitable[None]]) -> None:
-        """Do a job's work so that a broken one does not stop the others'."""
+        """Run one job's work; a broken job does not stop the others."""
         try:
             await work(job)
         except UNREADABLE as error:
@@ -116,7 +116,7 @@ class Scheduler:
             log.info("clear_refused", job_id=job.id, code=refusal.code)
 
     async def _pause_seconds(self, now: datetime) -> float:
-        # Not of those that are due and can't be started: they wait for the next round.
+        # Jobs that are due and can't be started wait for the next round.
         coming = {"state.next_tick": {"$gt": now}}
         jobs = self._documents.collection(JOB.collection)
         following = await jobs.find_one(coming, {"state.next_tick": 1}, sort=[("state.next_tick", ASCENDING)])

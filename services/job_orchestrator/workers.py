@@ -25,7 +25,7 @@ class Workers:
         self._noted_at: dict[str, float] = {}
 
     async def note(self, worker_id: str) -> None:
-        """A worker asked for a run; written down once in a while."""
+        """Record that a worker asked for a run, at most every ``NOTED_SECONDS``."""
         now = time.monotonic()
         if now - self._noted_at.get(worker_id, -NOTED_SECONDS) < NOTED_SECONDS:
             return
@@ -34,7 +34,7 @@ class Workers:
         await self._workers.update_one({"_id": worker_id}, [{"$set": {"seen_at": "$$NOW"}}], upsert=True)
 
     async def absence(self) -> str | None:
-        """What there is to say when no worker asked lately and none moves a run: runs wait, and nothing is lost."""
+        """``Degraded`` if no worker asked for a run lately and none has one."""
         try:
             async with asyncio.timeout(CHECK_SECONDS_MAX):
                 return await self._absence()

@@ -58,7 +58,7 @@ class Changes:
 
 
 class Feed:
-    """Reads of the store's events as they come: the newest from the tail that all share, older ones from the store.
+    """Reads events as they are committed: the newest from the shared tail, older ones from the store.
 
     Args:
         store: the service's opened store.
@@ -118,7 +118,7 @@ class Feed:
 
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:
-        """Keeps the tail between the waits of one reader."""
+        """Keep the tail running between the waits of one reader."""
         with self._tail.following():
             yield
 
@@ -141,14 +141,14 @@ class _Selection:
         self._size_bytes = 0
 
     def is_full_after(self, events: Sequence[Envelope]) -> bool:
-        """Examine events; True when enough was found, and the rest was not looked at.
+        """Examine events; returns whether the selection is full, the rest being unexamined.
 
         Raises:
             NewerVersion: the next event of the project is of a type that this version does not know.
         """
         for envelope in events:
             if isinstance(envelope.data, UnknownEvent) and envelope.metadata.project_id == self._interest.project_id:
-                # An instance of the newer version tells it; passed over here, its reader would never see it.
+                # Only the newer version can show it; if it were skipped, the reader would never see it.
                 if not self._found:
                     raise NewerVersion("a newer version of the service tells what comes next", retry_after_seconds=1)
                 return True

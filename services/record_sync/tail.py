@@ -1,4 +1,4 @@
-"""The newest events, kept in memory for all who follow them: one reader of the store, however many listen.
+"""The newest events in memory: one reader of the store serves all listeners.
 
 The reader runs while somebody follows. It keeps a window of the latest events, bounded in bytes; whoever is further
 behind reads the store.
@@ -63,7 +63,7 @@ class Tail:
                 self._forget()
 
     def sign(self) -> asyncio.Event:
-        """What is set when the tail moves next; take it before looking at the events."""
+        """The event that is set when the tail next moves; get it before looking at the events."""
         return self._moved
 
     async def wait(self, sign: asyncio.Event, timeout_seconds: float) -> None:
@@ -79,7 +79,7 @@ class Tail:
             raise self._failure
 
     def events_after(self, position: int) -> Sequence[Envelope] | None:
-        """The events above a position, as far as they have come; None where the window begins later."""
+        """The events above a position that are in the window, None if the window starts later."""
         if self._begins_after is None or position < self._begins_after:
             return None
         return self._events[bisect_right(self._events, position, key=attrgetter("position")) :]

@@ -151,7 +151,7 @@ class RunExecution:
         self._done = True
 
     async def _endpoints(self) -> EndpointsResolved:
-        """Ask catalog until it answers: that it is starting as well is no failure of the run."""
+        """Ask catalog until it answers: if it is just starting, the run should not fail."""
         deadline = time.monotonic() + RESOLVE_SECONDS_MAX
         pause_seconds = RESOLVE_PAUSE_SECONDS
         while True:
@@ -191,7 +191,7 @@ class RunExecution:
     async def _move_from(
         self, snapshot: Snapshot, waiting: Sequence[StreamReport], opened: DestinationRun
     ) -> list[StreamReport]:
-        """Move every stream that can be; returns those that are left when one took the snapshot with it."""
+        """Move the streams; returns those that are left if a failure ended the snapshot."""
         ready: list[tuple[StreamReport, Table]] = []
         for place, stream in enumerate(waiting):
             try:
@@ -245,7 +245,7 @@ class RunExecution:
         self._completed(stream, written, seconds)
 
     async def _fail_alone(self, stream: StreamReport, error: Exception, opened: DestinationRun) -> None:
-        """Note that a stream failed, so that the others go on; raises what ends the whole attempt.
+        """Record that a stream failed, so that the others go on; raises if the whole attempt has to end.
 
         Where the connection broke, the destination is asked: it may be away for all of them, or have the commit.
         """
@@ -309,7 +309,7 @@ class RunExecution:
             limit.reschedule(asyncio.get_running_loop().time())
 
     def _stall(self, stream: StreamReport) -> ConnectorUnavailable:
-        """What a stream fails with that has not moved for too long."""
+        """The error of a stream that has not moved for too long."""
         last = f"the {stream.moved_last} moved last" if stream.moved_last else "the source has sent nothing yet"
         return ConnectorUnavailable(
             f"{stream.plan.stream}: nothing has moved for {self._stall_timeout_seconds:g} s; {last} "
@@ -349,7 +349,7 @@ class RunExecution:
         return await self._failed(error)
 
     async def _failed(self, error: BaseException | None) -> RunOutcome | Literal["fenced"]:
-        """Report every stream's failure and what ended the attempt, if anything did."""
+        """Report the failures of all streams and the error that ended the attempt, if there is one."""
         failures = list(self._failures)
         if error is not None:
             ending = self._failure_of(first_error(error))
@@ -446,20 +446,20 @@ def outcome_of(written: Written) -> str:
 
 
 async def _stopped(*tasks: "asyncio.Task[None]") -> None:
-    """Cancel and wait a while; what then still holds on commits nothing under an older epoch."""
+    """Cancel and wait in bounded time; what still runs then can't commit under an older epoch."""
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks, timeout=STOPPING_SECONDS_MAX)
 
 
 def _named(stream: StreamReport, message: str) -> str:
-    """The message, which says which stream it is about."""
+    """The message, prefixed with the stream's name unless it has it."""
     name = str(stream.plan.stream)
     return message if name in message else f"{name}: {message}"
 
 
 def _joined(messages: Sequence[str], streams: int) -> str:
-    """All failures in one text; where that gets too long, as many as fit and how many more there are."""
+    """All failures in one text; if it gets too long, as many as fit and the number of the others."""
     if len(messages) == 1:
         return messages[0][:ERROR_CHARACTERS_MAX]
     text = f"{len(messages)} failures in {streams} streams: "

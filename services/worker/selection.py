@@ -1,4 +1,4 @@
-"""From a job's stream catalog to the plans of its streams, each with what stands in its way. Pure."""
+"""Makes the plans of a job's streams from its catalog, each with the reason if it can't be moved. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -127,7 +127,7 @@ class EmbeddedSubscription:
         except PyMongoError as error:
             raise ConnectionError(f"the store of {self._topic} does not answer: {type(error).__name__}") from error
         messages = [_message(self._topic, store_id, document) for document in documents]
-        # Below the head the topic has no more than was found, unless a limit cut it off.
+        # Unless a limit was reached, the topic has no further events below the head.
         self._drained = not is_cut and len(messages) < messages_max
         self.next_offset = position + 1 if self._drained else messages[-1].offset + 1
         return messages

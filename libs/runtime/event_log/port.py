@@ -41,7 +41,7 @@ class Message:
 
     @property
     def id(self) -> str:
-        """Its place on the log, under which it is put aside; no topic's name holds a slash."""
+        """Its place on the log, the id under which it is parked or passed over; topic names contain no slash."""
         return f"{self.topic}/{self.partition}/{self.offset}"
 
 

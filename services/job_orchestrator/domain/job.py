@@ -281,7 +281,7 @@ def _next_tick(state: JobState) -> datetime | None:
 
 
 def _is_new(state: JobState, tick: datetime, now: datetime | None) -> bool:
-    """Whether a tick was neither run nor passed over; what a clock did that was set back since is forgotten."""
+    """Whether a tick was neither run nor skipped, ignoring ticks ahead of a clock that was set back."""
     if now is None or not clock_was_set_back(state, now):
         return tick > state.scheduled_until
     last = state.last_scheduled_for
@@ -289,7 +289,7 @@ def _is_new(state: JobState, tick: datetime, now: datetime | None) -> bool:
 
 
 def clock_was_set_back(state: JobState, now: datetime) -> bool:
-    """Whether ticks were done with that are still to come, by more than what clocks of instances differ."""
+    """Whether ticks of the future were handled already, beyond the clock difference of instances."""
     return state.scheduled_until > now + CLOCKS_DIFFER_MAX
 
 
@@ -306,7 +306,7 @@ def tick_due(state: JobState, now: datetime) -> datetime | None:
 
 
 def _tick_of_this_minute(state: JobState, now: datetime) -> datetime | None:
-    """How a schedule goes on after the clock was set back: older ticks may have been run under the other time."""
+    """After the clock was set back only a tick of this minute is due: older ones may have been run before."""
     tick = latest_tick(state.definition.frequency, now)
     if tick is None or now - tick > TICK_LATE_MAX or not _is_new(state, tick, now):
         return None

@@ -48,7 +48,7 @@ def catalog_text(value: Any, field: str = "streams_config") -> str:
 
 
 def honoured_catalog_text(value: Any, field: str = "streams_config") -> str:
-    """The JSON text of a catalog that runs can follow; raises ``InvalidInput`` naming all that they can't honour."""
+    """The JSON text of a catalog; raises ``InvalidInput`` naming everything in it that runs don't support."""
     text = catalog_text(value, field)
     config = _parsed(StreamsConfig, parse_json(text.encode()), field)
     _refuse([FieldError(f"{field}.{item.field}", item.message, "not_supported") for item in refusals(config)])
@@ -65,7 +65,7 @@ def advanced_settings_text(value: Any, field: str = "advanced_settings") -> str:
 
 
 def takes_over(advanced_settings_json: str) -> bool:
-    """Whether a job may have the tables of jobs that are no more."""
+    """Whether a job may take over the tables of deleted jobs."""
     settings = parse_json(advanced_settings_json.encode())
     return isinstance(settings, dict) and settings.get("take_over") is True
 
