@@ -334,7 +334,7 @@ class EventStore:
         await self.database[BELL].insert_one({"position": head.position, "writer": self.writer})
 
     async def _end_predecessor(self) -> None:
-        """Abort the transaction that this instance's last process left open and that locks the head until it expires."""
+        """Abort the transaction that this instance's last process left open: it locks the head until it expires."""
         if not self._instance:
             return
         writers = self.database["writers"]

@@ -122,7 +122,6 @@ OLDEST_WAIT_SECONDS = Gauge(
 )
 RUNS_ACTIVE = Gauge("datasync_runs_active", "Runs that wait or are running", registry=REGISTRY)
 RUNS_FINISHED = Counter("datasync_runs_finished_total", "Runs by outcome", ["outcome"], registry=REGISTRY)
-ROWS_MOVED = Counter("datasync_rows_moved_total", "Rows written to destinations", ["destination"], registry=REGISTRY)
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 

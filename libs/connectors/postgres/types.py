@@ -11,7 +11,6 @@ from typing import Any
 import asyncpg
 
 # OIDs below this are assigned by PostgreSQL itself and the same on every server (documentation, section 74.2.2).
-FIRST_NORMAL_OID = 16384
 BUILT_IN_OID_MAX = 9999
 
 _KINDS = {b"b": "scalar", b"e": "enum", b"c": "composite", b"r": "range", b"m": "range", b"p": "pseudo", b"d": "domain"}
