@@ -9,13 +9,13 @@ from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from aiohttp import web
+
 from libs.core.errors import RetryLater
 from libs.core.sizes import text_bytes
 
 READ_BYTES_MAX = 256 * 1024 * 1024
 SMALL_BYTES = 64 * 1024
-HELD = "held"
-"""Under this name a request holds what was counted for it."""
 
 _held: "ContextVar[Held | None]" = ContextVar("held", default=None)
 
@@ -63,6 +63,10 @@ class Held:
     def give_back(self) -> None:
         self._budget.give_back(self._taken_bytes)
         self._taken_bytes = self._small_bytes = 0
+
+
+HELD: web.RequestKey[Held] = web.RequestKey("held", Held)
+"""What was counted for a request."""
 
 
 def count_reads() -> Held:
