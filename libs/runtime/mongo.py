@@ -7,6 +7,7 @@ everything that waits.
 from collections.abc import Mapping
 from typing import Any
 
+from bson import encode
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorCursor, AsyncIOMotorDatabase
 from pymongo import (
     ASCENDING,
@@ -75,6 +76,7 @@ __all__ = [
     "UpdateOne",
     "WriteConcern",
     "connect",
+    "document_bytes",
     "duplicate_key_of",
     "synchronous",
 ]
@@ -99,6 +101,11 @@ def connect(url: str, app_name: str = "datasync", *, pool_min: int = 0, pool_max
         minPoolSize=pool_min,
         maxPoolSize=pool_max,
     )
+
+
+def document_bytes(document: Document) -> int:
+    """A document's size as the server counts it."""
+    return len(encode(document))
 
 
 def synchronous(client: Client) -> MongoClient[Document]:

@@ -9,9 +9,12 @@ import asyncio
 import hashlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from itertools import chain, takewhile
 from typing import Any, NoReturn, TypeVar
 
 import structlog
@@ -22,8 +25,8 @@ from libs.core.errors import NewerVersion
 from libs.core.ids import uuid7
 from libs.runtime.consumer import Place
 from libs.runtime.decisions import known_of
-from libs.runtime.event_log.port import EventLog, Message, Subscription
-from libs.runtime.event_store import EventStore, Head, canonical_document, envelope_of, head_of
+from libs.runtime.event_log.port import EventLog, Message, OffsetOutOfRange, Subscription
+from libs.runtime.event_store import PAGE_BYTES_MAX, EventStore, Head, canonical_document, envelope_of, head_of
 from libs.runtime.leases import Leases
 from libs.runtime.list_changes import ListChanges
 from libs.runtime.mongo import (
@@ -35,6 +38,7 @@ from libs.runtime.mongo import (
     IndexModel,
     PyMongoError,
     ReplaceOne,
+    document_bytes,
 )
 from libs.runtime.parking import COLLECTION as PARKED
 from libs.runtime.passed_over import COLLECTION as PASSED_OVER
@@ -42,6 +46,11 @@ from libs.runtime.retention import forget_again
 from libs.runtime.works import PureCodeFailed, state_of, stored_document
 
 EVENTS_TOGETHER = 1_000
+WAITING_BYTES_MAX = 32 * 1024 * 1024
+PARKED_BYTES_MAX = 64 * 1024 * 1024
+DOCUMENTS_BYTES_MAX = 16 * 1024 * 1024
+MESSAGE_BYTES = 2_048
+"""What a message takes besides its value."""
 TAIL_MAX = 200
 CATCH_UPS_MAX = 50
 DIFFERENCES_MAX = 20
@@ -210,10 +219,13 @@ class Rebuild:
 
     async def _open_topics(self, stack: AsyncExitStack) -> None:
         moment = await asyncio.to_thread(self._moment, None)
-        for topic in dict.fromkeys(projection.topic for projection in self._projections):
-            subscription = await stack.enter_async_context(self._event_log.subscribe(topic, {}))
+        topics = list(dict.fromkeys(projection.topic for projection in self._projections))
+        for topic in topics:
             projections = [projection for projection in self._projections if projection.topic == topic]
-            replay = _TopicReplay(topic, projections, subscription, moment.places.get(topic, {}))
+            stored, waiting_bytes_max = moment.places.get(topic, {}), WAITING_BYTES_MAX // len(topics)
+            replay = _TopicReplay(topic, projections, self._event_log, stored, waiting_bytes_max)
+            stack.push_async_callback(replay.close)
+            await replay.open({})
             if topic in self._repaired:
                 await replay.accept_what_the_log_holds()
             self._topics[topic] = replay
@@ -223,14 +235,9 @@ class Rebuild:
         for _ in range(CATCH_UPS_MAX):
             moment = await asyncio.to_thread(self._moment, None)
             before = self._position
-            await self._read_topics(moment)
-            await asyncio.to_thread(self._apply_up_to, moment)
+            await self._reach(moment)
             if self._position - before <= TAIL_MAX:
                 return
-
-    async def _read_topics(self, moment: _Moment) -> None:
-        for topic, replay in self._topics.items():
-            await replay.read_up_to(replay.targets(moment.places.get(topic, {})))
 
     def _moment(self, session: ClientSession | None) -> _Moment:
         """Where the service stands; consistent in itself only within a session."""
@@ -249,28 +256,33 @@ class Rebuild:
         )
         return _Moment(head, places, parked, passed_over)
 
-    def _apply_up_to(self, moment: _Moment, session: ClientSession | None = None) -> None:
-        """Bring the shadow documents to a moment; inside a transaction its progress is the caller's to keep."""
-        for envelopes in self._own_events(moment.head, session):
-            writes = _Writes(self._store, self._shadows, session)
+    async def _reach(self, moment: _Moment) -> None:
+        """Bring the shadow documents to a moment, in portions that fit into memory."""
+        await asyncio.to_thread(self._apply_own, moment.head)
+        for topic, replay in self._topics.items():
+            async with aclosing(replay.portions(replay.targets(moment.places.get(topic, {})))) as portions:
+                async for _ in portions:
+                    await asyncio.to_thread(self._apply_foreign, replay, moment)
+
+    def _apply_own(self, head: Head, session: ClientSession | None = None) -> None:
+        """Apply the service's own events; inside a transaction the progress is the caller's to keep."""
+        for envelopes in self._own_events(head, session):
             own = [(aggregate, item) for item in envelopes if (aggregate := self._aggregate_of(item)) is not None]
             if newer := next((item for _, item in own if not item.is_understood), None):
                 raise RebuildFailed(f"{newer.type} {newer.id}: {NEWER}")
-            writes.load((aggregate.collection, aggregate.id_type(item.entity_id)) for aggregate, item in own)
-            for aggregate, envelope in own:
-                writes.evolve(aggregate, envelope)
-            writes.flush()
+            _Writes(self._store, self._shadows, session).evolve(own)
             if session is None:
                 self._position = envelopes[-1].position
-        for replay in self._topics.values():
-            handled = replay.handled_by(moment)
-            foreign = [message.envelope for message in handled.messages if message.envelope is not None]
-            for start in range(0, len(foreign), EVENTS_TOGETHER):
-                writes = _Writes(self._store, self._shadows, session)
-                writes.project(replay.projections, foreign[start : start + EVENTS_TOGETHER])
-                writes.flush()
-            if session is None:
-                replay.forget(handled)
+
+    def _apply_foreign(self, replay: "_TopicReplay", moment: _Moment, session: ClientSession | None = None) -> None:
+        """Apply what was read of a topic, up to the moment."""
+        handled = replay.handled_by(moment)
+        foreign = [message.envelope for message in handled.messages if message.envelope is not None]
+        for start in range(0, len(foreign), EVENTS_TOGETHER):
+            writes = _Writes(self._store, self._shadows, session)
+            writes.project(replay.projections, foreign[start : start + EVENTS_TOGETHER])
+        if session is None:
+            replay.forget(handled)
 
     def _aggregate_of(self, envelope: Envelope) -> Aggregate[Any] | None:
         return self._aggregates.get(envelope.stream.split("-", 1)[0])
@@ -285,7 +297,7 @@ class Rebuild:
         while position < head.position:
             criteria = {"position": {"$gt": position, "$lte": head.position}}
             found = events.find(criteria, session=session).sort("position", ASCENDING).limit(EVENTS_TOGETHER)
-            envelopes = [envelope_of(document, head.store_id) for document in found]
+            envelopes = _page(found, head.store_id)
             if not envelopes:
                 raise RebuildFailed(f"the events after position {position} are missing")
             yield envelopes
@@ -296,8 +308,7 @@ class Rebuild:
         session = await asyncio.to_thread(lambda: self._store.sync_database.client.start_session(snapshot=True))
         try:
             moment = await asyncio.to_thread(self._moment, session)
-            await self._read_topics(moment)
-            await asyncio.to_thread(self._apply_up_to, moment)
+            await self._reach(moment)
             reports = [
                 await asyncio.to_thread(self._compare_collection, logical, moment.head, session)
                 for logical in self._shadows
@@ -356,7 +367,9 @@ class Rebuild:
         for topic, replay in self._topics.items():
             if not replay.has_read(replay.targets(moment.places.get(topic, {}))):
                 raise _NotReadFar
-        self._apply_up_to(moment, session)
+        self._apply_own(before, session)
+        for replay in self._topics.values():
+            self._apply_foreign(replay, moment, session)
         for topic in self._repaired & self._topics.keys():
             writes = [
                 ReplaceOne[Document]({"_id": f"{topic}/{partition}"}, _offset_document(place), upsert=True)
@@ -384,6 +397,7 @@ class _TopicReplay:
 
     Args:
         stored: the places when the rebuild began: they name the store whose events count.
+        waiting_bytes_max: how much is read before it has to be applied.
         read: the next offset to read, by partition.
         skipped: messages that were parked when their turn came; they count once they are no longer.
         accepted: for a topic under repair, the places to store: the log's end.
@@ -391,15 +405,30 @@ class _TopicReplay:
 
     topic: str
     projections: Sequence[Projection]
-    subscription: Subscription
-    stored: dict[int, Place]
+    event_log: EventLog
+    stored: Mapping[int, Place]
+    waiting_bytes_max: int
     read: dict[int, int] = field(default_factory=dict)
     highest: dict[int, int] = field(default_factory=dict)
     waiting: dict[int, deque[Message]] = field(default_factory=dict)
+    waiting_bytes: int = 0
     skipped: list[Message] = field(default_factory=list)
     accepted: dict[int, Place] = field(default_factory=dict)
     store_id: str = ""
+    subscription: Subscription = field(init=False)
+    _opened: AsyncExitStack = field(default_factory=AsyncExitStack)
     _silence: int = 0
+
+    async def open(self, offsets: Mapping[int, int]) -> None:
+        """Read from these offsets, or from the beginning of a partition that is not named."""
+        await self.close()
+        try:
+            self.subscription = await self._opened.enter_async_context(self.event_log.subscribe(self.topic, offsets))
+        except OffsetOutOfRange as error:
+            raise RebuildFailed(f"{self.topic} expires faster than it can be read: {error}") from error
+
+    async def close(self) -> None:
+        await self._opened.aclose()
 
     def targets(self, places: Mapping[int, Place]) -> dict[int, int]:
         """The offsets up to which the topic counts as handled."""
@@ -408,80 +437,127 @@ class _TopicReplay:
     def has_read(self, targets: Mapping[int, int]) -> bool:
         return all(self.read.get(partition, 0) >= offset for partition, offset in targets.items())
 
-    async def read_up_to(self, targets: Mapping[int, int]) -> None:
-        """Read until nothing below the targets can be missing."""
-        deadline = time.monotonic() + READ_SECONDS_MAX
+    async def portions(self, targets: Mapping[int, int]) -> AsyncGenerator[None, None]:
+        """Read until nothing below the targets can be missing; yields whenever what waits has to be applied."""
+        async for batch in self._batches(targets):
+            for message in batch:
+                self._take(message)
+            if self.waiting_bytes >= self.waiting_bytes_max:
+                yield
+                if self.waiting_bytes >= self.waiting_bytes_max / 2:
+                    await self._drop_what_is_ahead()
+        yield
+
+    async def _batches(self, targets: Mapping[int, int]) -> AsyncIterator[Sequence[Message]]:
+        advanced_at = time.monotonic()
         while not self.has_read(targets):
             batch = await self.subscription.next_batch(EVENTS_TOGETHER, 1.0)
             if batch:
-                self._take(batch)
-                deadline = time.monotonic() + READ_SECONDS_MAX
-                continue
-            ends = await self.subscription.end_offsets()
-            if any(offset > ends.get(partition, 0) for partition, offset in targets.items()):
-                raise RebuildFailed(f"{self.topic} ends before the stored offsets; `datasync repair` it first")
-            if time.monotonic() > deadline:
+                partition, now = batch[0].partition, time.monotonic()
+                advanced_at = now if batch[0].offset < targets.get(partition, 0) else advanced_at
+                self.read[partition] = batch[-1].offset + 1
+                yield batch
+                advanced_at += time.monotonic() - now
+            else:
+                await self._find_silent(targets)
+            if time.monotonic() - advanced_at > READ_SECONDS_MAX:
                 raise RebuildFailed(f"{self.topic} can't be read up to the stored offsets")
-            # A partition of which nothing comes up to its very end holds nothing: its messages have expired.
-            silent = [partition for partition, offset in targets.items() if offset == ends[partition]]
-            self._silence += 1
-            if self._silence >= SILENCE_MAX:
-                self.read.update({partition: targets[partition] for partition in silent if partition not in self.read})
+
+    async def _find_silent(self, targets: Mapping[int, int]) -> None:
+        """A partition of which nothing comes up to its very end holds nothing: its messages have expired."""
+        ends = await self.subscription.end_offsets()
+        if any(offset > ends.get(partition, 0) for partition, offset in targets.items()):
+            raise RebuildFailed(f"{self.topic} ends before the stored offsets; `datasync repair` it first")
+        silent = [partition for partition, offset in targets.items() if offset == ends[partition]]
+        self._silence += 1
+        if self._silence >= SILENCE_MAX:
+            self.read.update({partition: targets[partition] for partition in silent if partition not in self.read})
+
+    async def _drop_what_is_ahead(self) -> None:
+        """Make room for what is still below the targets: the rest is read again in its turn."""
+        for partition, waiting in self.waiting.items():
+            if waiting:
+                self.read[partition] = waiting[0].offset
+            if first := next((message.position for message in waiting if message.position > 0), 0):
+                self.highest[partition] = first - 1
+        self.waiting.clear()
+        self.waiting_bytes = 0
+        await self.open(self.read)
 
     async def accept_what_the_log_holds(self) -> None:
         """For a repair: the events of the store that wrote last count, all of them, and nothing before."""
         ends = await self.subscription.end_offsets()
-        self.stored = {}
-        await self.read_up_to({partition: end for partition, end in ends.items() if end > 0})
-        messages = [message for waiting in self.waiting.values() for message in waiting]
-        if messages:
-            self.store_id = _latest_store(messages)
-        for partition, waiting in self.waiting.items():
-            own = [message for message in waiting if message.store_id == self.store_id]
-            position = max((message.position for message in own), default=0)
-            self.accepted[partition] = Place(self.read[partition], position, self.store_id)
-            self.waiting[partition] = deque(own)
+        highest: dict[int, dict[str, int]] = {}
+        latest: tuple[datetime, int] | None = None
+        async for batch in self._batches({partition: end for partition, end in ends.items() if end > 0}):
+            for message in batch:
+                positions = highest.setdefault(message.partition, {})
+                positions[message.store_id] = max(message.position, positions.get(message.store_id, 0))
+                if message.envelope is None or not message.store_id:
+                    continue
+                written = (message.envelope.time, message.offset)
+                if latest is None or written > latest:
+                    latest, self.store_id = written, message.store_id
+        self.accepted = {
+            partition: Place(self.read[partition], positions.get(self.store_id, 0), self.store_id)
+            for partition, positions in highest.items()
+        }
+        self.read.clear()
+        await self.open({})
 
     def handled_by(self, moment: _Moment) -> _Handled:
         """The messages to apply to get to a moment, in order; changes nothing here."""
         targets = self.targets(moment.places.get(self.topic, {}))
         handled = _Handled([], [], targets)
-        for message in self.skipped:
-            (handled.parked if self._is_skipped(message, moment) else handled.messages).append(message)
-        for partition, waiting in self.waiting.items():
-            for message in waiting:
-                if message.offset >= targets.get(partition, 0):
-                    break
-                (handled.parked if self._is_skipped(message, moment) else handled.messages).append(message)
+        below = (
+            takewhile(partial(_is_below, targets.get(partition, 0)), waiting)
+            for partition, waiting in self.waiting.items()
+        )
+        for message in chain(self.skipped, *below):
+            if message.id in moment.parked:
+                handled.parked.append(message)
+            elif self._is_known(message, moment):
+                handled.messages.append(message)
         return handled
 
-    def _is_skipped(self, message: Message, moment: _Moment) -> bool:
-        """Whether a message counts as not handled: it is parked, or the service passed over it as too new."""
-        if message.id in moment.parked:
-            return True
+    def _is_known(self, message: Message, moment: _Moment) -> bool:
+        """Whether this version can apply the message; what it passed over as too new, it can not."""
         if message.envelope is None:
             raise RebuildFailed(f"{self.topic}: the message {message.id} can't be decoded")
         if not message.envelope.is_understood and message.id not in moment.passed_over:
             raise RebuildFailed(f"{message.event_type} {message.event_id}: {NEWER}")
-        return isinstance(message.envelope.data, UnknownEvent)
+        return not isinstance(message.envelope.data, UnknownEvent)
 
     def forget(self, handled: _Handled) -> None:
         """These are applied."""
         self.skipped = handled.parked
+        if sum(map(_size_bytes, self.skipped)) > PARKED_BYTES_MAX:
+            raise RebuildFailed(f"too much of {self.topic} is parked; `datasync parked --retry` it first")
         for partition, waiting in self.waiting.items():
             while waiting and waiting[0].offset < handled.offsets.get(partition, 0):
-                waiting.popleft()
+                self.waiting_bytes -= _size_bytes(waiting.popleft())
 
-    def _take(self, batch: Sequence[Message]) -> None:
-        known = next((place.store_id for place in self.stored.values() if place.store_id), "")
-        for message in batch:
-            self.read[message.partition] = message.offset + 1
-            foreign = known and message.store_id and message.store_id != known
-            repeated = known and 0 < message.position <= self.highest.get(message.partition, 0)
-            if foreign or repeated:
-                continue
-            self.highest[message.partition] = max(message.position, self.highest.get(message.partition, 0))
-            self.waiting.setdefault(message.partition, deque()).append(message)
+    def _take(self, message: Message) -> None:
+        if self.accepted:
+            known, is_foreign = self.store_id, message.store_id != self.store_id
+        else:
+            known = next((place.store_id for place in self.stored.values() if place.store_id), "")
+            is_foreign = bool(known and message.store_id and message.store_id != known)
+        is_repeated = known and 0 < message.position <= self.highest.get(message.partition, 0)
+        if is_foreign or is_repeated:
+            return
+        self.highest[message.partition] = max(message.position, self.highest.get(message.partition, 0))
+        self.waiting.setdefault(message.partition, deque()).append(message)
+        self.waiting_bytes += _size_bytes(message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fold:
+    """One event's change of one document, which is loaded when it runs."""
+
+    logical: str
+    identifier: Any
+    run: Callable[[], None]
 
 
 class _Writes:
@@ -496,22 +572,68 @@ class _Writes:
         self._session = session
         self._documents: dict[tuple[str, Any], Document | None] = {}
         self._operations: dict[str, list[ReplaceOne[Document] | DeleteOne]] = {}
+        self._operations_bytes = 0
         self._lists: dict[str, ListChanges] = {}
 
-    def load(self, wanted: Iterable[tuple[str, Any]]) -> None:
-        """Fetch the documents that the next events concern, by logical collection name and id."""
+    def evolve(self, events: Sequence[tuple[Aggregate[Any], Envelope]]) -> None:
+        """Fold events into their entities' documents."""
+        self._fold(
+            [
+                _Fold(
+                    aggregate.collection,
+                    aggregate.id_type(envelope.entity_id),
+                    partial(self._evolve, aggregate, envelope),
+                )
+                for aggregate, envelope in events
+            ]
+        )
+
+    def project(self, projections: Sequence[Projection], envelopes: Sequence[Envelope]) -> None:
+        """Fold foreign events into the documents that they concern."""
+        try:
+            folds = [
+                _Fold(projection.collection, key, partial(self._project, projection, key, envelope))
+                for envelope in envelopes
+                for projection in projections
+                if (key := projection.key(envelope)) is not None
+            ]
+        except Exception as error:
+            raise RebuildFailed(f"a projection's key: {error!r}") from error
+        self._fold(folds)
+
+    def _fold(self, folds: Sequence[_Fold]) -> None:
+        """Run these in order, in halves where their documents are too large to be held together."""
+        if not self._load(folds):
+            middle = len(folds) // 2
+            self._fold(folds[:middle])
+            self._fold(folds[middle:])
+            return
+        for fold in folds:
+            fold.run()
+            if self._operations_bytes > DOCUMENTS_BYTES_MAX:
+                self._flush()
+        self._flush()
+        self._documents.clear()
+
+    def _load(self, folds: Sequence[_Fold]) -> bool:
+        """Fetch the documents; False, and none of them, when they are too large together."""
+        size_bytes = 0
         by_collection: dict[str, set[Any]] = {}
-        for logical, identifier in wanted:
-            if (logical, identifier) not in self._documents:
-                by_collection.setdefault(logical, set()).add(identifier)
+        for fold in folds:
+            by_collection.setdefault(fold.logical, set()).add(fold.identifier)
         for logical, identifiers in by_collection.items():
             self._documents.update(dict.fromkeys((logical, identifier) for identifier in identifiers))
             criteria = {"_id": {"$in": list(identifiers)}}
-            for document in self._database[self._shadows[logical]].find(criteria, session=self._session):
-                self._documents[logical, document["_id"]] = document
+            with self._database[self._shadows[logical]].find(criteria, session=self._session) as found:
+                for document in found:
+                    size_bytes += document_bytes(document)
+                    if size_bytes > DOCUMENTS_BYTES_MAX and len(folds) > 1:
+                        self._documents.clear()
+                        return False
+                    self._documents[logical, document["_id"]] = document
+        return True
 
-    def evolve(self, aggregate: Aggregate[Any], envelope: Envelope) -> None:
-        """Fold one event into its entity's document, which is loaded."""
+    def _evolve(self, aggregate: Aggregate[Any], envelope: Envelope) -> None:
         identifier = aggregate.id_type(envelope.entity_id)
         before = self._documents[aggregate.collection, identifier]
         try:
@@ -527,26 +649,14 @@ class _Writes:
             self._lists[aggregate.listing.collection].documents.append((document, number))
         self._put(aggregate.collection, identifier, document)
 
-    def project(self, projections: Sequence[Projection], envelopes: Sequence[Envelope]) -> None:
-        """Fold foreign events into the documents that they concern."""
+    def _project(self, projection: Projection, key: Any, envelope: Envelope) -> None:
         try:
-            keyed = [
-                (projection, key, envelope)
-                for envelope in envelopes
-                for projection in projections
-                if (key := projection.key(envelope)) is not None
-            ]
+            after = projection.apply(self._documents[projection.collection, key], envelope)
         except Exception as error:
-            raise RebuildFailed(f"a projection's key: {error!r}") from error
-        self.load((projection.collection, key) for projection, key, _ in keyed)
-        for projection, key, envelope in keyed:
-            try:
-                after = projection.apply(self._documents[projection.collection, key], envelope)
-            except Exception as error:
-                raise RebuildFailed(f"{projection.collection}: {envelope.type} {envelope.id}: {error!r}") from error
-            self._put(projection.collection, key, None if after is None else {**after, "_id": key})
+            raise RebuildFailed(f"{projection.collection}: {envelope.type} {envelope.id}: {error!r}") from error
+        self._put(projection.collection, key, None if after is None else {**after, "_id": key})
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         # The documents get their numbers here, so they are written after it.
         for logical, changes in self._lists.items():
             changes.write(self._database, self._shadows[logical], self._session)
@@ -554,6 +664,7 @@ class _Writes:
         for logical, operations in self._operations.items():
             self._database[self._shadows[logical]].bulk_write(operations, ordered=True, session=self._session)
         self._operations.clear()
+        self._operations_bytes = 0
 
     def _numbered(
         self, aggregate: Aggregate[Any], document: Document | None, before: Frozen | None, after: Frozen
@@ -574,6 +685,7 @@ class _Writes:
             else ReplaceOne({"_id": identifier}, document, upsert=True)
         )
         self._operations.setdefault(logical, []).append(operation)
+        self._operations_bytes += 0 if document is None else document_bytes(document)
 
 
 async def _exclusively(leases: Leases, work: Callable[[], Awaitable[Result]]) -> Result:
@@ -640,13 +752,24 @@ def _side_by_side(
             right = next(theirs, None)
 
 
-def _latest_store(messages: Sequence[Message]) -> str:
-    """The store whose events were written last."""
-    timed = [message for message in messages if message.envelope is not None and message.store_id]
-    if not timed:
-        return ""
-    latest = max(timed, key=lambda message: (message.envelope.time if message.envelope else None, message.offset))
-    return latest.store_id
+def _page(documents: Iterable[Document], store_id: str) -> list[Envelope]:
+    """The first of these events, as many as are small enough together."""
+    envelopes: list[Envelope] = []
+    size_bytes = 0
+    for document in documents:
+        envelopes.append(envelope_of(document, store_id))
+        size_bytes += len(document["data"])
+        if size_bytes >= PAGE_BYTES_MAX:
+            break
+    return envelopes
+
+
+def _is_below(offset: int, message: Message) -> bool:
+    return message.offset < offset
+
+
+def _size_bytes(message: Message) -> int:
+    return len(message.raw) + MESSAGE_BYTES
 
 
 def _offset_document(place: Place) -> Document:

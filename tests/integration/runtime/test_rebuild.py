@@ -1,6 +1,7 @@
 """Rebuilds beside a running service: what they find, what they mend, and that nothing is lost meanwhile."""
 
 import asyncio
+import tracemalloc
 from contextlib import nullcontext
 
 import pytest
@@ -8,14 +9,15 @@ import pytest
 from libs.runtime import consumer as consumer_module
 from libs.runtime import rebuild as rebuild_module
 from libs.runtime import relay as relay_module
+from libs.runtime.mongo import ClientSession
 from libs.runtime.parking import list_parked, request_retry
-from libs.runtime.rebuild import Rebuild, RebuildFailed
+from libs.runtime.rebuild import Rebuild, RebuildFailed, _Moment, _TopicReplay
 from libs.runtime.repair import RepairReport, renew_identity, repair_topic
 from libs.runtime.service import ServiceDefinition
 from libs.runtime.settings import ServiceSettings
 from libs.runtime.telemetry import RELAY_STOPPED
-from libs.testing.followers import ECHO, Behaviour, Follower, Installation, Owner, installation
-from libs.testing.things import THING, TOPIC
+from libs.testing.followers import ECHO, PROJECT, Behaviour, Follower, Installation, Owner, installation
+from libs.testing.things import THING, TOPIC, DiscardThing
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +126,77 @@ async def _write(owner: Owner) -> int:
     for number in range(300):
         await owner.make(str(number), f"thing {number}")
     return 300
+
+
+@pytest.fixture
+def small_portions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A rebuild reads a little at a time; gives how many messages waited whenever some were applied."""
+    monkeypatch.setattr(rebuild_module, "WAITING_BYTES_MAX", 20 * rebuild_module.MESSAGE_BYTES)
+    monkeypatch.setattr(rebuild_module, "EVENTS_TOGETHER", 10)
+    monkeypatch.setattr(rebuild_module, "DOCUMENTS_BYTES_MAX", 300)
+    monkeypatch.setattr(rebuild_module, "PAGE_BYTES_MAX", 100)
+    waited: list[int] = []
+    apply_foreign = Rebuild._apply_foreign
+
+    def counted(self: Rebuild, replay: _TopicReplay, moment: _Moment, session: ClientSession | None = None) -> None:
+        waited.append(sum(map(len, replay.waiting.values())))
+        apply_foreign(self, replay, moment, session)
+
+    monkeypatch.setattr(Rebuild, "_apply_foreign", counted)
+    return waited
+
+
+async def test_a_rebuild_holds_no_more_than_its_portion_of_a_topic(
+    place: Installation, small_portions: list[int]
+) -> None:
+    """Also where much is on the log beyond what the follower has handled."""
+    behaviour = Behaviour()
+    async with place.owner() as owner:
+        for number in range(60):
+            await owner.make(str(number), f"thing {number}")
+        async with place.follower(behaviour) as follower:
+            await until_views(follower, 60)
+        for number in range(60):
+            await owner.rename(str(number), f"other {number}")
+            await owner.make(f"new {number}", f"new {number}")
+        await until_published(place, 180)
+        report = await of_follower(place, follower, behaviour).run(grace_seconds=0)
+        assert report.is_equal, report
+        assert {item.name: item.rebuilt_count for item in report.collections} == {"views": 60, "echoes": 60}
+        async with place.follower(behaviour) as follower:
+            await until_views(follower, 120)
+            while (await follower.views())["59"]["versions"] != [1, 2]:
+                await asyncio.sleep(0.02)
+            report = await of_follower(place, follower, behaviour).run(grace_seconds=0)
+            assert report.is_equal, report
+            assert {tuple(view["versions"]) for view in (await follower.views()).values()} == {(1,), (1, 2)}
+    assert 0 < max(small_portions) < 30
+
+
+async def until_published(place: Installation, count: int) -> None:
+    async with place.open_log("reader").subscribe(TOPIC, {}) as subscription:
+        while sum(1 for _ in await subscription.next_batch(1, 1.0)) and (count := count - 1):
+            pass
+    assert count == 0
+
+
+async def test_large_documents_are_rebuilt_a_few_at_a_time(embedded: Installation) -> None:
+    """Small events of large documents, and many states of one."""
+    async with embedded.owner() as owner:
+        text = "x" * 700_000
+        for number in range(60):
+            await owner.make(str(number), f"{number}{text}")
+        for number in range(60):
+            await owner.commands.handle(THING, str(number), DiscardThing(), PROJECT)
+        rebuild = of_owner(embedded, owner)
+        tracemalloc.start()
+        try:
+            report = await rebuild.run(swap=False)
+            peak_bytes = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert report.is_equal
+        assert peak_bytes < 100_000_000, peak_bytes
 
 
 async def test_what_is_parked_counts_only_once_it_was_handled(embedded: Installation) -> None:
@@ -252,6 +325,23 @@ async def test_after_the_owners_store_was_replaced_the_projections_follow_the_ne
             await owner.make("4", "match")
             await until_views(follower, 2)
             assert set(await follower.views()) == {"3", "4"}
+
+
+async def test_a_repair_reads_the_topic_in_portions_too(embedded: Installation, small_portions: list[int]) -> None:
+    behaviour = Behaviour()
+    async with embedded.follower(behaviour) as follower:
+        async with embedded.owner() as owner:
+            for number in range(50):
+                await owner.make(str(number), f"thing {number}")
+            await until_views(follower, 50)
+            await owner.store.client.drop_database(owner.store.database.name)
+        async with embedded.owner() as owner:
+            for number in range(100, 160):
+                await owner.make(str(number), f"thing {number}")
+            await until_stopped(follower)
+            await repair(embedded, follower, behaviour)
+            assert set(await follower.views()) == {str(number) for number in range(100, 160)}
+    assert 0 < max(small_portions) < 30
 
 
 @pytest.mark.kafka
