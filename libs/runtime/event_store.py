@@ -36,6 +36,7 @@ from libs.runtime.mongo import (
     IndexModel,
     OperationFailure,
     PyMongoError,
+    SyncCollection,
     duplicate_key_of,
     synchronous,
 )
@@ -52,6 +53,11 @@ from libs.runtime.pipeline import (
 )
 
 OUTCOME_SECONDS_MAX = 10.0
+SWAP_SECONDS_MAX = 4.0
+"""How long a batch waits for a swap to let go of the head before it ends it; well below ``OUTCOME_SECONDS_MAX``."""
+SWAP = "swap"
+WRITE_CONFLICT = 112
+INTERRUPTED = 11601
 IDEMPOTENCY_SECONDS = 24 * 3600
 BELL = "bell"
 """A capped collection that every batch with events adds a line to, so that who follows them is woken."""
@@ -198,6 +204,10 @@ class DecisionOutdated(Exception):
 
 class OffsetMoved(Exception):
     """Another instance consumed this partition meanwhile; read the stored offset again."""
+
+
+class SwapEnded(Exception):
+    """A swap held the head for longer than its writers wait."""
 
 
 def document_of(envelope: Envelope) -> Document:
@@ -444,6 +454,7 @@ class EventStore:
             RetryLater: it certainly did not commit.
         """
         deadline = time.monotonic() + OUTCOME_SECONDS_MAX
+        swap_ends_at = time.monotonic() + SWAP_SECONDS_MAX
         attempt = 0
         while True:
             try:
@@ -464,6 +475,9 @@ class EventStore:
                 attempt += 1
                 if time.monotonic() >= deadline:
                     raise self._unknown_or_unavailable(batch) from error
+                if time.monotonic() >= swap_ends_at and _is_write_conflict(error):
+                    self._end_swap()
+                    swap_ends_at = deadline
                 time.sleep(min(0.2, 0.001 * 2 ** min(attempt, 8)) * random.random())
 
     def _attempt(self, batch: Batch, deadline: float) -> int:
@@ -576,6 +590,9 @@ class EventStore:
             swaps: the new actual name by logical name.
             last_step: runs inside the transaction while the head is held, so that nothing else is written
                 meanwhile: applies what the shadow collections still lack. It may run more than once.
+
+        Raises:
+            SwapEnded: a batch had waited for too long and ended it; nothing was changed.
         """
         names = {f"projections.{logical}": actual for logical, actual in swaps.items()}
 
@@ -588,8 +605,30 @@ class EventStore:
             last_step(session, head_of(before))
 
         with self._sync_client.start_session() as session:
-            session.with_transaction(step, write_concern=DURABLE)
+            self._writers.replace_one({"_id": SWAP}, {"session": session.session_id["id"]}, upsert=True)
+            try:
+                session.with_transaction(step, write_concern=DURABLE)
+            except OperationFailure as error:
+                if error.code == INTERRUPTED:
+                    raise SwapEnded from error
+                raise
+            finally:
+                self._writers.delete_one({"_id": SWAP})
         self.head_blocking()
+
+    def _end_swap(self) -> None:
+        """Abort a swap that keeps the head for too long: its process died or hangs; one that lives begins it anew."""
+        try:
+            swap = self._writers.find_one({"_id": SWAP})
+            if swap is not None:
+                self._sync_client.admin.command({"killSessions": [{"id": swap["session"]}]})
+                log.warning("swap_ended", database=self.database.name)
+        except PyMongoError as error:
+            log.warning("swap_not_ended", database=self.database.name, error=str(error)[:200])
+
+    @property
+    def _writers(self) -> SyncCollection[Document]:
+        return self.sync_database["writers"]
 
     def _position_if_committed(self, batch: Batch) -> int | None:
         if not batch.events:
@@ -696,6 +735,10 @@ def _grouped(side_writes: Sequence[SideWrite]) -> dict[str, list[Write]]:
 
 def _may_run_again(error: PyMongoError) -> bool:
     return isinstance(error, ConnectionFailure) or any(map(error.has_error_label, (TRANSIENT, UNKNOWN_COMMIT)))
+
+
+def _is_write_conflict(error: PyMongoError) -> bool:
+    return isinstance(error, OperationFailure) and error.code == WRITE_CONFLICT
 
 
 def _outdated(pattern: Mapping[str, Any], values: Mapping[str, Any]) -> DecisionOutdated:

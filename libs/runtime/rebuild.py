@@ -26,7 +26,15 @@ from libs.core.ids import uuid7
 from libs.runtime.consumer import Place
 from libs.runtime.decisions import known_of
 from libs.runtime.event_log.port import EventLog, Message, OffsetOutOfRange, Subscription
-from libs.runtime.event_store import PAGE_BYTES_MAX, EventStore, Head, canonical_document, envelope_of, head_of
+from libs.runtime.event_store import (
+    PAGE_BYTES_MAX,
+    EventStore,
+    Head,
+    SwapEnded,
+    canonical_document,
+    envelope_of,
+    head_of,
+)
 from libs.runtime.leases import Leases
 from libs.runtime.list_changes import ListChanges
 from libs.runtime.mongo import (
@@ -356,7 +364,7 @@ class Rebuild:
             await self._catch_up()
             try:
                 return await asyncio.to_thread(self._store.swap_blocking, self._shadows, self._last_step)
-            except _NotReadFar:
+            except (_NotReadFar, SwapEnded):
                 continue
         raise RebuildFailed("the service's consumers are faster than the log can be read; try again later")
 

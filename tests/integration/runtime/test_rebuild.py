@@ -1,14 +1,19 @@
 """Rebuilds beside a running service: what they find, what they mend, and that nothing is lost meanwhile."""
 
 import asyncio
+import sys
+import threading
 import tracemalloc
 from contextlib import nullcontext
 
 import pytest
 
 from libs.runtime import consumer as consumer_module
+from libs.runtime import event_store
 from libs.runtime import rebuild as rebuild_module
 from libs.runtime import relay as relay_module
+from libs.runtime.child_process import die_with_parent
+from libs.runtime.event_store import Head
 from libs.runtime.mongo import ClientSession
 from libs.runtime.parking import list_parked, request_retry
 from libs.runtime.rebuild import Rebuild, RebuildFailed, _Moment, _TopicReplay
@@ -277,6 +282,56 @@ async def test_a_rebuild_ends_as_soon_as_its_lease_is_lost(
             with pytest.raises(RebuildFailed, match="lease"):
                 await Endless(owner.store, embedded.open_log("rebuild"), aggregates=[THING]).run()
         assert await collections_of(owner) == {"things"}
+
+
+async def test_a_rebuild_that_is_killed_in_its_swap_makes_writers_wait_and_refuses_none(
+    embedded: Installation, mongod: str, database_prefix: str
+) -> None:
+    arguments = ["-m", "libs.testing.rebuild_process", mongod, database_prefix]
+    async with embedded.owner() as owner:
+        for number in range(5):
+            await owner.make(str(number), f"thing {number}")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, preexec_fn=die_with_parent
+        )
+        assert process.stdout is not None
+        async with asyncio.timeout(30):
+            while b"holding" not in await process.stdout.readline():
+                pass
+        process.kill()
+        await process.wait()
+        assert (await owner.make("5", "thing 5")).version == 1
+        await owner.store.database["leases"].delete_one({"_id": "rebuild"})
+        report = await of_owner(embedded, owner).run(grace_seconds=0)
+        assert (report.is_equal, report.collections[0].rebuilt_count) == (True, 6)
+        assert len(await collections_of(owner)) == 1
+
+
+async def test_a_swap_that_holds_the_head_for_too_long_is_begun_anew(
+    embedded: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, written = threading.Event(), threading.Event()
+
+    class Slow(Rebuild):
+        def _last_step(self, session: ClientSession, before: Head) -> None:
+            super()._last_step(session, before)
+            held.set()
+            assert written.wait(30)
+
+    monkeypatch.setattr(event_store, "SWAP_SECONDS_MAX", 0.2)
+    async with embedded.owner() as owner:
+        await owner.make("1", "lamp")
+        rebuilding = asyncio.create_task(
+            Slow(owner.store, embedded.open_log("rebuild"), aggregates=[THING]).run(grace_seconds=0)
+        )
+        assert await asyncio.to_thread(held.wait, 30)
+        assert (await owner.make("2", "torch")).version == 1
+        written.set()
+        assert (await rebuilding).swapped
+        assert (await owner.rename("2", "candle")).version == 2
+        report = await of_owner(embedded, owner).run(swap=False)
+        assert (report.is_equal, report.collections[0].rebuilt_count) == (True, 2)
+        assert await owner.store.database["writers"].count_documents({}) == 0
 
 
 async def repair(place: Installation, follower: Follower, behaviour: Behaviour) -> RepairReport:
