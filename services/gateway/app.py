@@ -63,7 +63,7 @@ async def _rate_limits(context: ServiceContext[GatewaySettings]) -> AsyncIterato
     client = connect(
         settings.mongodb_url, SERVICE.name, pool_min=settings.database_pool_min, pool_max=settings.database_pool_max
     )
-    limits = RateLimits(client[settings.database_prefix + SERVICE.name])
+    limits = RateLimits(client[settings.database_prefix + SERVICE.name], instance=settings.instance)
     try:
         if settings.rate_limits:
             await limits.open()

@@ -69,12 +69,13 @@ class RateLimits:
     Args:
         database: the gateways' own.
         gateway: this process's name among the gateways, of letters and digits.
+        instance: the name under which it takes the place of a gateway that has died; ``gateway`` when empty.
     """
 
-    def __init__(self, database: Database, gateway: str | None = None) -> None:
+    def __init__(self, database: Database, gateway: str | None = None, *, instance: str = "") -> None:
         holder = gateway or uuid7().replace("-", "")
         self._counters = Counters(database["rate_limits"], holder)
-        self._presence = Presence(database["gateways"], holder)
+        self._presence = Presence(database["gateways"], instance or holder)
         self._accounts: dict[tuple[str, str], _Shared] = {}
         self._number = 0
         self._is_away = False

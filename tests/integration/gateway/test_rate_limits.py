@@ -174,6 +174,18 @@ async def _ask_for_a_while(caller: aiohttp.ClientSession, url: str, seconds: flo
         await asyncio.sleep(0.01)
 
 
+async def test_a_gateway_takes_the_place_of_one_of_its_name_that_died(
+    gateways: Gateways, mongod: str, database_prefix: str
+) -> None:
+    client = connect(mongod)
+    try:
+        for name, known in (("gateway-1", 1), ("gateway-1", 1), ("gateway-2", 2)):
+            await gateways.start(instance=name)
+            assert await client[f"{database_prefix}gateway"]["gateways"].count_documents({}) == known
+    finally:
+        client.close()
+
+
 async def test_a_gateway_alone_counts_down_by_one(gateways: Gateways, caller: aiohttp.ClientSession) -> None:
     url = await gateways.start()
     answers = [await ask(caller, url + SOURCES) for _ in range(6)]
