@@ -28,6 +28,13 @@ from libs.runtime.mongod import await_primary, find_mongod, mongod_command, mong
 from libs.testing.certificates import Authority
 
 KAFKA_VERSION = "4.1.0"
+A_PROXY_THAT_IS_GONE = {
+    name: "http://127.0.0.1:9"
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    for name in (variable, variable.lower())
+}
+"""Environment variables of a company's machine, where nothing that runs on the machine itself may be asked for there."""
+
 _PROJECT = Path(__file__).resolve().parents[2]
 
 

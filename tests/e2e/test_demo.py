@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from libs.runtime.child_process import free_port
+from libs.testing.servers import A_PROXY_THAT_IS_GONE
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 110
@@ -15,7 +16,7 @@ TIMEOUT_SECONDS = 110
 def demo(port: int) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "deploy.demo"],
-        env={**os.environ, "PORT": str(port)},
+        env={**os.environ, **A_PROXY_THAT_IS_GONE, "PORT": str(port)},
         cwd=ROOT,
         capture_output=True,
         text=True,

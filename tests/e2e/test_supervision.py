@@ -1,18 +1,24 @@
 """``datasync up`` starts, watches and stops the suite, and says plainly why it can't."""
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from libs.runtime.child_process import free_port
 from libs.runtime.suite import SERVICES
+from libs.testing.rest import rest
+from libs.testing.servers import A_PROXY_THAT_IS_GONE
 from libs.testing.suite import Suite
 
 WAIT_SECONDS = 30.0
@@ -98,6 +104,40 @@ def test_a_bad_setting_is_named_without_its_value(tmp_path: Path) -> None:
     assert "API_KEY" in refused.stderr
     assert "MONGODB_PORT" in refused.stderr
     assert "short" not in refused.stderr.replace("too short", "").replace("shorter", "")
+
+
+def test_a_proxy_of_the_environment_is_not_asked_about_this_machine() -> None:
+    """Start, readiness, a request that a service behind the gateway answers, and what goes to a collector."""
+    with _collector() as (endpoint, pushed), Suite({**A_PROXY_THAT_IS_GONE, "OTLP_ENDPOINT": endpoint}) as suite:
+
+        async def ask() -> int:
+            async with rest(suite.base_url, api_key=suite.api_key) as api:
+                return (await api.answer("GET", "/api/v1/project/123/sources")).status
+
+        assert asyncio.run(ask()) == 200
+        await_that(lambda: {"/v1/traces", "/v1/metrics"} <= set(pushed))
+
+
+@contextmanager
+def _collector() -> Iterator[tuple[str, list[str]]]:
+    """An endpoint, and the paths that were posted to it."""
+    pushed: list[str] = []
+
+    class Taking(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            pushed.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Taking) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", pushed
+        server.shutdown()
 
 
 def test_the_keys_are_for_their_owner_alone(embedded_suite: Suite) -> None:
