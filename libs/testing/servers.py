@@ -33,7 +33,7 @@ A_PROXY_THAT_IS_GONE = {
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     for name in (variable, variable.lower())
 }
-"""Environment variables of a company's machine, where nothing that runs on the machine itself may be asked for there."""
+"""What the environment of a machine in a company says; nothing on the machine itself may be asked for there."""
 
 _PROJECT = Path(__file__).resolve().parents[2]
 
