@@ -95,7 +95,8 @@ class Leases:
                     break
         finally:
             task.cancel()
-            await asyncio.wait({task})
+            # Its error is retrieved here, so that the loop does not report it as never retrieved when this is cancelled.
+            await asyncio.gather(task, return_exceptions=True)
         # The work may have failed while the lease was being renewed.
         return None if task.cancelled() else task.result()
 

@@ -100,7 +100,9 @@ class BackgroundTasks:
                 await work()
                 return
             except Exception as error:
-                log.warning("background_task_failed", task=name, error=repr(error), exc_info=error)
+                # That a server is away is no fault of the code, and a trace of each attempt would bury those that are.
+                trace = None if isinstance(error, ConnectionFailure | ConnectionError) else error
+                log.warning("background_task_failed", task=name, error=repr(error), exc_info=trace)
                 failures = 1 if loop.time() - started_at > BACKOFF_SECONDS_MAX else failures + 1
                 # A store that does not answer is reported by its own check.
                 if failures >= FAILURES_MAX and not isinstance(error, PyMongoError):

@@ -449,7 +449,10 @@ async def _stopped(*tasks: "asyncio.Task[None]") -> None:
     """Cancel and wait in bounded time; what still runs then can't commit under an older epoch."""
     for task in tasks:
         task.cancel()
-    await asyncio.wait(tasks, timeout=STOPPING_SECONDS_MAX)
+    done, _ = await asyncio.wait(tasks, timeout=STOPPING_SECONDS_MAX)
+    for task in done:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.info("stopped_with_an_error", error=repr(error))
 
 
 def _named(stream: StreamReport, message: str) -> str:

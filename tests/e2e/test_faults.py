@@ -38,6 +38,9 @@ from tests.e2e.stores import head_position, projected, stored_events
 WRITERS = 6
 BETWEEN_KILLS_SECONDS = 0.5
 SETTLED_WITHIN_SECONDS = 60.0
+STALLED_SECONDS = 12.0
+LEAVES_AFTER_SECONDS = 0.2
+RECORDS = "/api/v1/sync/records"
 ROWS = 800_000
 HELD_READ = "public.held: reading"
 SUMMARY = "SELECT count(*), count(DISTINCT id), sum(hashtext(t::text)::bigint) FROM many t"
@@ -114,6 +117,55 @@ async def test_no_acknowledged_command_is_lost_whatever_is_killed(event_log_kind
         for service in ("catalog", "job_orchestrator"):
             compared = await asyncio.to_thread(suite.command, "rebuild", service, "--compare")
             assert compared.returncode == 0, compared.stdout + compared.stderr
+
+
+async def test_faults_of_the_store_leave_no_error_that_nobody_handled() -> None:
+    """While mongod is stalled and killed, callers write, read, poll and leave, and a service is stopped."""
+    with Suite(QUICK) as suite:
+        async with rest(suite.base_url, api_key=suite.api_key) as api:
+            version = (await api.project("GET", "sources/versions", type="postgres"))["version"][0]
+        config = {"host": "127.0.0.1", "port": 1, "database": "d", "username": "u", "password": "p"}
+        body = {"type": "postgres", "version": version, "config": config}
+        stop, made = asyncio.Event(), dict[str, int]()
+        async with asyncio.TaskGroup() as callers:
+            for _ in range(WRITERS):
+                callers.create_task(create_until_told(suite, body, stop, made))
+            for path in (f"{RECORDS}/changes?after=latest&timeout=2", RECORDS, "/api/v1/project/123/jobs", "/auth"):
+                callers.create_task(_ask_until_told(suite, path, 90, stop))
+                callers.create_task(_ask_until_told(suite, path, LEAVES_AFTER_SECONDS, stop))
+            for number, held_seconds in ((signal.SIGSTOP, STALLED_SECONDS), (signal.SIGKILL, 0)) * 2:
+                await asyncio.sleep(BETWEEN_KILLS_SECONDS)
+                await eventually(lambda: "mongod" in suite.processes(), "mongod is up")
+                pid = suite.processes()["mongod"]
+                os.kill(pid, number)
+                await asyncio.sleep(held_seconds)
+                if number == signal.SIGSTOP:
+                    os.kill(suite.processes()["catalog"], signal.SIGTERM)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+                await asyncio.to_thread(suite.await_ready)
+            stop.set()
+        assert suite.stop() == 0
+        lines = suite.log_path.read_text(errors="replace").splitlines()
+        words = (
+            "never retrieved",
+            "Traceback",
+            "Unclosed",
+            "was never awaited",
+            "was destroyed but",
+            "request_crashed",
+        )
+        assert [line[:2000] for line in lines if any(word in line for word in words)] == []
+        assert made
+
+
+async def _ask_until_told(suite: Suite, path: str, patience_seconds: float, stop: asyncio.Event) -> None:
+    async with rest(suite.base_url, api_key=suite.api_key) as api:
+        while not stop.is_set():
+            with suppress(aiohttp.ClientError, TimeoutError):
+                async with asyncio.timeout(patience_seconds):
+                    await api.answer("GET", path)
+            await asyncio.sleep(0.05)
 
 
 async def _kill_everything_once(suite: Suite, kafka: Kafka | None) -> None:

@@ -208,7 +208,7 @@ async def read(table: "PostgresTable", part: "Part") -> AsyncGenerator[pa.Record
             copy.filled.task_done()
     finally:
         copying.cancel()
-        await asyncio.wait({copying})
+        await asyncio.gather(copying, return_exceptions=True)
         copy.leave_buffers()
 
 

@@ -344,7 +344,7 @@ class _GroupProgress:
     async def close(self) -> None:
         if self._commit is not None:
             self._commit.cancel()
-            await asyncio.wait({self._commit})
+            await asyncio.gather(self._commit, return_exceptions=True)
         await self._close_consumer()
 
     async def _commit_now(self, offsets: dict[TopicPartition, int]) -> None:

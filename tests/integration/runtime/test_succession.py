@@ -1,12 +1,15 @@
 """A process that takes the name of one that died: what that one held is its own at once."""
 
+import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
 from libs.runtime.event_store import EventStore
 from libs.runtime.leases import Leases
-from libs.runtime.mongo import OperationFailure, connect
+from libs.runtime.mongo import ConnectionFailure, OperationFailure, connect
 from libs.testing.things import THING
 
 OpenStore = Callable[[str], EventStore]
@@ -43,6 +46,29 @@ async def test_another_process_leaves_it_alone(store_of: OpenStore, name: str) -
     await store_of(name).open([THING.collection], {})
     left._transactions.commit()
     assert await left.database["secrets"].find_one({"_id": "half"}) is not None
+
+
+async def test_what_fails_while_it_is_stopped_is_no_error_that_nobody_takes(store_of: OpenStore) -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ConnectionFailure("the store is away")
+
+    leading = asyncio.create_task(Leases(store_of("first").database["leases"]).run_while_leader("relay", work))
+    await begun.wait()
+    leading.cancel()
+    await asyncio.wait({leading})
+    assert leading.cancelled()
+    del leading
+    gc.collect()
+    await asyncio.sleep(0)
+    assert complaints == []
 
 
 async def test_a_lease_goes_over_to_the_successor_and_to_nobody_else(store_of: OpenStore) -> None:
