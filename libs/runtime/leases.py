@@ -95,7 +95,7 @@ class Leases:
                     break
         finally:
             task.cancel()
-            # Its error is retrieved here, so that the loop does not report it as never retrieved when this is cancelled.
+            # Retrieves its error, which the loop would otherwise report as never retrieved when this is cancelled.
             await asyncio.gather(task, return_exceptions=True)
         # The work may have failed while the lease was being renewed.
         return None if task.cancelled() else task.result()

@@ -33,7 +33,7 @@ A_PROXY_THAT_IS_GONE = {
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     for name in (variable, variable.lower())
 }
-"""What the environment of a machine in a company says; nothing on the machine itself may be asked for there."""
+"""A dead proxy in the environment: connections to this machine must not go through it."""
 
 _PROJECT = Path(__file__).resolve().parents[2]
 
