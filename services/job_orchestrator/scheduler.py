@@ -75,8 +75,11 @@ class Scheduler:
         found: list[Entity[JobState]] = []
         async with contextlib.aclosing(self._readable.entities(jobs)) as readable:
             async for job in readable:
-                if wanted(job.state):
-                    found.append(job)
+                try:
+                    if wanted(job.state):
+                        found.append(job)
+                except UNREADABLE as error:
+                    self._readable.report(job.id, error)
                 if len(found) == DUE_MAX:
                     break
         return found

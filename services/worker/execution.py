@@ -264,7 +264,7 @@ class RunExecution:
         failure = self._failure_of(cause)
         message = _named(stream, failure.message)
         stream.state = "failed"
-        stream.error = failure.message
+        stream.error = failure.message[:MESSAGE_CHARACTERS_MAX]
         self._failures.append(Failure(message, failure.retryable))
         self._report.log("error", message)
 
@@ -396,7 +396,7 @@ class RunExecution:
                         error=error,
                         retryable=retryable,
                         given_back=given_back,
-                        streams=tuple(self._report.results),
+                        streams=self._report.bounded_results(),
                         progress=self._report.progress(),
                         log_sequence=first,
                         log_lines=lines,

@@ -1,5 +1,6 @@
 """What a run tells of itself: progress by stream and numbered log lines, handed out in bounded portions."""
 
+import itertools
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -9,10 +10,13 @@ from libs.connectors.protocol import StreamPlan
 from libs.contracts.internal import LogLine, StreamProgress
 from libs.contracts.runs import StreamResult
 from libs.core.clock import Clock
+from libs.core.sizes import text_bytes
 
 LINE_CHARACTERS_MAX = 4_000
 LINES_WAITING_MAX = 5_000
 LINES_PER_REPORT = 200
+LINES_BYTES_MAX = 256 * 1024
+VERIFICATION_BYTES_MAX = 256 * 1024
 
 Level = Literal["debug", "info", "warning", "error"]
 StreamState = Literal["waiting", "running", "completed", "failed"]
@@ -97,7 +101,14 @@ class RunReport:
 
     def portion(self) -> tuple[int, tuple[LogLine, ...]]:
         """The number of the first line that was not acknowledged, and as many lines as one report takes."""
-        return self._first, tuple(line for line, _ in zip(self._lines, range(LINES_PER_REPORT), strict=False))
+        lines: list[LogLine] = []
+        size_bytes = 0
+        for line in itertools.islice(self._lines, LINES_PER_REPORT):
+            size_bytes += text_bytes(line.message)
+            if lines and size_bytes > LINES_BYTES_MAX:
+                break
+            lines.append(line)
+        return self._first, tuple(lines)
 
     def acknowledge(self, first: int, count: int) -> None:
         """Forget the lines of a portion that has arrived."""
@@ -107,4 +118,17 @@ class RunReport:
 
     @property
     def more_than_a_portion(self) -> bool:
-        return len(self._lines) > LINES_PER_REPORT
+        return len(self._lines) > len(self.portion()[1])
+
+    def bounded_results(self) -> tuple[StreamResult, ...]:
+        """The results as one event holds them: beyond a bound in all, streams have no document of their verification.
+
+        Streams that differ come first.
+        """
+        left_bytes = VERIFICATION_BYTES_MAX
+        bounded = list(self.results)
+        for place, result in sorted(enumerate(self.results), key=lambda item: item[1].verified is not False):
+            left_bytes -= text_bytes(result.verification_json)
+            if left_bytes < 0:
+                bounded[place] = result.model_copy(update={"verification_json": None})
+        return tuple(bounded)

@@ -374,12 +374,12 @@ async def test_a_body_that_holds_nine_hundred_megabytes_is_inflated_to_its_limit
 async def test_a_body_that_keeps_coming_is_waited_for_and_one_that_stops_is_not(
     shell: Shell, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_body, "BODY_IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(http_body, "BODY_IDLE_SECONDS", 0.8)
     monkeypatch.setattr(http_body, "BODY_BYTES_PER_SECOND_MIN", 1)
 
     async def slowly() -> AsyncIterator[bytes]:
         yield b'{"name": "'
-        for _ in range(8):
+        for _ in range(10):
             await asyncio.sleep(0.1)
             yield b"xx"
         yield b'"}'

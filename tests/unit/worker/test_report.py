@@ -1,7 +1,14 @@
-"""Log lines on their way: numbered, bounded, sent again until they are acknowledged."""
+"""What a run reports: numbered log lines, sent again until they are acknowledged, and results, all bounded."""
 
+from libs.contracts.runs import StreamResult
 from libs.core.clock import ManualClock
-from services.worker.report import LINES_PER_REPORT, LINES_WAITING_MAX, RunReport
+from services.worker.report import (
+    LINE_CHARACTERS_MAX,
+    LINES_PER_REPORT,
+    LINES_WAITING_MAX,
+    VERIFICATION_BYTES_MAX,
+    RunReport,
+)
 
 
 def test_lines_stay_until_they_are_acknowledged() -> None:
@@ -42,3 +49,38 @@ def test_lines_over_the_bound_are_counted() -> None:
         waiting += [line.message for line in lines]
         report.acknowledge(first, len(lines))
     assert waiting[-2:] == ["5 lines were left out: they came faster than they could be reported", "last"]
+
+
+def test_a_portion_of_long_lines_fits_into_one_request() -> None:
+    report = RunReport(ManualClock())
+    for _ in range(LINES_PER_REPORT):
+        report.log("info", "\N{SNOWMAN}" * LINE_CHARACTERS_MAX)
+    sent = 0
+    while lines := report.portion()[1]:
+        assert sum(len(line.message.encode()) for line in lines) < 512 * 1024
+        report.acknowledge(report.portion()[0], len(lines))
+        sent += len(lines)
+    assert sent == LINES_PER_REPORT
+
+
+def test_many_verified_streams_fit_into_one_event_and_those_that_differ_keep_their_documents() -> None:
+    document = "x" * (VERIFICATION_BYTES_MAX // 4)
+    report = RunReport(ManualClock())
+    for number in range(10):
+        report.results.append(_result(number, document, verified=number != 9))
+    bounded = report.bounded_results()
+    assert [result.verified for result in bounded] == [True] * 9 + [False]
+    assert [result.verification_json is not None for result in bounded] == [True] * 2 + [False] * 7 + [True]
+
+
+def _result(number: int, document: str, *, verified: bool) -> StreamResult:
+    return StreamResult(
+        namespace="public",
+        name=f"t{number}",
+        rows_read=1,
+        rows_written=1,
+        bytes_read=1,
+        seconds=0.1,
+        verified=verified,
+        verification_json=document,
+    )
