@@ -329,7 +329,7 @@ class Consumer:
 
     async def _retry_stream(self, stream: str) -> None:
         """Handle a stream's parked messages in order, up to the first that still fails."""
-        for identifier, message in await self._parking.messages_of(stream):
+        async for identifier, message in self._parking.messages_of(stream):
             place = self._places[message.partition]
             try:
                 step = _Step(place)

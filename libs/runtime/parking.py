@@ -5,7 +5,7 @@ is to be tried again; the consumer that holds the topic's lease does it, between
 newly parked message of the same stream can't pass each other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -77,11 +77,14 @@ class Parking:
         wanted = await self._collection.distinct("stream", {"topic": self._topic, "retry_requested": True})
         return [str(stream) for stream in wanted]
 
-    async def messages_of(self, stream: str) -> list[tuple[str, Message]]:
-        """The parked messages of a stream with their ids here, in the order that they came in."""
-        cursor = self._collection.find({"topic": self._topic, "stream": stream})
-        documents = await cursor.sort([("position", ASCENDING), ("offset", ASCENDING)]).to_list(None)
-        return [(document["_id"], message_of(document)) for document in documents]
+    async def messages_of(self, stream: str) -> AsyncIterator[tuple[str, Message]]:
+        """The parked messages of a stream with their ids here, in the order that they came in, one at a time."""
+        order = {"position": ASCENDING, "offset": ASCENDING}
+        cursor = self._collection.find({"topic": self._topic, "stream": stream}, order)
+        for identifier in [document["_id"] async for document in cursor.sort(list(order.items()))]:
+            document = await self._collection.find_one({"_id": identifier})
+            if document is not None:
+                yield identifier, message_of(document)
 
     async def failed_again(self, identifier: str, stream: str, reason: str) -> None:
         """The first parked message of the stream still can't be handled; the others go on waiting."""

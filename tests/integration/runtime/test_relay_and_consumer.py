@@ -4,6 +4,7 @@ import asyncio
 import signal
 import sys
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
@@ -13,7 +14,7 @@ from libs.core.envelope import Envelope
 from libs.runtime import consumer as consumer_module
 from libs.runtime.child_process import die_with_parent
 from libs.runtime.event_log.kafka import KafkaEventLog
-from libs.runtime.parking import list_parked, request_retry
+from libs.runtime.parking import Parking, list_parked, request_retry
 from libs.runtime.telemetry import CONSUMER_STOPPED
 from libs.testing.followers import Behaviour, Follower, Installation, Owner, history, installation, view_of
 from libs.testing.servers import Kafka
@@ -350,3 +351,21 @@ async def _holder(leases: Any, among: Collection[str]) -> str:
                 holder: str = lease["holder"]
                 return holder
             await asyncio.sleep(0.05)
+
+
+async def test_a_parked_stream_is_taken_up_again_without_being_held_in_memory(embedded: Installation) -> None:
+    async with embedded.follower() as follower:
+        parked = follower.store.database["parked"]
+        for offset in range(40):
+            place = {"topic": TOPIC, "partition": 0, "offset": offset, "position": 40 - offset, "stream": "thing-1"}
+            await parked.insert_one({**place, "_id": f"{TOPIC}/0/{offset}", "headers": {}, "value": b"x" * 1_000_000})
+        tracemalloc.start()
+        try:
+            offsets = [
+                message.offset async for _, message in Parking(follower.store.database, TOPIC).messages_of("thing-1")
+            ]
+            peak_bytes = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert offsets == list(reversed(range(40)))
+    assert peak_bytes < 15_000_000
