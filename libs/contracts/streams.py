@@ -1,8 +1,10 @@
 """What a job asks of its streams, as OLake's catalog says it; checked when a job is made and again when it runs.
 
-Unknown fields are ignored. Fields that would change the data in OLake and are not supported here are refused.
+Fields that would change the data in OLake and are not supported here are refused. An unknown field of the choice is
+refused where a job is made, and ignored where it runs; those of discovered streams are always ignored.
 """
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -19,7 +21,7 @@ def _or(default: Any) -> BeforeValidator:
 
 
 class _Loose(BaseModel):
-    """Front ends add fields of their own, which are ignored."""
+    """Stored jobs may have fields that this version does not know."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -62,6 +64,7 @@ class SelectedColumns(_Loose):
 
 
 class FilterConfig(_Loose):
+    logical_operator: Any = None
     conditions: list[Any] | None = None
 
 
@@ -102,6 +105,10 @@ class AdvancedSettings(_Loose):
     max_discover_threads: Annotated[int, Field(strict=True, ge=1, le=1000)] | None = None
     verify: Annotated[StrictBool, _or(False)] = False
     take_over: Annotated[StrictBool, _or(False)] = False
+
+
+# A discovery's answer holds the catalog a second time under this name, and may be sent as it is.
+_ALSO_SENT: Mapping[type[BaseModel], tuple[str, ...]] = {StreamsConfig: ("streams_config",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +183,35 @@ def refusals(config: StreamsConfig) -> list[Refusal]:
     if selections and all(selected.disabled for selected in selections):
         found.append(Refusal("selected_streams", "has no stream that is not disabled"))
     return found
+
+
+def unknown_fields(model: type[BaseModel], value: Any, path: str = "") -> Iterator[Refusal]:
+    """The fields of ``value``, an object, that its model does not know, each with a similar one that it does."""
+    if not isinstance(value, Mapping):
+        return
+    known = {*model.model_fields, *_ALSO_SENT.get(model, ())}
+    for name in value:
+        if name not in known:
+            near = _similar(name, sorted(model.model_fields))
+            hint = f"; did you mean {near}?" if near else ""
+            yield Refusal(f"{path}.{name}" if path else name, f"is not a known field{hint}")
+
+
+def _similar(name: str, known: Sequence[str]) -> str | None:
+    """A known name that ends in this one, such as ``selected_columns`` for ``columns``, or else a close one."""
+    longer = [one for one in known if one.endswith(f"_{name}")]
+    return next(iter(longer or difflib.get_close_matches(name, known, n=1)), None)
+
+
+def unknown_fields_of_choice(config: Mapping[str, Any]) -> Iterator[Refusal]:
+    """The unknown fields of a ``streams_config`` as it was sent, its shape checked; discovered streams may have any."""
+    yield from unknown_fields(StreamsConfig, config)
+    for namespace, streams in (config.get("selected_streams") or {}).items():
+        for index, selected in enumerate(streams or ()):
+            path = f"selected_streams.{namespace}[{index}]"
+            yield from unknown_fields(SelectedStream, selected, path)
+            yield from unknown_fields(SelectedColumns, selected.get("selected_columns"), f"{path}.selected_columns")
+            yield from unknown_fields(FilterConfig, selected.get("filter_config"), f"{path}.filter_config")
 
 
 def _selections(config: StreamsConfig) -> Iterator[tuple[StreamKey, str, SelectedStream]]:

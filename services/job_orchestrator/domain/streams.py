@@ -1,12 +1,20 @@
 """A job's catalog of streams (``streams_config``): its shape, and which chosen streams a change makes start afresh."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from libs.contracts.streams import AdvancedSettings, StreamKey, StreamsConfig, refusals
+from libs.contracts.streams import (
+    AdvancedSettings,
+    Refusal,
+    StreamKey,
+    StreamsConfig,
+    refusals,
+    unknown_fields,
+    unknown_fields_of_choice,
+)
 from libs.core.errors import FieldError, InvalidInput, TooLarge
 from libs.core.json import JsonObject, check_json, dump_json, parse_json
 from libs.core.validation import FINDINGS_MAX, field_errors
@@ -50,7 +58,9 @@ def catalog_text(value: Any, field: str = "streams_config") -> str:
 def honoured_catalog_text(value: Any, field: str = "streams_config") -> str:
     """The JSON text of a catalog; raises ``InvalidInput`` naming everything in it that runs don't support."""
     text = catalog_text(value, field)
-    config = _parsed(StreamsConfig, parse_json(text.encode()), field)
+    catalog = parse_json(text.encode())
+    _refuse_unknown(unknown_fields_of_choice(catalog), field)
+    config = _parsed(StreamsConfig, catalog, field)
     _refuse([FieldError(f"{field}.{item.field}", item.message, "not_supported") for item in refusals(config)])
     return text
 
@@ -60,7 +70,9 @@ def advanced_settings_text(value: Any, field: str = "advanced_settings") -> str:
     if value is None or value == "":
         return "null"
     text = object_text(value, field)
-    _parsed(AdvancedSettings, parse_json(text.encode()), field)
+    settings = parse_json(text.encode())
+    _refuse_unknown(unknown_fields(AdvancedSettings, settings), field)
+    _parsed(AdvancedSettings, settings, field)
     return text
 
 
@@ -148,6 +160,10 @@ def _parsed(model: type[ModelT], value: Any, field: str) -> ModelT:
     except ValidationError as error:
         _refuse(field_errors(error, field))
         raise
+
+
+def _refuse_unknown(found: Iterable[Refusal], field: str) -> None:
+    _refuse([FieldError(f"{field}.{item.field}", item.message, "unknown_field") for item in found])
 
 
 def _refuse(errors: Sequence[FieldError]) -> None:

@@ -64,6 +64,7 @@ USERS = {
     "destination_table": "users",
     "type_schema": {"properties": {"id": {"destination_column_name": "id"}, "mail": {}}},
     "default_stream_properties": {"normalization": True, "append_mode": True},
+    "a field of tomorrow": {"x": 1},
 }
 DEFAULTS = {
     "stream_name": "users",
@@ -75,7 +76,6 @@ DEFAULTS = {
     "filter_config": {"logical_operator": "and", "conditions": []},
     "selected_columns": {"columns": ["id", "mail"], "sync_new_columns": True},
     "value_policies": {"mail": "null"},
-    "a field of tomorrow": {"x": 1},
 }
 IN_PUBLIC = "streams_config.selected_streams.public[0]"
 
@@ -96,6 +96,7 @@ def choosing(selected: dict[str, Any], *more: dict[str, Any], **stream: Any) -> 
         choosing({"disabled": True, "filter": "id > 1"}) | {"streams": [], "selected_streams": {}},
         choosing({}, {"name": "other", "namespace": "public", "sync_mode": "cdc"}),
         {"selected_streams": {"public": [{"stream_name": "orders"}]}, "streams": []},
+        choosing({}) | {"streams_config": choosing({})},
         {},
     ],
 )
@@ -150,6 +151,37 @@ def test_what_a_run_can_not_honour_is_refused_by_path(config: dict[str, Any], fi
 
 
 @pytest.mark.parametrize(
+    ("config", "field", "near"),
+    [
+        (
+            {"selected_stream": {"public": [{"stream_name": "users"}]}},
+            "streams_config.selected_stream",
+            "selected_streams",
+        ),
+        (choosing({"columns": ["id"]}), f"{IN_PUBLIC}.columns", "selected_columns"),
+        (choosing({"select_columns": {"columns": ["id"]}}), f"{IN_PUBLIC}.select_columns", "selected_columns"),
+        (choosing({"selected_columns": {"column": ["id"]}}), f"{IN_PUBLIC}.selected_columns.column", "columns"),
+        (choosing({"filter_config": {"condition": [1]}}), f"{IN_PUBLIC}.filter_config.condition", "conditions"),
+        (choosing({"a field of tomorrow": 1}), f"{IN_PUBLIC}.a field of tomorrow", None),
+    ],
+)
+def test_an_unknown_field_of_the_choice_is_refused_with_a_similar_one(
+    config: dict[str, Any], field: str, near: str | None
+) -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        honoured_catalog_text(config)
+    (error,) = refusal.value.errors
+    assert (error.field, error.code) == (field, "unknown_field")
+    assert (f"did you mean {near}?" in error.message) if near else ("did you mean" not in error.message)
+
+
+def test_an_unknown_advanced_setting_is_refused_with_a_similar_one() -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        advanced_settings_text({"verfy": True})
+    assert refusal.value.message == "advanced_settings.verfy: is not a known field; did you mean verify?"
+
+
+@pytest.mark.parametrize(
     ("settings", "field"),
     [
         ({"verify": "yes"}, "advanced_settings.verify"),
@@ -168,7 +200,7 @@ def test_advanced_settings_of_another_type_are_refused_by_path(settings: dict[st
 
 def test_advanced_settings_are_kept_as_they_came() -> None:
     assert advanced_settings_text(None) == advanced_settings_text("") == "null"
-    text = '{"max_discover_threads": null,  "verify": null, "x": 1}'
+    text = '{"max_discover_threads": null,  "verify": null}'
     assert advanced_settings_text(text) == text
 
 
