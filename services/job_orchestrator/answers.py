@@ -89,7 +89,8 @@ class JobNameIsFree(Answered):
 class TaskShown(Answered):
     """A run; ``runtime`` in whole seconds, ``file_path`` is the key of its log.
 
-    ``error`` is why it failed, or why the last attempt did; ``verified`` is null where a stream was not compared.
+    ``error`` is why it failed, or why the last attempt did; ``verified`` is true where the run completed and
+    both ends of each stream were compared and equal, false where they differed in a stream, else null.
     """
 
     id: str = Field(examples=["01980f0a-7c1e-7d54-9f2b-1f2e5a7c9d10"])

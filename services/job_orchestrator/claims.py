@@ -135,8 +135,9 @@ class Claims:
         outcome: RunOutcome = "cancelled" if tried_again and cancelled else report.outcome
         finish = FinishRun(epoch=report.epoch, outcome=outcome, error=report.error, streams=report.streams)
         await self._control.finish(str(run.id), run.state, finish, metadata)
-        if tried_again and not cancelled:
-            await self._close_attempt(run, "error", f"Failed in {self._attempt(run.state)}, and no attempt is left")
+        if outcome == "failed":
+            why = "no attempt is left" if tried_again else "a retry would not mend it, so the run is not tried again"
+            await self._close_attempt(run, "error", f"Failed in {self._attempt(run.state)}; {why}")
         return None
 
     async def _retry(self, run: Entity[RunState], report: FinishReport) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -53,7 +53,7 @@ from services.job_orchestrator.domain.streams import (
 )
 from services.job_orchestrator.job_writing import EndpointGiven, JobGiven, JobWriting, name_taken
 from services.job_orchestrator.queries import RUNS_LISTED_MAX, JobQueries, Side, line_view, run_id_of
-from services.job_orchestrator.run_control import RunControl
+from services.job_orchestrator.run_control import CancelledRun, RunControl
 from services.job_orchestrator.run_records import PAGE_LINES_MAX, RunRecords
 from services.job_orchestrator.workers import Workers
 
@@ -81,6 +81,11 @@ Id = Annotated[int, Field(ge=1, le=ID_MAX)]
 IdText = Annotated[str, Field(min_length=1, description="The id, with or without quotes.", examples=["1"])]
 
 _CATALOG = {"selected_streams": {"public": [{"stream_name": "orders"}]}, "streams": []}
+_ABOUT_ITS_RUN: Mapping[CancelledRun, str] = {
+    None: "",
+    "cancelled": "; its run was cancelled",
+    "being cancelled": "; its run is being cancelled",
+}
 _describe = partial(describe, tag="Jobs", path={"id": Id})
 
 
@@ -298,9 +303,10 @@ class JobRoutes:
     async def get(self, request: web.Request) -> web.StreamResponse:
         project_id = project_of(request)
         query = read_query(request, JobQuery)
-        job = await self._job(request)
-        if query.as_of is not None:
-            job = await self._as_of(job, query.as_of)
+        if query.as_of is None:
+            job = await self._job(request)
+        else:
+            job = await self._as_of(await self.queries.past_or_present_job(project_id, path_id(request)), query.as_of)
         view = await self.queries.job(project_id, job, objects=query.expand is not None)
         return success(view, etag=job.version, embeds_others=True)
 
@@ -318,13 +324,13 @@ class JobRoutes:
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
         job = await self._job(request)
-        await self.control.delete(job, metadata_of(request), expected_version=if_match_of(request))
+        run = await self.control.delete(job, metadata_of(request), expected_version=if_match_of(request))
         name = job.state.definition.name
-        return success({"name": name}, message=f"job {name} deleted")
+        return success({"name": name}, message=f"job {name} deleted{_ABOUT_ITS_RUN[run]}")
 
     async def history(self, request: web.Request) -> web.StreamResponse:
         query = read_query(request, HistoryQuery)
-        job = await self._job(request)
+        job = await self.queries.past_or_present_job(project_of(request), path_id(request))
         return success(await self.queries.history(JOB, job.id, before_version=query.before, limit=query.limit))
 
     async def activate(self, request: web.Request) -> web.StreamResponse:
@@ -389,7 +395,7 @@ class JobRoutes:
 
     async def _as_of(self, job: Entity[JobState], moment: datetime) -> Entity[JobState]:
         before = await self.documents.as_of(JOB, job.id, moment)
-        if before is None:
+        if before is None or before.state.deleted:
             raise NotFound(f"job {job.id} did not exist then")
         return before
 
@@ -408,9 +414,8 @@ class JobRoutes:
 
 @dataclass(frozen=True, slots=True)
 class TaskRoutes:
-    """The handlers of a job's tasks (its runs) and their logs."""
+    """The handlers of a job's tasks (its runs) and their logs; those of a deleted job stay readable."""
 
-    documents: Documents
     queries: JobQueries
     records: RunRecords
 
@@ -503,7 +508,7 @@ class TaskRoutes:
 
     async def _job(self, request: web.Request) -> tuple[int, int]:
         project_id = project_of(request)
-        job = await self.documents.require(JOB, path_id(request), project_id)
+        job = await self.queries.past_or_present_job(project_id, path_id(request))
         return project_id, int(job.id)
 
 

@@ -96,6 +96,13 @@ class JobQueries:
         """One job with everything about it."""
         return (await self._views(project_id, [job], objects=objects))[0]
 
+    async def past_or_present_job(self, project_id: int, job_id: int) -> Entity[JobState]:
+        """A job of the project, deleted or not; raises ``NotFound`` when there never was one."""
+        job = await self._documents.get(JOB, job_id)
+        if job is None or job.state.project_id != project_id:
+            raise NotFound(f"job {job_id} does not exist")
+        return job
+
     async def job_named(self, project_id: int, name: str) -> int | None:
         """The id of the project's living job of that name."""
         jobs = self._documents.collection(JOB.collection)
@@ -193,7 +200,7 @@ class JobQueries:
             "file_path": file_path(run),
             "attempts": state.attempts,
             "error": state.error,
-            "verified": _verified(state.streams),
+            "verified": _verified(state),
         }
 
     async def task_detail(self, run: Entity[RunState]) -> JsonObject:
@@ -345,10 +352,12 @@ def _result_view(result: StreamResult) -> JsonObject:
     }
 
 
-def _verified(results: Sequence[StreamResult]) -> bool | None:
-    """False if a stream's ends differ, True if those of all streams are equal, else None."""
-    verdicts = {result.verified for result in results}
-    return False if False in verdicts else True if verdicts == {True} else None
+def _verified(run: RunState) -> bool | None:
+    """False if a stream's ends differ, True if the run completed and those of all its streams are equal, else None."""
+    verdicts = {result.verified for result in run.streams}
+    if False in verdicts:
+        return False
+    return True if run.status == "completed" and verdicts == {True} else None
 
 
 def _line_text(line: Mapping[str, Any]) -> bytes:

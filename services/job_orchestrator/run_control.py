@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Literal
 
 from libs.contracts.jobs import RunKind, RunOutcome, RunTrigger
 from libs.core.decider import Act, ExpectedVersion
@@ -24,6 +25,9 @@ from services.job_orchestrator.domain.run import (
 )
 
 ATTEMPTS_MAX = 5
+
+CancelledRun = Literal["cancelled", "being cancelled"] | None
+"""What became of a job's active run: ended at once, or its worker has to stop first; None where none was active."""
 
 
 class RunControl:
@@ -95,8 +99,8 @@ class RunControl:
         metadata: Metadata,
         *,
         expected_version: ExpectedVersion,
-    ) -> None:
-        """Delete a job; an active run of it is cancelled in the same work."""
+    ) -> CancelledRun:
+        """Delete a job; an active run of it is cancelled in the same work. Returns what became of that run."""
         for _ in range(ATTEMPTS_MAX):
             run = await self._active_run(job)
             left_active = job.state.active_run_id if run is not None and run.state.status == "running" else None
@@ -105,7 +109,9 @@ class RunControl:
             # Only the first act on the job's stream can be held to the version that the caller read.
             acts = _expecting([*acts, delete], job, expected_version)
             if await self._unless_changed(Work(acts, metadata)):
-                return
+                if run is None:
+                    return None
+                return "being cancelled" if run.state.status == "running" else "cancelled"
             job = await self._documents.require(JOB, job.id, job.state.project_id)
         raise Conflict("the job's runs keep changing; try again", code="contention")
 

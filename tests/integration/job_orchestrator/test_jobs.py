@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from libs.contracts.internal import JOBS_EXISTING, JobsAsked
+from libs.contracts.internal import JOBS_EXISTING, JobsAsked, LogLine
+from libs.core.clock import SystemClock
 from tests.integration.job_orchestrator.orchestrator import (
     STRANGER,
     STRANGERS_PROJECT,
@@ -178,6 +179,48 @@ async def test_a_runs_history_and_as_of_show_what_was(orchestrator: Orchestrator
     assert (await orchestrator.get(f"/jobs/{job_id}/tasks/unknown/history")).status == 404
 
 
+async def test_a_deleted_job_keeps_its_past(orchestrator: Orchestrator) -> None:
+    job_id = await orchestrator.create_job("gone")
+    created_at = (await orchestrator.get(f"/jobs/{job_id}")).data["created_at"]
+    await orchestrator.post(f"/jobs/{job_id}/sync")
+    run = await orchestrator.claimed()
+    await orchestrator.heartbeat(run, [LogLine(time=SystemClock().now(), level="info", message="it began")])
+    await orchestrator.finish(run)
+    (task,) = await orchestrator.tasks(job_id)
+    await orchestrator.request("DELETE", f"/jobs/{job_id}")
+    path = f"/jobs/{job_id}"
+    history = (await orchestrator.get(f"{path}/history")).data
+    assert history[0]["type"] == "job_deleted"
+    assert (await orchestrator.get(f"{path}?as_of={created_at}")).data["name"] == "gone"
+    assert (await orchestrator.get(f"{path}?as_of={history[0]['time']}")).status == 404
+    assert await orchestrator.tasks(job_id) == [task]
+    one = f"{path}/tasks/{task['id']}"
+    assert (await orchestrator.get(one)).data["status"] == "completed"
+    assert (await orchestrator.get(f"{one}/history")).data[0]["type"] == "run_finished"
+    page = await orchestrator.post(f"{one}/logs", {"file_path": task["file_path"]})
+    lines = (await orchestrator.get(f"{path}/task/{task['id']}/logs")).data["task_logs"]
+    assert page.data["logs"] == lines
+    assert [line["message"] for line in lines] == ["it began"]
+    stranger = {"principal": STRANGER, "project": STRANGERS_PROJECT}
+    for read in (f"{path}/history", f"{path}/tasks", one, f"{path}?as_of={created_at}"):
+        assert (await orchestrator.get(read, **stranger)).status == 404, read
+    assert (await orchestrator.get(path)).status == 404
+    assert (await orchestrator.post(f"{path}/sync")).status == 404
+
+
+async def test_deleting_a_job_tells_what_becomes_of_its_run(orchestrator: Orchestrator) -> None:
+    idle, waiting, running = [await orchestrator.create_job(name) for name in ("idle", "waiting", "running")]
+    await orchestrator.post(f"/jobs/{running}/sync")
+    await orchestrator.claimed()
+    await orchestrator.post(f"/jobs/{waiting}/sync")
+    answers = [await orchestrator.request("DELETE", f"/jobs/{job_id}") for job_id in (idle, waiting, running)]
+    assert [answer.body["message"] for answer in answers] == [
+        "job idle deleted",
+        "job waiting deleted; its run was cancelled",
+        "job running deleted; its run is being cancelled",
+    ]
+
+
 async def test_a_foreign_project_is_closed_and_its_jobs_are_not_there(orchestrator: Orchestrator) -> None:
     job_id = await orchestrator.create_job()
     assert (await orchestrator.get(f"/jobs/{job_id}", principal=STRANGER)).status == 403
@@ -275,6 +318,8 @@ DEEP = b'{"name":' + b"[" * 10_000 + b"]" * 10_000 + b"}"
         ),
         (json.dumps(job_body(advanced_settings=[1])).encode(), "advanced_settings"),
         (json.dumps(job_body(advanced_settings={"verify": "yes"})).encode(), "advanced_settings.verify"),
+        (json.dumps(job_body(advanced_settings={"verfy": True})).encode(), "advanced_settings.verfy"),
+        (json.dumps(job_body(streams_config={"selected_stream": {}})).encode(), "streams_config.selected_stream"),
         (
             json.dumps(job_body(streams_config=json.dumps(APPENDING))).encode(),
             "streams_config.selected_streams.public[0].append_mode",

@@ -127,6 +127,25 @@ async def test_a_run_is_verified_where_each_stream_is_and_not_where_one_differs(
     assert states == ["failed" if one is False else "completed" for one in verdicts]
 
 
+async def test_a_failed_run_is_not_verified_though_streams_of_it_were(orchestrator: Orchestrator) -> None:
+    await synced(orchestrator)
+    run = await orchestrator.claimed()
+    await orchestrator.finish(run, "failed", streams=(RESULT,), error="public.b: it broke")
+    task = (await orchestrator.get(f"/jobs/{run.job_id}/tasks/{run.run_id}")).data
+    assert (task["status"], task["verified"], task["streams"][0]["verified"]) == ("failed", None, True)
+
+
+async def test_the_log_of_a_permanent_failure_ends_with_why_it_is_not_tried_again(orchestrator: Orchestrator) -> None:
+    await synced(orchestrator)
+    run = await orchestrator.claimed()
+    await orchestrator.finish(run, "failed", error="no such table", log_lines=lines("no such table"))
+    logs = (await orchestrator.get(f"/jobs/{run.job_id}/task/{run.run_id}/logs")).data["task_logs"]
+    assert (logs[-1]["level"], logs[-1]["message"]) == (
+        "error",
+        f"Failed in attempt 1 of {run.attempts_max}; a retry would not mend it, so the run is not tried again",
+    )
+
+
 async def test_the_grant_names_the_run_and_its_ends_for_a_short_time(orchestrator: Orchestrator) -> None:
     await synced(orchestrator)
     run = await orchestrator.claimed()
@@ -269,7 +288,7 @@ async def test_a_retryable_failure_is_tried_again_and_then_fails(
         first, second, last = [line["message"] for line in logs]
         assert re.fullmatch(r"Failed in attempt 1 of 3, again in [\d.]+ s: the network broke", first)
         assert re.fullmatch(r"Failed in attempt 2 of 3, again in [\d.]+ s: the network broke", second)
-        assert last == "Failed in attempt 3 of 3, and no attempt is left"
+        assert last == "Failed in attempt 3 of 3; no attempt is left"
         detail = (await orchestrator.get(f"/jobs/{job_id}/tasks/{task['id']}")).data
         assert (detail["attempts"], detail["error"]) == (3, "the network broke")
         assert (await orchestrator.get(f"/jobs/{job_id}")).data["last_run_state"] == "failed"
