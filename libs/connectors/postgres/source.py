@@ -305,8 +305,9 @@ class PostgresSnapshot:
         )
 
 
-# What a stream is read from, views looked through, as of the snapshot; functions look at the newest catalogue.
-_REMADE = """
+# The beginning of a query about all relations that a stream reads, through views down to their tables, as of the
+# snapshot; functions look at the newest catalogue. The rows of a materialised view are stored. $1 is the stream's OID.
+USED_RELATIONS = """
     WITH RECURSIVE used(oid, kind) AS (
         SELECT oid, relkind FROM pg_class WHERE oid = $1
         UNION
@@ -317,6 +318,9 @@ _REMADE = """
             UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = used.oid
         ) AS next JOIN pg_class c ON c.oid = next.oid
     ),
+"""
+_REMADE = f"""
+    {USED_RELATIONS}
     partitions_then AS (
         SELECT inhrelid AS oid FROM pg_inherits JOIN used ON inhparent = used.oid WHERE used.kind = 'p'
     ),
@@ -328,7 +332,7 @@ _REMADE = """
         c.oid IN (SELECT oid FROM used WHERE kind = 'r')
             AND c.relfilenode <> 0 AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)
         OR (c.oid IN (SELECT oid FROM partitions_then)) <> (c.oid IN (SELECT oid FROM partitions_now))
-"""
+"""  # noqa: S608
 
 
 async def _refuse_remade(connection: "asyncpg.Connection[Any]", plan: StreamPlan, oid: int) -> None:

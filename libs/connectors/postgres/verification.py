@@ -17,7 +17,7 @@ from libs.connectors.canonical import BUCKET_DIGITS, HASH_MODULUS, Bucket, Finge
 from libs.connectors.comparison import Comparison, at_once
 from libs.connectors.comparison import compare as compare_ends
 from libs.connectors.postgres.connection import literal, quoted
-from libs.connectors.postgres.source import PostgresTable
+from libs.connectors.postgres.source import USED_RELATIONS, PostgresTable
 from libs.connectors.postgres.types import PostgresType
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
@@ -187,7 +187,8 @@ class PostgresSourceEnd(PostgresEnd):
 
     async def _nature(self) -> Any:
         async with self._reader() as connection:
-            return await connection.fetchrow(_NATURE, quoted(*self._table.name))
+            oid = await connection.fetchval("SELECT to_regclass($1)::oid", quoted(*self._table.name))
+            return await connection.fetchrow(_NATURE, oid)
 
     @asynccontextmanager
     async def _reader(self) -> AsyncGenerator[Connection, None]:
@@ -198,18 +199,8 @@ class PostgresSourceEnd(PostgresEnd):
             raise self._table.failed(error) from error
 
 
-# Views are looked through down to what they read; the rows of a materialised view are stored.
-_NATURE = """
-    WITH RECURSIVE used(oid, kind) AS (
-        SELECT oid, relkind FROM pg_class WHERE oid = $1::text::regclass
-        UNION
-        SELECT c.oid, c.relkind FROM used CROSS JOIN LATERAL (
-            SELECT d.refobjid AS oid FROM pg_rewrite r JOIN pg_depend d
-                ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass
-            WHERE r.ev_class = used.oid AND used.kind = 'v'
-            UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = used.oid
-        ) AS next JOIN pg_class c ON c.oid = next.oid
-    ),
+_NATURE = f"""
+    {USED_RELATIONS}
     definitions AS (
         SELECT r.ev_action::text AS tree FROM used JOIN pg_rewrite r ON r.ev_class = used.oid WHERE used.kind = 'v'
     ),
@@ -221,8 +212,8 @@ _NATURE = """
     SELECT EXISTS (SELECT FROM used WHERE kind = 'f') AS foreign,
         (SELECT min(oid::regprocedure::text) FROM functions WHERE provolatile = 'v') AS volatile,
         EXISTS (SELECT FROM functions WHERE proname IN ('now', 'transaction_timestamp', 'statement_timestamp'))
-            OR EXISTS (SELECT FROM definitions WHERE tree ~ '{SQLVALUEFUNCTION :op [0-8] ') AS by_time
-"""
+            OR EXISTS (SELECT FROM definitions WHERE tree ~ '{{SQLVALUEFUNCTION :op [0-8] ') AS by_time
+"""  # noqa: S608
 
 
 @asynccontextmanager
