@@ -54,6 +54,44 @@ UNION ALL SELECT 'its comments and labels', to_jsonb(l) FROM pg_seclabel l
     JOIN part ON (l.classoid, l.objoid) = (part.class, part.oid)
 """
 
+# What a person has to look at where a table is kept: neither what DataSync makes nor what belongs to another of these.
+_NAMED = """
+WITH target AS (SELECT * FROM pg_class WHERE oid = $1),
+part AS (
+    SELECT 'pg_class'::regclass::oid AS class, oid FROM target
+    UNION ALL SELECT 'pg_type'::regclass, reltype FROM target
+    UNION ALL SELECT 'pg_constraint'::regclass, o.oid FROM pg_constraint o JOIN target ON conrelid = target.oid
+), dependent AS (
+    SELECT DISTINCT d.classid, d.objid FROM pg_depend d JOIN part ON (d.refclassid, d.refobjid) = (part.class, part.oid)
+    WHERE d.deptype <> 'i' OR d.classid = 'pg_rewrite'::regclass
+)
+SELECT 'what depends on it' AS what, coalesce(
+    (SELECT pg_describe_object('pg_class'::regclass, ev_class, 0) FROM pg_rewrite
+     WHERE oid = objid AND classid = 'pg_rewrite'::regclass AND rulename = '_RETURN'),
+    pg_describe_object(classid, objid, 0)) AS name
+FROM dependent
+WHERE NOT (classid = 'pg_class'::regclass AND objid IN (SELECT reltoastrelid FROM target))
+    AND NOT (classid = 'pg_constraint'::regclass
+             AND objid IN (SELECT oid FROM pg_constraint WHERE contype IN ('p', 'n')))
+    AND NOT (classid = 'pg_trigger'::regclass AND objid IN (SELECT oid FROM pg_trigger WHERE tgisinternal))
+UNION ALL SELECT 'its own properties', name FROM target, LATERAL (VALUES
+    (relrowsecurity, 'row-level security'),
+    (relforcerowsecurity, 'forced row-level security'),
+    (relpersistence = 'u', 'UNLOGGED'),
+    (relreplident <> 'd', 'replica identity'),
+    (reltablespace <> 0, 'tablespace'),
+    (relispartition, 'is a partition'),
+    (reloptions IS NOT NULL, array_to_string(reloptions, ', '))
+) AS property (holds, name) WHERE holds
+UNION ALL SELECT 'its own properties', 'privileges on its row type' FROM pg_type JOIN target ON pg_type.oid = reltype
+    WHERE typacl IS NOT NULL
+UNION ALL SELECT 'its keys and constraints', pg_describe_object('pg_class'::regclass, indexrelid, 0)
+    FROM pg_index WHERE indrelid = $1 AND NOT indisprimary
+UNION ALL SELECT 'its keys and constraints', pg_describe_object('pg_constraint'::regclass, oid, 0)
+    FROM pg_constraint WHERE $1 IN (conrelid, confrelid) AND contype NOT IN ('p', 'n')
+"""
+_NAMES_MAX = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -74,6 +112,11 @@ class Placement:
     @property
     def kept(self) -> bool:
         return self.kept_because is not None
+
+    @property
+    def was_exchanged(self) -> bool:
+        """Whether it is one that DataSync made, so that earlier runs exchanged it at much less cost."""
+        return self.published is not None and self.published.description != {}
 
 
 async def describe(connection: "asyncpg.Connection[Any]", oid: int) -> dict[str, str]:
@@ -108,7 +151,7 @@ async def why_kept(connection: "asyncpg.Connection[Any]", oid: int, published: P
         what for what in now.keys() | published.description.keys() if now.get(what) != published.description.get(what)
     )
     if changed:
-        return f"it is not as DataSync made it ({', '.join(changed)})"
+        return f"it is not as DataSync made it ({await _with_names(connection, oid, changed)})"
     if not await connection.fetchval(
         "SELECT relowner = (SELECT oid FROM pg_roles WHERE rolname = current_user) FROM pg_class WHERE oid = $1", oid
     ):
@@ -119,6 +162,21 @@ async def why_kept(connection: "asyncpg.Connection[Any]", oid: int, published: P
     ):
         return "another role than its owner granted privileges on it"
     return None
+
+
+async def _with_names(connection: "asyncpg.Connection[Any]", oid: int, changed: list[str]) -> str:
+    """The groups of properties that changed, each with what the table now has of it beyond what DataSync makes."""
+    names: dict[str, set[str]] = {}
+    for row in await connection.fetch(_NAMED, oid):
+        names.setdefault(row["what"], set()).add(row["name"])
+    return "; ".join(_with_some(what, sorted(names.get(what, ()))) for what in changed)
+
+
+def _with_some(what: str, names: list[str]) -> str:
+    if not names:
+        return what
+    more = f" and {len(names) - _NAMES_MAX} more" if len(names) > _NAMES_MAX else ""
+    return f"{what}: {', '.join(names[:_NAMES_MAX])}{more}"
 
 
 async def privileges(connection: "asyncpg.Connection[Any]", oid: int) -> set[tuple[str, str, bool]]:

@@ -240,7 +240,11 @@ class Publication:
         await kept.refuse_unfit(self.connection, self.table, self._target, place)
         if self._told != place.kept_because:
             self._told = place.kept_because
-            self.context.log("info", f"{self._target} is kept and its rows are replaced: {place.kept_because}")
+            message = f"{self._target} is kept and its rows are replaced: {place.kept_because}"
+            if place.was_exchanged:
+                self.context.log("warning", f"{message}; each run takes much longer by it than by an exchange")
+            else:
+                self.context.log("info", message)
         await kept.replace_rows(self.connection, self.table, self._target, self.staging, self.rows)
         written = await self._written(self._relation)
         await self.connection.execute(f"DROP TABLE {quoted(*self.staging)}")

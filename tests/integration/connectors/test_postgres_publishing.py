@@ -135,6 +135,36 @@ async def test_tables_that_others_changed_are_kept_and_their_rows_are_replaced(
     assert not [name for name in await destination.tables() if "_datasync" in name]
 
 
+async def test_a_table_that_began_to_be_kept_is_warned_of_with_the_names_of_what_keeps_it(
+    source: Server, published: Server
+) -> None:
+    await published.execute(
+        """
+        CREATE VIEW seen AS TABLE t; CREATE INDEX notes ON t (note); ALTER TABLE t SET (fillfactor = 50);
+        CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+        CREATE TRIGGER audit AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION nothing();
+        """
+    )
+    lines: list[tuple[str, str]] = []
+    context = replace(context_of("run-1", 2), log=lambda level, line: lines.append((level, line)))
+    await move(source, published, plan_of("t"), context)
+    (kept,) = [(level, line) for level, line in lines if "is kept" in line]
+    assert kept[0] == "warning"
+    assert "what depends on it: index public.notes, trigger audit on table public.t, view public.seen" in kept[1]
+    assert "its own properties: fillfactor=50" in kept[1]
+    assert "its keys and constraints: index public.notes" in kept[1]
+
+
+async def test_a_table_that_others_made_is_kept_without_a_warning(source: Server, destination: Server) -> None:
+    await source.execute(MADE)
+    await destination.execute("CREATE TABLE t (id int, note text)")
+    lines: list[tuple[str, str]] = []
+    for run in (1, 2):
+        context = replace(context_of(f"run-{run}", run), log=lambda level, line: lines.append((level, line)))
+        await move(source, destination, plan_of("t"), context)
+    assert [level for level, line in lines if "DataSync did not make it" in line] == ["info", "info"]
+
+
 async def test_an_owned_table_that_was_made_anew_by_hand_is_kept(source: Server, published: Server) -> None:
     await published.execute("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, note text)")
     before = await published.value(OID)
