@@ -113,7 +113,7 @@ _ALSO_SENT: Mapping[type[BaseModel], tuple[str, ...]] = {StreamsConfig: ("stream
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """``field`` is a path within the configuration, such as ``selected_streams.public[0].filter``."""
+    """``field`` is a path in the configuration, such as ``selected_streams.public[0].filter``; empty for none."""
 
     field: str
     message: str
@@ -147,7 +147,7 @@ def chosen_streams(config: StreamsConfig, entries: Sequence[CatalogEntry]) -> li
             place, stream = known.get(key, ("", CatalogStream(name=key[1], namespace=key[0])))
             found = list(_of_choice(selected, stream, path))
             if not place:
-                found.append(Refusal(f"{path}.stream_name", "is not one of the catalog's streams"))
+                found.append(_missing(key, path, is_discovered=not config.streams))
             elif key in twice:
                 found.append(Refusal(f"{path}.stream_name", "is selected twice"))
             else:
@@ -212,6 +212,12 @@ def unknown_fields_of_choice(config: Mapping[str, Any]) -> Iterator[Refusal]:
             yield from unknown_fields(SelectedStream, selected, path)
             yield from unknown_fields(SelectedColumns, selected.get("selected_columns"), f"{path}.selected_columns")
             yield from unknown_fields(FilterConfig, selected.get("filter_config"), f"{path}.filter_config")
+
+
+def _missing(key: StreamKey, path: str, *, is_discovered: bool) -> Refusal:
+    if is_discovered:
+        return Refusal("", f"the source has no table {_dotted(key)}, or the role may not read it")
+    return Refusal(f"{path}.stream_name", "is not one of the catalog's streams")
 
 
 def _selections(config: StreamsConfig) -> Iterator[tuple[StreamKey, str, SelectedStream]]:
@@ -291,4 +297,4 @@ def _with_shared_targets(chosen: list[ChosenStream], places: Mapping[StreamKey, 
 
 
 def _dotted(name: StreamKey) -> str:
-    return ".".join(name)
+    return ".".join(filter(None, name))

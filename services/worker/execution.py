@@ -1,6 +1,7 @@
 """One claimed run from its configuration to its end: moves the streams, reports, and stops when told to."""
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,8 +50,9 @@ STOPPING_SECONDS_MAX = 5.0
 RESOLVE_SECONDS_MAX = 120.0
 RESOLVE_PAUSE_SECONDS = 0.5
 RESOLVE_PAUSE_SECONDS_MAX = 10.0
-ERROR_CHARACTERS_MAX = 3_900
-MESSAGE_CHARACTERS_MAX = 1_000
+ERROR_CHARACTERS_MAX = 2_000
+MESSAGE_CHARACTERS_MAX = 700
+STREAMS_NAMED_MAX = 5
 
 log = structlog.get_logger(__name__)
 
@@ -63,10 +65,27 @@ class InternalCalls(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a stream or the attempt failed; ``retryable``: another attempt may do better."""
+    """Why a stream or the attempt failed.
+
+    Args:
+        retryable: another attempt may do better.
+        stream: the stream that failed, None for the attempt.
+    """
 
     message: str
     retryable: bool
+    stream: StreamReport | None = None
+
+    @property
+    def cause(self) -> str:
+        """The message without the names of its stream, equal for streams that failed for the same reason."""
+        if self.stream is None:
+            return self.message
+        plan = self.stream.plan
+        dotted = "|".join(re.escape(str(name)) for name in (plan.stream, plan.target))
+        single = "|".join(re.escape(name) for name in (plan.stream.name, plan.target.table))
+        text = re.sub(rf"(?<![\w.])({dotted})(?!\w)", "…", self.message).removeprefix("…: ")
+        return re.sub(rf"(?<=['\"])({single})(?=['\"])|(?<=\btable )({single})(?!\w)", "…", text)
 
 
 class RunExecution:
@@ -265,7 +284,7 @@ class RunExecution:
         message = _named(stream, failure.message)
         stream.state = "failed"
         stream.error = failure.message[:MESSAGE_CHARACTERS_MAX]
-        self._failures.append(Failure(message, failure.retryable))
+        self._failures.append(Failure(message, failure.retryable, stream))
         self._report.log("error", message)
 
     def _completed(self, stream: StreamReport, written: Written, seconds: float) -> None:
@@ -355,7 +374,7 @@ class RunExecution:
             ending = self._failure_of(first_error(error))
             self._report.log("error", ending.message)
             failures.append(ending)
-        message = _joined([failure.message for failure in failures], len(self._report.streams))
+        message = failures_text(failures, len(self._report.streams))
         return await self._finish("failed", message, retryable=any(failure.retryable for failure in failures))
 
     def _failure_of(self, cause: BaseException) -> "Failure":
@@ -461,15 +480,31 @@ def _named(stream: StreamReport, message: str) -> str:
     return message if name in message else f"{name}: {message}"
 
 
-def _joined(messages: Sequence[str], streams: int) -> str:
-    """All failures in one text; if it gets too long, as many as fit and the number of the others."""
-    if len(messages) == 1:
-        return messages[0][:ERROR_CHARACTERS_MAX]
-    text = f"{len(messages)} failures in {streams} streams: "
-    for place, message in enumerate(messages):
-        left = f" (and {len(messages) - place} more, see the log)"
-        cut = message[:MESSAGE_CHARACTERS_MAX]
-        if len(text) + len(cut) + len(left) > ERROR_CHARACTERS_MAX:
-            return text.removesuffix("; ") + left
-        text += f"{cut}; "
+def failures_text(failures: Sequence[Failure], streams: int) -> str:
+    """All failures in one text, equal causes once; if it gets too long, as many as fit and the number of the others."""
+    groups: dict[str, list[Failure]] = {}
+    for failure in failures:
+        groups.setdefault(failure.cause, []).append(failure)
+    texts = [_group_text(group) for group in groups.values()]
+    if len(failures) == 1:
+        return failures[0].message[:ERROR_CHARACTERS_MAX]
+    text = f"{len(failures)} failures in {streams} streams: "
+    left = len(failures)
+    for part, group in zip(texts, groups.values(), strict=True):
+        rest = f" (and {left} more, see the log)"
+        if len(text) + len(part) + len(rest) > ERROR_CHARACTERS_MAX:
+            return text.removesuffix("; ") + rest
+        text += f"{part}; "
+        left -= len(group)
     return text.removesuffix("; ")
+
+
+def _group_text(group: Sequence[Failure]) -> str:
+    """The first failure, and the streams that failed likewise."""
+    text = group[0].message[:MESSAGE_CHARACTERS_MAX]
+    others = [str(failure.stream.plan.stream) for failure in group[1:] if failure.stream is not None]
+    if not others:
+        return text
+    more = len(others) - STREAMS_NAMED_MAX
+    named = ", ".join(others[:STREAMS_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+    return f"{text} (the same: {named})"

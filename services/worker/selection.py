@@ -68,7 +68,10 @@ def _wanted(item: ChosenStream) -> Wanted:
     plan = StreamPlan(name, Target(*item.stream.target), columns, left_out, dict(item.selected.value_policies))
     if not item.refusals:
         return Wanted(plan)
-    words = "; ".join(f"streams_config.{refusal.field}: {refusal.message}" for refusal in item.refusals)
+    words = "; ".join(
+        f"streams_config.{refusal.field}: {refusal.message}" if refusal.field else refusal.message
+        for refusal in item.refusals
+    )
     return Wanted(plan, ConnectorRefused(f"{name}: {words}", code="not_supported"))
 
 

@@ -95,6 +95,16 @@ class Server:
     async def value(self, sql: str, *arguments: Any) -> Any:
         return await self.connection.fetchval(sql, *arguments)
 
+    @asynccontextmanager
+    async def limited_role(self) -> AsyncIterator[dict[str, Any]]:
+        """A role without any right; yields what a configuration says of it."""
+        role = f"limited_{self.config['database']}"
+        await self.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'limited'")
+        try:
+            yield {"username": role, "password": "limited"}
+        finally:
+            await self.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
     async def rows(self, table: str, columns: str = "*") -> list[str]:
         """Every row as the server prints it, ordered."""
         found = await self.connection.fetch(

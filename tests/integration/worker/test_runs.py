@@ -108,6 +108,13 @@ async def test_a_stream_that_can_not_be_compared_is_warned_of_and_not_called_equ
     [
         (
             {"selected_streams": {"public": [{"stream_name": "nope"}]}},
+            "the source has no table public.nope, or the role may not read it",
+        ),
+        (
+            {
+                "selected_streams": {"public": [{"stream_name": "nope"}]},
+                "streams": [{"stream": {"name": "a", "namespace": "public"}}],
+            },
             "public.nope: streams_config.selected_streams.public[0].stream_name: is not one of",
         ),
         ({"streams": [{"stream": {"name": "gone", "namespace": "public"}}]}, "no table public.gone"),
@@ -165,6 +172,34 @@ async def test_bad_streams_do_not_keep_the_others_from_being_moved_and_the_run_f
     assert {item.name for item in end.progress if item.error} == {"ab", "ba", "gone"}
     errors = [line.message for line in orchestra.log.values() if line.level == "error"]
     assert len(errors) == 3
+
+
+async def test_a_table_that_the_role_may_not_read_is_told_as_one_that_may_not_be_there(
+    source: Server, destination: Server
+) -> None:
+    await source.execute("CREATE TABLE a AS SELECT 1 AS id; CREATE TABLE closed (id int)")
+    async with source.limited_role() as reader:
+        await source.execute(f"GRANT SELECT ON a TO {reader['username']}")
+        orchestra = to_postgres(source, destination)
+        orchestra.source = source.config | reader
+        config = json.dumps({"selected_streams": {"public": [{"stream_name": "closed"}]}, "streams": []})
+        assert await orchestra.execution(orchestra.run(streams_config_json=config)).execute() == "failed"
+    assert orchestra.finished[0].error == (
+        "public.closed: the source has no table public.closed, or the role may not read it"
+    )
+
+
+async def test_streams_that_fail_for_one_reason_are_told_of_once(source: Server, destination: Server) -> None:
+    names = [f"t{n}" for n in range(12)]
+    await source.execute(";".join(f"CREATE TABLE {name} AS SELECT 1 AS id" for name in names))
+    await destination.execute(";".join(f"CREATE TABLE {name} (other int)" for name in names))
+    orchestra = to_postgres(source, destination)
+    assert await orchestra.execution().execute() == "failed"
+    error = orchestra.finished[0].error or ""
+    assert error.startswith("12 failures in 12 streams: ")
+    assert error.count("lacks the column") == 1
+    assert error.endswith("and 6 more)")
+    assert len(error) < 500
 
 
 async def test_a_failed_stream_that_may_do_better_has_the_run_tried_again_for_what_is_missing(
