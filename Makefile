@@ -47,8 +47,8 @@ lock: $(UV) ## Pin every dependency of pyproject.toml, with hashes, under requir
 	compile --extra embedded --extra demo -c requirements/runtime.txt -o requirements/embedded.txt; \
 	compile --extra embedded --extra demo --group dev -c requirements/embedded.txt -o requirements/dev.txt
 
-clean: ## Remove the virtual environment, caches and local data
-	rm -rf $(VENV) .cache .bench .datasync .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+clean: ## Remove the virtual environment and caches; the data in .datasync stay
+	rm -rf $(VENV) .cache .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "DataSync needs Python 3.11 or newer; set PYTHON=<path>")'

@@ -36,6 +36,7 @@ from libs.runtime.passed_over import (
     is_unknown,
     passing_over_write,
 )
+from libs.runtime.stops import forget_stop, note_stop
 from libs.runtime.telemetry import (
     CONSUMER_LAG_MESSAGES,
     CONSUMER_LAG_SECONDS,
@@ -155,11 +156,17 @@ class Consumer:
         await self._catch_up()
         offsets = {partition: place.offset for partition, place in self._places.items() if place.offset > 0}
         async with self._event_log.subscribe(self._topic, offsets) as subscription:
+            await self._follow_on(subscription)
+            # An earlier process may have stopped for what is no obstacle any more, such as its version.
+            await forget_stop(self._store, self._topic)
             while True:
-                batches = await _gather(subscription)
-                if batches:
-                    await self._consume(batches)
-                await self._chores(subscription)
+                await self._follow_on(subscription)
+
+    async def _follow_on(self, subscription: Subscription) -> None:
+        batches = await _gather(subscription)
+        if batches:
+            await self._consume(batches)
+        await self._chores(subscription)
 
     async def _consume(self, batches: Mapping[int, Sequence[Message]]) -> None:
         """Partitions go to the write path together, which commits them in one transaction where it can."""
@@ -410,6 +417,7 @@ class Consumer:
         """The topic stands still, loudly, until an operator has changed the stored offsets."""
         repair = f"datasync repair {self._service} {self._topic}"
         remedy = "run the newer version" if isinstance(error, TooMuchPassedOver) else f"repair it with `{repair}`"
+        await note_stop(self._store, self._topic, str(error))
         self._stopped_because = f"stopped: {error}; {remedy}"
         CONSUMER_STOPPED.labels(self._topic).set(1)
         log.error("consumer_stopped", topic=self._topic, reason=str(error), remedy=remedy)

@@ -334,7 +334,7 @@ class EventStore:
         )
         # A transaction must not wait for an implicit creation.
         existing = set(await self.database.list_collection_names())
-        for name in {"offsets", "secrets", "leases", "ids", "relay", "parked"} - existing:
+        for name in {"offsets", "secrets", "leases", "ids", "relay", "parked", "stops"} - existing:
             await self._create_collection(name)
         if not (await self.database[BELL].options()).get("capped"):
             # A bell that was dropped is made again by whoever rings it, without an end.

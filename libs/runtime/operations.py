@@ -18,6 +18,7 @@ from libs.runtime.rebuild import Rebuild, RebuildReport
 from libs.runtime.repair import RepairReport, renew_identity, repair_topic
 from libs.runtime.service import ServiceDefinition
 from libs.runtime.settings import StoreSettings
+from libs.runtime.stops import require_at_rest
 
 
 class RewrapSettings(StoreSettings):
@@ -52,8 +53,13 @@ async def repair(definition: ServiceDefinition[Any], settings: StoreSettings, to
 
 
 async def restored(definition: ServiceDefinition[Any], settings: StoreSettings) -> None:
-    """Tell a service that its database was restored from a backup; see ``libs.runtime.repair``."""
+    """Tell a service that its database was restored from a backup; see ``libs.runtime.repair``.
+
+    Raises:
+        FixRequest: the service runs, and its relay does not wait for this.
+    """
     async with _opened_store(definition, settings) as store:
+        await require_at_rest(store)
         await renew_identity(store)
 
 

@@ -19,6 +19,7 @@ from libs.runtime.event_log.port import EventLog
 from libs.runtime.event_store import EventStore
 from libs.runtime.head_watcher import HeadWatcher
 from libs.runtime.mongo import PyMongoError, WriteConcern
+from libs.runtime.stops import RELAY, forget_stop, note_stop
 from libs.runtime.telemetry import RELAY_LAG_EVENTS, RELAY_STOPPED
 
 PUBLISHED_TOGETHER_MAX = 500
@@ -102,11 +103,13 @@ class Relay:
         head = await self._store.head()
         if max(published, default=0) > head.position:
             raise StoreBehindLog(f"the log holds position {max(published)}, but the store ends at {head.position}")
+        await forget_stop(self._store, RELAY)
         self._checked_store_id = store_id
 
     async def _wait_for_repair(self, error: StoreBehindLog) -> None:
         repair = f"datasync restored {self._service}"
         log.error("relay_stopped", reason=str(error), repair=repair)
+        await note_stop(self._store, RELAY, str(error))
         self._stopped_because = f"stopped: {error}; if it was restored from a backup, say so with `{repair}`"
         RELAY_STOPPED.set(1)
         try:

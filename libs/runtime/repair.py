@@ -10,6 +10,7 @@ from libs.runtime.event_log.port import EventLog, Message
 from libs.runtime.event_store import EventStore
 from libs.runtime.rebuild import GRACE_SECONDS, Rebuild, RebuildFailed, RebuildReport
 from libs.runtime.service import ServiceDefinition
+from libs.runtime.stops import forget_stop, is_stopped
 
 MESSAGES_TOGETHER = 1_000
 QUIET_SECONDS = 2.0
@@ -39,7 +40,7 @@ async def repair_topic(
     *,
     grace_seconds: float = GRACE_SECONDS,
 ) -> RepairReport:
-    """Set a stopped topic going again, while the service runs or not.
+    """Set a stopped topic going again, while the service runs or not; one that is not stopped is left as it is.
 
     Where the log still holds what was handled, reading begins again at its beginning: repeats are known by their
     positions, so nothing is done twice. Where the owner's store is another one, or has lost events, the projections
@@ -55,7 +56,24 @@ async def repair_topic(
     if topic not in definition.topics:
         raise RebuildFailed(f"{definition.name} does not follow {topic}")
     places = await stored_places(store, topic)
-    if _holds_what_was_handled(places, await _survey(event_log, topic)):
+    holds_what_was_handled = _holds_what_was_handled(places, await _survey(event_log, topic))
+    if holds_what_was_handled and not await is_stopped(store, topic):
+        return RepairReport(f"there is nothing to repair: {definition.name} is not stopped at {topic}")
+    report = await _repaired(definition, store, event_log, topic, places, holds_what_was_handled, grace_seconds)
+    await forget_stop(store, topic)
+    return report
+
+
+async def _repaired(
+    definition: ServiceDefinition[Any],
+    store: EventStore,
+    event_log: EventLog,
+    topic: str,
+    places: Mapping[int, Place],
+    holds_what_was_handled: bool,
+    grace_seconds: float,
+) -> RepairReport:
+    if holds_what_was_handled:
         keys = [f"{topic}/{partition}" for partition in places]
         await store.database["offsets"].update_many({"_id": {"$in": keys}}, {"$set": {"offset": 0}})
         return RepairReport("the topic is read again from its beginning; what was handled is passed over")

@@ -351,6 +351,8 @@ def _follow_events(definition: ServiceDefinition[SettingsT], context: ServiceCon
     if not definition.uses_store:
         return
     context.tasks.start("head", lambda: keep_head_fresh(context.store))
+    # Held by one of the instances, whatever else they do: it tells the operator's commands that the service runs.
+    context.tasks.start("presence", _under_lease(context.leases, "presence", _until_cancelled))
     context.tasks.start("log identity", lambda: remember(context.store, context.event_log))
     if context.event_log.needs_relay and definition.aggregates:
         relay = Relay(context.store, context.event_log, context.commands)
@@ -387,6 +389,10 @@ def _refolding(
         return True
 
     return refold
+
+
+async def _until_cancelled() -> None:
+    await asyncio.get_running_loop().create_future()
 
 
 def _under_lease(leases: Leases, name: str, work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:

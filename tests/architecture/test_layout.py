@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import tomllib
 from itertools import chain
 
@@ -70,3 +71,10 @@ def test_every_dependency_is_pinned_in_the_lock() -> None:
     for name, requirements in wanted.items():
         missing = [requirement for requirement in requirements if f"\n{requirement} " not in locks[name]]
         assert missing == [], f"requirements/{name}.txt is old: run make lock"
+
+
+def test_cleaning_the_working_tree_leaves_the_data_directory() -> None:
+    """A suite may be running on it."""
+    told = subprocess.run(["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    assert ".datasync" not in told.stdout.split()
+    assert ".venv" in told.stdout.split()

@@ -8,18 +8,23 @@ from contextlib import nullcontext
 
 import pytest
 
+from libs.core.errors import FixRequest
 from libs.runtime import consumer as consumer_module
 from libs.runtime import event_store
 from libs.runtime import rebuild as rebuild_module
 from libs.runtime import relay as relay_module
 from libs.runtime.child_process import die_with_parent
+from libs.runtime.consumer import stored_places
 from libs.runtime.event_store import Head
-from libs.runtime.mongo import ClientSession
+from libs.runtime.leases import Leases
+from libs.runtime.mongo import Client, ClientSession, connect
+from libs.runtime.operations import restored
 from libs.runtime.parking import list_parked, request_retry
 from libs.runtime.rebuild import Rebuild, RebuildFailed, _Moment, _TopicReplay
 from libs.runtime.repair import RepairReport, renew_identity, repair_topic
-from libs.runtime.service import ServiceDefinition
+from libs.runtime.service import ServiceDefinition, running_service
 from libs.runtime.settings import ServiceSettings
+from libs.runtime.stops import require_at_rest
 from libs.runtime.telemetry import RELAY_STOPPED
 from libs.testing.followers import ECHO, PROJECT, Behaviour, Follower, Installation, Owner, installation
 from libs.testing.things import THING, TOPIC, DiscardThing
@@ -363,6 +368,40 @@ async def test_lost_offsets_are_repaired_without_doing_anything_twice(place: Ins
             assert {tuple(view["versions"]) for view in (await follower.views()).values()} == {(1,)}
 
 
+async def test_a_topic_that_is_not_stopped_is_left_as_it_is(place: Installation) -> None:
+    behaviour = Behaviour()
+    async with place.owner() as owner, place.follower(behaviour) as follower:
+        await owner.make("1", "lamp")
+        await until_views(follower, 1)
+        before = await stored_places(follower.store, TOPIC)
+        repaired = await repair(place, follower, behaviour)
+        assert "there is nothing to repair" in repaired.action
+        assert repaired.rebuild is None
+        assert await stored_places(follower.store, TOPIC) == before
+
+
+async def test_a_running_service_is_not_told_that_its_store_was_restored(mongod: str, database_prefix: str) -> None:
+    """Every follower would stop with an alarm."""
+    definition = ServiceDefinition(
+        name="things", settings=ServiceSettings, start=lambda _: nullcontext(()), aggregates=(THING,)
+    )
+    settings = ServiceSettings(mongodb_url=mongod, database_prefix=database_prefix)
+    async with running_service(definition, settings) as service:
+        store = service.context.store
+        before = (await store.head()).store_id
+        while await store.database["leases"].find_one({"_id": "presence"}) is None:
+            await asyncio.sleep(0.02)
+        with pytest.raises(FixRequest, match="Stop the service first"):
+            await restored(definition, settings)
+        assert (await store.head()).store_id == before
+    await restored(definition, settings)
+    client: Client = connect(mongod)
+    head = await client[f"{database_prefix}things"]["head"].find_one({"_id": "head"})
+    client.close()
+    assert head is not None
+    assert head["store_id"] != before
+
+
 async def test_after_the_owners_store_was_replaced_the_projections_follow_the_new_one(embedded: Installation) -> None:
     behaviour = Behaviour()
     async with embedded.follower(behaviour) as follower:
@@ -418,6 +457,8 @@ async def test_a_store_restored_from_a_backup_publishes_nothing_until_it_is_told
             assert "later" not in await follower.views()
             [relay] = owner.relays
             assert "datasync restored" in (await relay.reason_to_be_stopped() or "")
+            assert await Leases(owner.store.database["leases"]).acquire("presence")
+            await require_at_rest(owner.store)
             await renew_identity(owner.store)
             await until_stopped(follower)
             await repair(place, follower, behaviour)
