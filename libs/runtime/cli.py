@@ -251,7 +251,7 @@ def _data_dir(options: argparse.Namespace) -> Path | None:
 
 
 def _prepared(settings: SettingsT) -> SettingsT:
-    configure_logs("datasync", settings.model_copy(update={"log_level": "WARNING"}))
+    configure_logs("datasync", settings.model_copy(update={"log_level": "WARN"}))
     return settings
 
 

@@ -218,7 +218,7 @@ class StoreSettings(BaseSettings):
     kafka_sasl_password: SecretStr | None = None
     database_pool_min: int = Field(default=0, ge=0, le=1000)
     database_pool_max: int = Field(default=50, ge=5, le=1000)
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARN", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
 
     @model_validator(mode="before")
@@ -263,7 +263,7 @@ class StoreSettings(BaseSettings):
     @classmethod
     def _log_level_as_written(cls, value: Any) -> Any:
         name = str(value).upper()
-        return "WARNING" if name == "WARN" else name
+        return "WARN" if name == "WARNING" else name
 
     @field_validator("mongodb_url")
     @classmethod
@@ -387,21 +387,21 @@ def _read_yaml() -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
-        raise BadSettings(f"{path} can't be read: {error.strerror}") from None
+        raise BadSettings(f"can't be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 1})" if where else ""
-        raise BadSettings(f"{path} is not valid YAML{line}") from None
+        raise BadSettings(f"is not valid YAML{line}") from None
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value by its dotted path; an empty section says nothing."""
+    """Every value by its dotted path; an empty section or value says nothing, an unknown one is told of."""
     if isinstance(value, dict) and path not in YAML_SETTINGS:
         for key, item in value.items():
             yield from _leaves(item, f"{path}.{key}" if path else str(key))
     elif path == "":
         raise BadSettings("the file must be a mapping of sections such as server: and database:")
-    elif value is not None or path not in _SECTIONS:
+    elif value is not None or not (path in _SECTIONS or path in YAML_SETTINGS):
         yield path, value
 
 
@@ -454,6 +454,12 @@ def _describe(name: str, items: Sequence[Any]) -> str:
     where = f" (in {CONFIG_DEFAULT}: {paths[0]})" if paths else ""
     # For a union, the path also contains the validators of its alternatives.
     inner = ".".join(str(part) for part in items[0]["loc"][1:] if re.fullmatch(r"[\w.-]+", str(part)))
-    said = "; or ".join(dict.fromkeys(item["msg"].removeprefix("Value error, ") for item in items))
+    said = "; or ".join(dict.fromkeys(_said(item) for item in items))
     subject = f"{name.upper()}{where}: " if name else ""
     return f"  {subject}{f'{inner}: ' if inner else ''}{said}"
+
+
+def _said(item: Any) -> str:
+    if item["type"] in ("tuple_type", "list_type"):
+        return "must be a list, or items with commas between them"
+    return str(item["msg"]).removeprefix("Value error, ")

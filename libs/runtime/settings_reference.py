@@ -33,6 +33,7 @@ class Setting:
     Args:
         readers: the services that read it, in the order of the suite; ``all`` stands for every one.
         default: as it would be written; empty where there is none.
+        is_left_to_suite: whether the suite, unlike a service, has something of its own where nothing is said.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Setting:
     kind: str
     default: str
     about: str
+    is_left_to_suite: bool
 
     @property
     def variable(self) -> str:
@@ -65,6 +67,7 @@ def settings_of(readers: dict[str, type[BaseSettings]]) -> list[Setting]:
             _kind_of(fields[name][1]),
             _default_of([readers[reader].model_fields[name] for reader in who], who),
             about_of(fields[name][0]).get(name, ""),
+            "suite" in who and not _text_of(readers["suite"].model_fields[name]),
         )
         for name, who in found.items()
     ]
@@ -154,7 +157,7 @@ def _wrapped(text: str, width: int) -> Iterator[str]:
 
 
 def _yaml_default(item: Setting | None) -> str:
-    default = "" if item is None else item.default
+    default = "" if item is None or item.is_left_to_suite else item.default
     if ", gateway " in default:
         # The file's address is the gateway's.
         default = default.split(", gateway ")[1].split(",")[0]

@@ -339,7 +339,7 @@ async def _asked(url: str, pages: list[int]) -> dict[int, float]:
         port=0,
         signing_key=SecretStr(own_key),
         trusted_keys={"gateway": gateway_public},
-        log_level="WARNING",
+        log_level="WARN",
     )
     configure_logs("record_sync", settings)
     caller = Principal(kind="api_key", subject="bench", name="bench", projects={PROJECT: "owner"}, scopes=("*",))

@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field, SecretStr, ValidationError
 
 from libs.runtime.principals import new_signing_key
-from libs.runtime.settings import Seconds, ServiceSettings, load_settings
+from libs.runtime.settings import Seconds, ServiceSettings, load_settings, settings_without_effect
 from libs.runtime.suite import SuiteSettings
 from services.gateway.config import GatewaySettings
 from services.worker.config import WorkerSettings
@@ -43,7 +43,7 @@ def test_the_file_counts_over_defaults_and_the_environment_over_the_file(
     file.write_text("server: {port: 9000, timeout: 45s}\nlog: {level: debug}\n")
     monkeypatch.setenv("LOG_LEVEL", "WARN")
     settings = load_settings(PublicSettings)
-    assert (settings.port, settings.server_timeout, settings.log_level) == (9000, 45.0, "WARNING")
+    assert (settings.port, settings.server_timeout, settings.log_level) == (9000, 45.0, "WARN")
 
 
 def test_the_public_address_of_the_file_is_not_taken_by_inner_services(file: Path) -> None:
@@ -228,3 +228,30 @@ def _refused(capsys: pytest.CaptureFixture[str]) -> str:
         load_settings(PublicSettings)
     assert stopped.value.code == 2
     return capsys.readouterr().err
+
+
+def test_an_empty_value_means_the_default_and_an_unknown_key_is_refused_with_and_without_one(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text("server: {port: , timeout: }\nkafka:\nsync: {interval: }\n")
+    settings = load_settings(PublicSettings)
+    assert (settings.port, settings.server_timeout) == (8080, 30.0)
+    assert settings_without_effect(settings) == {}
+    file.write_text("server: {prot: }\n")
+    with pytest.raises(SystemExit):
+        load_settings(PublicSettings)
+    assert "unknown keys: server.prot" in capsys.readouterr().err
+
+
+def test_errors_name_what_may_be_written(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text("log: {level: loud}\nparquet: {roots: 7}\n")
+    with pytest.raises(SystemExit):
+        load_settings(WorkerSettings)
+    told = capsys.readouterr().err
+    assert "'DEBUG', 'INFO', 'WARN' or 'ERROR'" in told
+    assert "PARQUET_ROOTS (in datasync.yaml: parquet.roots): must be a list" in told
+    for level in ("WARN", "warning"):
+        file.write_text(f"log: {{level: {level}}}\n")
+        assert load_settings(WorkerSettings).log_level == "WARN"

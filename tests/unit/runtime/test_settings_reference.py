@@ -6,19 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
+from libs.runtime.principals import new_signing_key
 from libs.runtime.settings import WITHOUT_EFFECT, YAML_SETTINGS, load_settings
 from libs.runtime.settings_reference import settings_of
-from libs.runtime.suite import SERVICES, SuiteSettings
+from libs.runtime.suite import SERVICES, SuiteSettings, new_encryption_keys
 
 DOCS = Path(__file__).parents[3] / "docs"
 READERS = {
     service.name: importlib.import_module(f"services.{service.name}.app").SERVICE.settings for service in SERVICES
 }
-
-WITH_DEFAULTS = {name: settings for name, settings in READERS.items() if name not in ("catalog", "gateway")}
-"""The others need keys."""
 
 
 def printed(*arguments: str) -> str:
@@ -42,22 +39,17 @@ def test_what_the_file_may_say_is_read_by_somebody_or_told_to_have_no_effect() -
     assert set(YAML_SETTINGS.values()) - read == set(WITHOUT_EFFECT)
 
 
-def test_the_sample_with_its_defaults_is_a_valid_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A person takes the signs off the lines that matter; here of all that have a value."""
-    lines = [line.removeprefix("#") for line in (DOCS / "datasync.yaml").read_text().splitlines()[1:]]
-    text = "\n".join(line for line in lines if not line.strip().startswith("#"))
-    written = yaml.safe_load(text)
+def test_the_whole_sample_with_its_signs_taken_off_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "datasync.yaml"
     monkeypatch.setenv("DATASYNC_CONFIG", str(file))
+    monkeypatch.setenv("SIGNING_KEY", new_signing_key()[0])
+    monkeypatch.setenv("ENCRYPTION_KEYS", new_encryption_keys())
     file.write_text("")
-    defaults = {name: load_settings(settings) for name, settings in WITH_DEFAULTS.items()}
-    file.write_text(yaml.safe_dump(without_empty(written)))
-    assert {name: load_settings(settings) for name, settings in WITH_DEFAULTS.items()} == defaults
-
-
-def without_empty(section: dict[str, object]) -> dict[str, object]:
-    return {
-        key: without_empty(value) if isinstance(value, dict) else value
-        for key, value in section.items()
-        if value not in (None, {}, "")
-    }
+    defaults = {name: load_settings(settings) for name, settings in READERS.items()}
+    suite_defaults = SuiteSettings()
+    _, *sample = (DOCS / "datasync.yaml").read_text().splitlines()
+    file.write_text("\n".join(line.removeprefix("#") for line in sample))
+    assert {name: load_settings(settings) for name, settings in READERS.items()} == defaults
+    assert SuiteSettings() == suite_defaults
