@@ -1,4 +1,4 @@
-"""Which parts of a service stand still until an operator repairs them, kept in its store for the operator's commands."""
+"""Which parts of a service stand still until an operator repairs them: kept in its store for the commands."""
 
 from libs.core.clock import isoformat_z
 from libs.core.errors import FixRequest
