@@ -12,6 +12,16 @@ ORIGIN = "http://localhost:8000"
 
 ENDED = ("completed", "failed", "canceled")
 
+READS = {
+    "auth": "/api/v2/keys",
+    "catalog": "/api/v1/project/123/sources",
+    "record_sync": "/api/v1/sync/records",
+    "job_orchestrator": "/api/v1/project/123/jobs",
+    "worker": "/api/v1/project/123/jobs",
+    "gateway": "/api/v1/sync/records",
+}
+"""For each service a path whose GET needs it, or goes on without it."""
+
 
 class CallFailed(Exception):
     """An answer that was not the expected success."""

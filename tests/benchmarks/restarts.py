@@ -14,7 +14,7 @@ import aiohttp
 
 from libs.core.ids import uuid7
 from libs.runtime.suite import SERVICES
-from libs.testing.rest import Rest, rest
+from libs.testing.rest import READS, Rest, rest
 from libs.testing.suite import Suite
 
 READERS = 4
@@ -22,14 +22,6 @@ WRITERS = 8
 PAUSE_SECONDS = 0.01
 WARM_UP_SECONDS = 1.0
 READY_SECONDS_MAX = 60.0
-READS = {
-    "auth": "/api/v2/keys",
-    "catalog": "/api/v1/project/123/sources",
-    "record_sync": "/api/v1/sync/records",
-    "job_orchestrator": "/api/v1/project/123/jobs",
-    "worker": "/api/v1/project/123/jobs",
-    "gateway": "/api/v1/sync/records",
-}
 
 
 async def run() -> list[dict[str, Any]]:

@@ -11,21 +11,13 @@ import aiohttp
 import pytest
 
 from libs.core.ids import uuid7
-from libs.testing.rest import Rest, rest
+from libs.testing.rest import READS, Rest, rest
 from libs.testing.suite import Suite
 from tests.e2e.stores import database
 
 READERS = 4
 WRITERS = 6
 BACK_SECONDS_MAX = 60.0
-READS = {
-    "auth": "/api/v2/keys",
-    "catalog": "/api/v1/project/123/sources",
-    "record_sync": "/api/v1/sync/records",
-    "job_orchestrator": "/api/v1/project/123/jobs",
-    "worker": "/api/v1/project/123/jobs",
-    "gateway": "/api/v1/sync/records",
-}
 
 
 @pytest.fixture(scope="module")
