@@ -229,7 +229,10 @@ class Publication:
             await self._refuse_changed(place)
             granted = await ownership.privileges(self.connection, place.oid)
             await self.connection.execute(f"DROP TABLE {quoted(*self._relation)}")
-        await self.connection.execute(f"ALTER TABLE {quoted(*self.staging)} RENAME TO {quoted(self._target.table)}")
+        try:
+            await self.connection.execute(f"ALTER TABLE {quoted(*self.staging)} RENAME TO {quoted(self._target.table)}")
+        except asyncpg.UniqueViolationError as error:
+            raise TargetChanged(f"{self._target} was made a moment ago") from error
         if self.primary_key:
             await _name_primary_key(self.connection, self._target)
         if granted is not None:

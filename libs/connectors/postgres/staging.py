@@ -9,7 +9,7 @@ import asyncpg
 
 from libs.connectors.postgres.connection import literal, quoted
 from libs.connectors.postgres.source import PostgresTable
-from libs.connectors.postgres.state import APPLICATION_NAME, create_schema
+from libs.connectors.postgres.state import APPLICATION_NAME, alone_making, create_schema
 from libs.connectors.postgres.types import PostgresType
 from libs.connectors.protocol import ConnectorRefused, RunContext, Target
 
@@ -27,8 +27,10 @@ def staging_of(context: RunContext, target: Target) -> Relation:
 
 async def create_staging(connection: "asyncpg.Connection[Any]", table: PostgresTable, staging: Relation) -> None:
     await create_schema(connection, staging[0])
-    for enum in enums_of(table):
-        await _make_enum(connection, enum, staging[0])
+    if enums := enums_of(table):
+        async with alone_making(connection):
+            for enum in enums:
+                await _make_enum(connection, enum, staging[0])
     columns = ", ".join(f"{quoted(column.name)} {ddl(column.type, staging[0])}" for column in table.columns)
     await drop_staging(connection, staging)
     await connection.execute(f"CREATE TABLE {quoted(*staging)} ({columns}) WITH (autovacuum_enabled = false)")

@@ -4,7 +4,9 @@
 over can't commit. ``_datasync_streams`` holds the marker of each stream's last commit, written in that commit.
 """
 
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,9 @@ from libs.connectors.postgres.connection import quoted
 from libs.connectors.protocol import Fenced, RunContext, StreamPlan, Target, TargetShared, Written
 
 DEFAULT_SCHEMA = "_datasync"
+MAKING_WAIT_SECONDS = 60
+# "datasync", as a key of an advisory lock.
+_MAKING = int.from_bytes(b"datasync", "big")
 APPLICATION_NAME = "datasync write job {job_id} epoch {epoch}"
 
 
@@ -47,9 +52,12 @@ class State:
 
     async def create(self, connection: "asyncpg.Connection[Any]") -> None:
         await create_schema(connection, self.schema)
-        if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", self._streams):
-            await self._add_columns(connection)
-            return
+        if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", self._streams):
+            async with alone_making(connection):
+                await self._create_tables(connection)
+        await self._add_columns(connection)
+
+    async def _create_tables(self, connection: "asyncpg.Connection[Any]") -> None:
         await connection.execute(
             f"""
             CREATE TABLE IF NOT EXISTS {self._jobs} (
@@ -101,17 +109,21 @@ class State:
     async def marker(
         self, connection: "asyncpg.Connection[Any]", context: RunContext, plan: StreamPlan
     ) -> Written | None:
-        """What this run has committed for the stream."""
+        """What this run has committed for the stream; the job may have been given another target meanwhile."""
         row = await connection.fetchrow(
             f"""
-            SELECT run_id, row_count, verified, verification_json FROM {self._streams}
-            WHERE job_id = $1 AND namespace = $2 AND name = $3
+            SELECT row_count, verified, verification_json FROM {self._streams}
+            WHERE job_id = $1 AND namespace = $2 AND name = $3 AND run_id = $4
+              AND target_schema = $5 AND target_table = $6
             """,  # noqa: S608
             context.job_id,
             plan.stream.namespace,
             plan.stream.name,
+            context.run_id,
+            plan.target.namespace,
+            plan.target.table,
         )
-        if row is None or row["run_id"] != context.run_id:
+        if row is None:
             return None
         verification = row["verification_json"]
         return Written(row["row_count"], row["verified"], None if verification is None else json.loads(verification))
@@ -193,7 +205,17 @@ class State:
 async def create_schema(connection: "asyncpg.Connection[Any]", schema: str) -> None:
     """Make a schema that is not there; asking first spares a role the right that it does not need."""
     if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)", schema):
-        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+        async with alone_making(connection):
+            await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+
+
+@contextlib.asynccontextmanager
+async def alone_making(connection: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
+    """A transaction, one at a time, for what several runs need: two that make it at once fail, IF NOT EXISTS or not."""
+    async with connection.transaction():
+        await connection.execute(f"SET LOCAL lock_timeout = '{MAKING_WAIT_SECONDS}s'")
+        await connection.execute(f"SELECT pg_advisory_xact_lock({_MAKING})")
+        yield
 
 
 def _fenced(context: RunContext) -> Fenced:

@@ -8,7 +8,16 @@ from dataclasses import replace
 import pytest
 
 from libs.connectors import registry
-from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, RunContext, StreamName, StreamPlan, Target
+from libs.connectors.protocol import (
+    ConnectorRefused,
+    ConnectorUnavailable,
+    RunContext,
+    StreamName,
+    StreamPlan,
+    Target,
+    TargetShared,
+    Written,
+)
 from tests.integration.connectors.moving import BEYOND_PARQUET, EVERY_TYPE, Counts, Server, context_of, move, plan_of
 
 MADE = "CREATE TABLE t (id int PRIMARY KEY, note text); INSERT INTO t VALUES (1, 'a'), (2, 'b')"
@@ -353,6 +362,35 @@ async def test_an_id_that_parent_and_child_share_arrives_twice(source: Server, d
     assert (await move(source, destination, plan_of("t"), context)).rows == 3
     assert await destination.rows("t") == ['(1,"of the child")', "(1,a)", "(2,b)"]
     assert any("the primary key is not taken over" in line for line in lines)
+
+
+async def test_jobs_that_begin_at_once_at_a_new_destination_do_not_hinder_each_other(
+    source: Server, destination: Server
+) -> None:
+    await source.execute(
+        "CREATE TYPE mood AS ENUM ('sad'); CREATE SCHEMA new; CREATE TABLE new.t AS SELECT 'sad'::mood AS m"
+    )
+    jobs = range(1, 7)
+
+    async def moved(job: int, table: str) -> object:
+        plan = StreamPlan(StreamName("new", "t"), Target("new", table))
+        try:
+            return await move(source, destination, plan, context_of(f"run-{job}", job, job_id=job))
+        except TargetShared as error:
+            return error
+
+    own = await asyncio.gather(*(moved(job, f"t{job}") for job in jobs))
+    assert all(isinstance(one, Written) and one.verified for one in own)
+    shared = await asyncio.gather(*(moved(job, "shared") for job in jobs))
+    assert [type(one) for one in shared].count(Written) == 1
+    assert [type(one) for one in shared].count(TargetShared) == len(jobs) - 1
+
+
+async def test_a_run_whose_job_was_given_another_target_is_not_in_place_yet(source: Server, published: Server) -> None:
+    context = context_of("run-0", 1)
+    async with published.destination().open(context) as run:
+        assert await run.committed(plan_of("t")) is not None
+        assert await run.committed(StreamPlan(StreamName("public", "t"), Target("public", "other"))) is None
 
 
 async def test_readers_hardly_wait_for_a_run_that_waits_for_a_long_query(
