@@ -64,6 +64,8 @@ SESSION_SETTINGS = (
 _NO_TIMEOUTS_SINCE = {14: "idle_session_timeout", 17: "transaction_timeout"}
 
 Connection = asyncpg.Connection
+# The driver's internal error is of a connection that broke in the middle of something.
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 
 async def connect(config: PostgresConfig, *, application_name: str, retries: int = 0) -> "Connection[Any]":
@@ -195,7 +197,7 @@ def translated(where: str) -> Iterator[None]:
     """Turn the driver's errors into ``ConnectorRefused`` or ``ConnectorUnavailable`` that say where they happened."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except DRIVER_ERRORS as error:
         raise failure(error, where) from error
 
 

@@ -1,15 +1,17 @@
 """COPY from one PostgreSQL into another: the source's bytes are handed to the destination as they come."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Literal
 
 import asyncpg
 
+from libs.connectors.postgres.connection import DRIVER_ERRORS
 from libs.connectors.postgres.source import Part, PostgresTable
 
 QUEUE_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024
+LOST_SECONDS = 1.0
 
 
 class Pipe:
@@ -86,21 +88,22 @@ async def copy_part(
         try:
             async with table.snapshot.reader() as connection, table.snapshot.long_rows() as turn:
                 status = await connection.copy_from_query(table.select(part), output=take, format=copy_format)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except DRIVER_ERRORS as error:
             raise table.failed(error) from error
         await pipe.close()
         return _rows(status)
 
     async def write() -> int:
         try:
-            status = await destination.copy_to_table(
+            copying = destination.copy_to_table(
                 into[1],
                 schema_name=into[0],
                 columns=[column.name for column in table.columns],
                 source=pipe,
                 format=copy_format,
             )
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            status = await _unless_lost(destination, copying)
+        except DRIVER_ERRORS as error:
             raise written_failed(error) from error
         return _rows(status)
 
@@ -109,6 +112,30 @@ async def copy_part(
         writing = tasks.create_task(write())
     assert reading.result() == writing.result(), "both ends count the rows of a COPY"
     return writing.result()
+
+
+async def _unless_lost(connection: "asyncpg.Connection[Any]", copying: Coroutine[Any, Any, str]) -> str:
+    """The driver waits without end for room to write where its connection is lost while there is none."""
+    lost = asyncio.Event()
+
+    def tell(_: object) -> None:
+        lost.set()
+
+    connection.add_termination_listener(tell)
+    losing, task = asyncio.create_task(lost.wait()), asyncio.create_task(copying)
+    try:
+        await asyncio.wait({losing, task}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            # The driver's own error says why, if it is told.
+            await asyncio.wait({task}, timeout=LOST_SECONDS)
+        if not task.done():
+            raise asyncpg.ConnectionDoesNotExistError("the connection was lost while it was written to")
+        return task.result()
+    finally:
+        connection.remove_termination_listener(tell)
+        losing.cancel()
+        task.cancel()
+        await asyncio.wait({losing, task}, timeout=LOST_SECONDS)
 
 
 def _rows(status: str) -> int:

@@ -8,6 +8,11 @@ from dataclasses import replace
 import pytest
 
 from libs.connectors import registry
+from libs.connectors.postgres.config import PostgresDestinationConfig
+from libs.connectors.postgres.connection import connect
+from libs.connectors.postgres.copying import copy_part
+from libs.connectors.postgres.failures import failure
+from libs.connectors.postgres.source import PostgresTable
 from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Fenced, StreamName, StreamPlan, Target
 from libs.core.errors import DataSyncError
 from tests.integration.connectors.moving import (
@@ -288,6 +293,34 @@ async def test_a_connection_that_breaks_while_committing_is_settled_by_the_marke
                 await move(source, destination, plan_of("t"))
         assert cuts == ["cut"]
     assert await destination.tables() == (["public.t"] if arrives else [])
+
+
+async def test_a_connection_that_breaks_while_it_has_no_room_to_write_is_noticed(
+    source: Server, destination: Server
+) -> None:
+    await source.execute("CREATE TABLE t AS SELECT repeat('x', 1000) AS x FROM generate_series(1, 40000)")
+    await destination.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); END $$;"
+        "CREATE TABLE t (x text); CREATE TRIGGER slow BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION slow()"
+    )
+    writing = await connect(PostgresDestinationConfig(**destination.config), application_name="test")
+    async with registry.open_source("postgres", source.config).snapshot() as snapshot:
+        table = await snapshot.table(plan_of("t"))
+        assert isinstance(table, PostgresTable)
+        copying = asyncio.create_task(
+            copy_part(
+                table, table.parts()[0], writing, ("public", "t"), binary=True, moved=lambda _: None,
+                taken=lambda _: None, written_failed=lambda error: failure(error, "writing"),
+            )
+        )  # fmt: skip
+        async with asyncio.timeout(20):
+            # The driver stops where that much waits to be sent (asyncio's high-water mark).
+            while writing._transport.get_write_buffer_size() < 64 * 1024:
+                await asyncio.sleep(0.01)
+            await destination.value("SELECT pg_terminate_backend($1)", writing.get_server_pid())
+            with pytest.raises(ExceptionGroup) as broken:
+                await copying
+        assert broken.group_contains(ConnectorUnavailable, match="writing broke off")
 
 
 async def test_a_lost_snapshot_is_worth_another_try(source: Server, destination: Server) -> None:
