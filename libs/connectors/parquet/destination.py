@@ -208,7 +208,9 @@ class ParquetRun:
         try:
             self._tables.settle(path)
         except FileNotFoundError:
-            # Somebody has removed the files since.
+            # Somebody has removed the folder since.
+            return None
+        if not all((self._root / path / file["name"]).exists() for file in entry.get("files", ())):
             return None
         return Written(
             entry["rows"], entry.get("verified"), entry.get("verification"), entry.get("values_changed") or {}

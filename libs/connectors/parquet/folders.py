@@ -28,6 +28,7 @@ _LOCK_PAUSE_SECONDS = 0.01
 _SHOWN = ".parquet"
 _HIDDEN = ".rows"
 _PART = "part-"
+_LINK_DRAFT, _FILE_DRAFT = "_link", "_file"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -59,9 +60,11 @@ def read_version(folder: Path) -> dict[str, Any] | None:
 
 
 def foreign_name(folder: Path) -> str | None:
-    """A file that DataSync did not put into a table's folder and a reader would take for a part of the table."""
+    """What DataSync did not put into a table's folder, and what would be lost with it."""
     for name in sorted(os.listdir(folder)):
-        if not name.startswith(("_", ".")) and not _is_shown(name):
+        ours = name in (VERSION_FILE, _LINK_DRAFT, _FILE_DRAFT) or _is_shown(name) or _is_hidden(name)
+        # NFS calls so what was removed while somebody has it open.
+        if not ours and not name.startswith(".nfs"):
             return name
     return None
 
@@ -81,7 +84,7 @@ def veil(folder: Path, home: str) -> None:
 def unveil(folder: Path) -> None:
     """Replace the links by the files themselves. A reader that follows a link meanwhile still finds the file."""
     hidden = [name for name in os.listdir(folder) if _is_hidden(name)]
-    draft = folder / "_file"
+    draft = folder / _FILE_DRAFT
     for name in hidden:
         shown = folder / _shown_name(name)
         if shown.is_symlink() or not shown.exists():
@@ -150,7 +153,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def _put_link(path: Path, home: str) -> None:
-    draft = path.parent / "_link"
+    draft = path.parent / _LINK_DRAFT
     draft.unlink(missing_ok=True)
     draft.symlink_to(f"../{home}/{hidden_name(path.name)}")
     draft.replace(path)

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -188,6 +189,10 @@ async def test_a_committed_table_whose_files_are_gone_is_not_in_place(tmp_path: 
     (tmp_path / "s/t").rename(tmp_path / "elsewhere")
     async with open_lake(tmp_path).open(context) as resumed:
         assert await resumed.committed(plan_of_numbers()) is None
+    (tmp_path / "elsewhere").rename(tmp_path / "s/t")
+    next((tmp_path / "s/t").glob("*.parquet")).unlink()
+    async with open_lake(tmp_path).open(context) as resumed:
+        assert await resumed.committed(plan_of_numbers()) is None
 
 
 async def test_links_of_an_earlier_version_become_folders_with_the_next_publication(tmp_path: Path) -> None:
@@ -257,12 +262,13 @@ async def test_a_folder_that_holds_another_table_is_not_exchanged(tmp_path: Path
         await publish(tmp_path, 2, context_of(2), plan_of_numbers("T"))
 
 
-async def test_a_file_of_others_in_a_tables_folder_is_not_touched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["mine.parquet", "_SUCCESS", ".notes"])
+async def test_a_file_of_others_in_a_tables_folder_is_not_touched(tmp_path: Path, name: str) -> None:
     await publish(tmp_path, 1, context_of(1))
-    (tmp_path / "s/t/mine.parquet").write_bytes(b"mine")
-    with pytest.raises(ConnectorRefused, match=r"mine\.parquet was not written by DataSync"):
+    (tmp_path / "s/t" / name).write_bytes(b"mine")
+    with pytest.raises(ConnectorRefused, match=rf"{re.escape(name)} was not written by DataSync"):
         await publish(tmp_path, 2, context_of(2))
-    assert (tmp_path / "s/t/mine.parquet").read_bytes() == b"mine"
+    assert (tmp_path / "s/t" / name).read_bytes() == b"mine"
 
 
 async def test_a_folder_that_the_log_does_not_know_is_not_touched(tmp_path: Path) -> None:
