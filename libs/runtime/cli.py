@@ -21,13 +21,15 @@ from libs.runtime import operations
 from libs.runtime.kept_settings import OtherInstallation, settings_of_installation
 from libs.runtime.logs import configure_logs
 from libs.runtime.mongo import PyMongoError
-from libs.runtime.operations import RewrapSettings
+from libs.runtime.mongod import mongod_url
+from libs.runtime.operations import RewrapSettings, StoreUnreachable
 from libs.runtime.principals import new_signing_key
 from libs.runtime.rebuild import RebuildFailed, RebuildReport
 from libs.runtime.settings import (
     CONFIG_VARIABLE,
     EXIT_BAD_SETTINGS,
     BadSettings,
+    ServiceSettings,
     SettingsT,
     StoreSettings,
     describe_bad_settings,
@@ -61,9 +63,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CannotStart as error:
         print(f"datasync: {error}", file=sys.stderr)
         return error.exit_code
+    except StoreUnreachable as error:
+        print(f"datasync: {_explained(error, options)}", file=sys.stderr)
+        return 1
     except (Refused, *EXPECTED_FAILURES) as error:
         print(f"datasync: {str(error) or type(error).__name__}", file=sys.stderr)
         return 1
+
+
+def _explained(error: StoreUnreachable, options: argparse.Namespace) -> str:
+    data_dir = _data_dir(options)
+    if data_dir is None:
+        return f"{error}, with the settings of {options.config}"
+    if (data_dir / "settings").is_dir():
+        return f"{error}, where the installation in {data_dir.resolve()} keeps its data: it must run"
+    return f"no installation in {data_dir.resolve()}, and {error}: set DATA_DIR, or MONGODB_URL"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,7 +133,43 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _up(_: argparse.Namespace) -> int:
-    return up(SuiteSettings())
+    settings = SuiteSettings()
+    _require_good_settings(settings)
+    return up(settings)
+
+
+def _require_good_settings(suite: SuiteSettings) -> None:
+    """Raise ``CannotStart`` that names what any service would refuse, before the first of them starts."""
+    given_by_suite = {
+        "signing_key": new_signing_key()[0],
+        "trusted_keys": {},
+        "encryption_keys": json.loads(new_encryption_keys()),
+        "mongodb_url": suite.external_mongodb_url or mongod_url(suite.mongodb_port),
+        "inherited_sockets": (),
+        "instance": "",
+        "data_dir": suite.data_dir,
+        "log_format": suite.log_format,
+    }
+    refused: list[str] = []
+    for service in SERVICES:
+        settings = _config_of(service.name)
+        try:
+            settings(**{name: value for name, value in given_by_suite.items() if name in settings.model_fields})
+        except (BadSettings, SettingsError, ValidationError) as error:
+            refused += describe_bad_settings(error).splitlines()
+    if refused:
+        raise CannotStart("\n".join(["bad settings", *dict.fromkeys(refused)]), EXIT_BAD_SETTINGS)
+
+
+def _config_of(service: str) -> type[ServiceSettings]:
+    """A service's settings without all that its app would load."""
+    module = importlib.import_module(f"services.{service}.config")
+    [found] = [
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, ServiceSettings) and item.__module__ == module.__name__
+    ]
+    return found
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
@@ -12,13 +13,17 @@ from libs.runtime.event_log import open_event_log
 from libs.runtime.event_log.port import EventLog
 from libs.runtime.event_store import EventStore
 from libs.runtime.log_identity import require_same
-from libs.runtime.mongo import connect
+from libs.runtime.mongo import ConnectionFailure, connect
 from libs.runtime.parking import ParkedMessage, list_parked, request_retry
 from libs.runtime.rebuild import Rebuild, RebuildReport
 from libs.runtime.repair import RepairReport, renew_identity, repair_topic
 from libs.runtime.service import ServiceDefinition
 from libs.runtime.settings import StoreSettings
 from libs.runtime.stops import require_at_rest
+
+
+class StoreUnreachable(Exception):
+    """No MongoDB answers where the settings say; the message names the address."""
 
 
 class RewrapSettings(StoreSettings):
@@ -94,6 +99,9 @@ async def _opened_store(definition: ServiceDefinition[Any], settings: StoreSetti
                 f"there is no data of {definition.name} here: MongoDB has no database {store.database.name} with a head"
             )
         yield store
+    except ConnectionFailure as error:
+        address = urlsplit(settings.mongodb_url).netloc.rpartition("@")[2]
+        raise StoreUnreachable(f"no MongoDB at {address}") from error
     finally:
         client.close()
 

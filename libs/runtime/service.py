@@ -262,6 +262,8 @@ async def _open_context(
     context.health.add("background tasks", context.tasks.problem)
     for name, problem in _missing_keys(definition.name, settings).items():
         context.health.add(name, partial(_as_check, problem))
+        if problem is not None:
+            log.warning("key_missing", service=definition.name, setting=name.upper(), reason=problem)
     if definition.uses_store:
         await _open_store(definition, context, client, stack)
     return context

@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import structlog
 from aiohttp import web
 
 from libs.runtime import service as service_module
@@ -118,3 +119,14 @@ async def test_shutdown_ends_work_that_answers_a_cancellation_with_an_error() ->
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
         await tasks.close()
+
+
+async def test_a_service_without_keys_says_at_start_which_it_lacks(mongod: str, database_prefix: str) -> None:
+    settings = ServiceSettings(mongodb_url=mongod, database_prefix=database_prefix)
+    definition = ServiceDefinition(name="catalog", settings=ServiceSettings, aggregates=(THING,), start=start)
+    with structlog.testing.capture_logs() as written:
+        async with running_service(definition, settings):
+            pass
+    told = {line["setting"]: line["reason"] for line in written if line["event"] == "key_missing"}
+    assert set(told) == {"SIGNING_KEY", "TRUSTED_KEYS"}
+    assert "gateway" in told["TRUSTED_KEYS"]

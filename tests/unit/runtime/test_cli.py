@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from libs.runtime import mongo as mongo_module
+from libs.runtime.child_process import free_port
 from libs.runtime.cli import main
 from libs.runtime.installation import Installation
 from libs.runtime.kept_settings import OtherInstallation, keep_settings, settings_of_installation
@@ -147,6 +149,32 @@ def test_a_password_is_not_kept_and_asked_for(tmp_path: Path, monkeypatch: pytes
     assert "hunter22" not in (tmp_path / "settings" / "catalog.json").read_text()
     monkeypatch.setenv("MONGODB_URL", url)
     assert settings_of_installation(StoreSettings, "catalog", tmp_path).mongodb_url == url
+
+
+def test_a_setting_that_every_service_refuses_is_named_once_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "LOUD")
+    monkeypatch.setenv("WORKER_RUNS_MAX", "no")
+    assert main(["up"]) == 2
+    title, *lines = capsys.readouterr().err.splitlines()
+    assert title == "datasync: bad settings"
+    assert [line.split()[0].rstrip(":") for line in lines] == ["LOG_LEVEL", "WORKER_RUNS_MAX"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_outside_an_installation_says_what_is_missing_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(mongo_module, "SELECT_SERVER_MS", 100)
+    port = free_port()
+    monkeypatch.setenv("MONGODB_URL", f"mongodb://ann:hunter22@localhost:{port}/?replicaSet=datasync")
+    for command in (["parked", "catalog"], ["rebuild", "catalog"], ["restored", "catalog"]):
+        assert main(command) == 1
+        assert capsys.readouterr().err == (
+            f"datasync: no installation in {tmp_path / '.datasync'}, and no MongoDB at localhost:{port}: "
+            "set DATA_DIR, or MONGODB_URL\n"
+        )
 
 
 def test_a_command_needs_no_secret_that_it_does_not_use(
