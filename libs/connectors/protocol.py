@@ -199,8 +199,8 @@ class Snapshot(Protocol):
 
 
 class Source(Protocol):
-    async def check(self) -> None:
-        """Connects, logs in and reads something; raises with words for the person who typed the configuration."""
+    async def check(self) -> Sequence[str]:
+        """Connects, logs in and reads something; returns warnings, raises what has to be mended."""
 
     async def discover(self) -> list[CatalogEntry]:
         """The catalog's ``{"stream": {…}}`` entries, ordered by namespace and name."""
@@ -225,8 +225,8 @@ class DestinationRun(Protocol):
 
 
 class Destination(Protocol):
-    async def check(self) -> None:
-        """Connects and proves that tables can be made; raises with words for the person who typed the configuration."""
+    async def check(self) -> Sequence[str]:
+        """Connects and proves that tables can be made; returns warnings, raises what has to be mended."""
 
     def open(self, context: RunContext) -> AbstractAsyncContextManager[DestinationRun]:
         """Takes the epoch and clears what older ones left behind; raises ``Fenced`` if a younger one has it."""

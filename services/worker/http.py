@@ -36,13 +36,14 @@ class ConnectorHttp:
         limit_seconds = self._settings.worker_check_seconds
         try:
             async with asyncio.timeout(limit_seconds):
-                await self._open(wanted).check()
+                warnings = await self._open(wanted).check()
         except TimeoutError:
             succeeded, message = False, f"the {wanted.role} did not answer within {limit_seconds:g} s"
         except DataSyncError as error:
             succeeded, message = False, error.message
         else:
-            succeeded, message = True, "Connection succeeded"
+            succeeded, message = True, ", but ".join(["Connection succeeded", *warnings])
+            lines += [LogLine(time=self._clock.now(), level="warning", message=warning) for warning in warnings]
         level = "info" if succeeded else "error"
         lines.append(LogLine.model_validate({"time": self._clock.now(), "level": level, "message": message}))
         return CheckResult(succeeded=succeeded, message=message, log_lines=tuple(lines))

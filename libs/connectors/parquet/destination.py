@@ -6,6 +6,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -64,8 +65,9 @@ class ParquetDestination:
         self._root = Path(config.writer.local_path)
         self._roots = roots
 
-    async def check(self) -> None:
+    async def check(self) -> Sequence[str]:
         await asyncio.to_thread(self._check)
+        return ()
 
     @contextlib.asynccontextmanager
     async def open(self, context: RunContext) -> AsyncIterator["ParquetRun"]:
@@ -89,8 +91,7 @@ class ParquetDestination:
 
     def _check(self) -> None:
         self._refuse_outside()
-        with _named_errors(self._root):
-            _make_folder(self._root)
+        with _named_errors(self._root), _made_for_now(self._root):
             probe, link = (self._root / f".datasync-check-{uuid.uuid4().hex}" for _ in range(2))
             try:
                 probe.write_bytes(b"check")
@@ -441,6 +442,25 @@ async def finished(future: "asyncio.Future[Result]") -> Result:
 
 def _make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _made_for_now(path: Path) -> Iterator[None]:
+    """A folder with its parents; those of them that were not there are removed, unless somebody put something there."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        _make_folder(path)
+        yield
+    finally:
+        for folder in made:
+            try:
+                folder.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                break
 
 
 @contextlib.contextmanager

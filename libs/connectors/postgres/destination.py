@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,12 +42,14 @@ from libs.connectors.protocol import (
 )
 from libs.core.errors import first_error
 
+SCHEMAS_NAMED_MAX = 5
+
 
 class PostgresDestination:
     def __init__(self, config: PostgresDestinationConfig) -> None:
         self._config = config
 
-    async def check(self) -> None:
+    async def check(self) -> Sequence[str]:
         connection = await connect(self._config, application_name="datasync check")
         schema = self._config.default_schema or DEFAULT_SCHEMA
         try:
@@ -55,6 +57,7 @@ class PostgresDestination:
                 async with _rolled_back(connection):
                     await create_schema(connection, schema)
                     await connection.execute(f"CREATE TABLE {quoted(schema, '_datasync_check')} ()")
+                return () if self._config.default_schema else await _warnings_of_schemas(connection)
         finally:
             await close(connection)
 
@@ -311,6 +314,29 @@ def _postgres_table(table: Table) -> PostgresTable:
     if not isinstance(table, PostgresTable):
         raise ConnectorRefused(f"{table.plan.stream}: a PostgreSQL destination takes PostgreSQL sources only so far")
     return table
+
+
+async def _warnings_of_schemas(connection: "asyncpg.Connection[Any]") -> Sequence[str]:
+    """The schemas that no stream can be written to; raises ``ConnectorRefused`` where there is no other."""
+    makes_schemas = await connection.fetchval("SELECT has_database_privilege(current_database(), 'CREATE')")
+    schemas = await connection.fetch(
+        """
+        SELECT nspname, has_schema_privilege(oid, 'CREATE') AS writable FROM pg_namespace
+        WHERE nspname !~ '^pg_' AND nspname NOT IN ('information_schema', $1) ORDER BY nspname
+        """,
+        DEFAULT_SCHEMA,
+    )
+    closed = [row["nspname"] for row in schemas if not row["writable"]]
+    if not makes_schemas and len(closed) == len(schemas):
+        raise ConnectorRefused(
+            "the role may make neither schemas in the database nor tables in those it has: grant it CREATE on one",
+            code="permission_denied",
+        )
+    if not closed:
+        return ()
+    more = f" and {len(closed) - SCHEMAS_NAMED_MAX} more" if len(closed) > SCHEMAS_NAMED_MAX else ""
+    named = ", ".join(closed[:SCHEMAS_NAMED_MAX])
+    return [f"the role may not make tables in these schemas, so streams that go there will fail: {named}{more}"]
 
 
 async def _refuse_unwritable_schema(connection: "asyncpg.Connection[Any]", target: Target) -> None:

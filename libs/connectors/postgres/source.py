@@ -93,7 +93,7 @@ class PostgresSource:
     def __init__(self, config: PostgresSourceConfig) -> None:
         self._config = config
 
-    async def check(self) -> None:
+    async def check(self) -> Sequence[str]:
         connection = await connect(self._config, application_name="datasync check")
         try:
             with translated("the source"):
@@ -101,19 +101,16 @@ class PostgresSource:
                     "SELECT count(*) FROM pg_namespace WHERE has_schema_privilege(oid, 'USAGE')",
                     timeout=CONNECT_TIMEOUT_SECONDS,
                 )
-                missing = await connection.fetch(
-                    "SELECT name FROM unnest($1::text[]) AS name WHERE to_regnamespace(quote_ident(name)) IS NULL",
-                    list(self._config.schemas),
-                )
+                await _refuse_missing_schemas(connection, self._config.schemas)
         finally:
             await close(connection)
-        if missing:
-            raise ConnectorRefused(f"schemas: the database has no schema {missing[0]['name']!r}")
+        return ()
 
     async def discover(self) -> list[CatalogEntry]:
         connection = await connect(self._config, application_name="datasync discover")
         try:
             with translated("the source"):
+                await _refuse_missing_schemas(connection, self._config.schemas)
                 return await discover(connection, self._config.schemas)
         finally:
             await close(connection)
@@ -469,6 +466,15 @@ def _read_failed(error: BaseException, plan: StreamPlan) -> Exception:
             code=failed.code,
         )
     return failed
+
+
+async def _refuse_missing_schemas(connection: "asyncpg.Connection[Any]", schemas: Sequence[str]) -> None:
+    missing = await connection.fetchval(
+        "SELECT name FROM unnest($1::text[]) AS name WHERE to_regnamespace(quote_ident(name)) IS NULL LIMIT 1",
+        list(schemas),
+    )
+    if missing is not None:
+        raise ConnectorRefused(f"schemas: the database has no schema {missing!r}")
 
 
 def gone(plan: StreamPlan) -> ConnectorRefused:

@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from libs.connectors.protocol import ConnectorRefused
 from libs.contracts.internal import ConnectorConfig
 from libs.core.clock import SystemClock
 from libs.core.errors import InvalidInput, UpstreamTimeout
@@ -60,6 +61,47 @@ async def test_a_failing_one_is_an_answer_with_the_reason(source: Server) -> Non
         assert result.succeeded is False
         assert words in result.message
         assert result.log_lines[-1].level == "error"
+
+
+async def test_a_schema_that_is_not_there_is_refused_alike_by_the_test_and_the_discovery(source: Server) -> None:
+    wanted = ConnectorConfig(role="source", type="postgres", config=source.config | {"schemas": ["public", "nope"]})
+    words = "schemas: the database has no schema 'nope'"
+    assert (await HTTP.check(wanted)).message == words
+    with pytest.raises(ConnectorRefused, match=words):
+        await HTTP.discover(wanted)
+
+
+async def test_a_role_that_may_write_to_no_schema_fails_the_test_and_one_that_may_to_some_is_told_which_not(
+    destination: Server,
+) -> None:
+    database = destination.config["database"]
+    async with destination.limited_role() as role:
+        name = role["username"]
+        await destination.execute(
+            "REVOKE CREATE ON SCHEMA public FROM PUBLIC; CREATE SCHEMA _datasync; CREATE SCHEMA s"
+        )
+        await destination.execute(f"GRANT USAGE, CREATE ON SCHEMA _datasync TO {name}")
+        wanted = ConnectorConfig(role="destination", type="postgres", config=destination.config | role)
+        refused = await HTTP.check(wanted)
+        assert (refused.succeeded, "grant it CREATE" in refused.message) == (False, True)
+        await destination.execute(f"GRANT CREATE ON DATABASE {database} TO {name}")
+        warned = await HTTP.check(wanted)
+        assert warned.succeeded is True
+        assert warned.message.startswith("Connection succeeded, but the role may not make tables")
+        assert warned.message.endswith(": public, s")
+        assert [line.level for line in warned.log_lines] == ["info", "warning", "info"]
+        await destination.execute(f"GRANT CREATE ON SCHEMA s, public TO {name}")
+        assert (await HTTP.check(wanted)).message == "Connection succeeded"
+
+
+async def test_a_test_leaves_no_directory_that_it_made_and_each_that_was_there(lake: Lake) -> None:
+    lake.path.mkdir()
+    config = {"local_path": str(lake.path / "new" / "deep")}
+    assert (await HTTP.check(ConnectorConfig(role="destination", type="parquet", config=config))).succeeded
+    assert list(lake.path.iterdir()) == []
+    config = {"local_path": str(lake.path)}
+    assert (await HTTP.check(ConnectorConfig(role="destination", type="parquet", config=config))).succeeded
+    assert lake.path.is_dir()
 
 
 async def test_a_host_that_hangs_is_given_up_in_time(source: Server) -> None:
