@@ -199,6 +199,9 @@ class _Resolver:
     def portable(self, oid: int) -> bool:
         """Whether values of the type, and all that it is made of, mean the same on every server."""
         info = self.known[oid]
+        if info["element"] and self.resolve(info["element"], -1).element is not None:
+            # A domain over arrays within an array: no array of a destination's own types nests so.
+            return False
         made_of = [inner for inner in (info["typbasetype"], info["element"], *(info["parts"] or ())) if inner]
         if made_of:
             return all(self.portable(inner) for inner in made_of)

@@ -198,19 +198,19 @@ async def test_identifiers_of_objects_arrive_as_text(source: Server, destination
     """The same number, or name, is another object at the destination, or none."""
     await source.execute(
         """
-        CREATE DOMAIN relation AS regclass; CREATE TYPE pair AS (relation regclass, n int);
+        CREATE DOMAIN relation AS regclass; CREATE DOMAIN series AS int[]; CREATE TYPE pair AS (relation regclass, n int);
         CREATE TABLE ids AS SELECT 't'::name AS name;
         CREATE TABLE t (
             id int, class regclass, proc regproc, procedure regprocedure, oper regoper, operator regoperator,
             type regtype, role regrole, namespace regnamespace, config regconfig, dictionary regdictionary,
             "collation" regcollation, acl aclitem, acls aclitem[], classes regclass[], grid regclass[][],
-            domained relation, domains relation[], composed pair, composites pair[], tree pg_node_tree,
+            domained relation, domains relation[], composed pair, composites pair[], nested series[], tree pg_node_tree,
             lsn pg_lsn, tuple tid, transaction xid, command cid, number oid, cursor refcursor, seen pg_snapshot
         );
         INSERT INTO t VALUES (
             1, 'ids', 'now', 'lower(text)', 'pg_catalog.||/', 'pg_catalog.+(integer,integer)', 'pair', 'postgres',
             'public', 'english', 'simple', '"C"', 'postgres=r/postgres', '{postgres=r/postgres,NULL}', '{ids,NULL}',
-            '{{ids,t}}', 'ids', '{ids}', '(ids,1)', '{"(ids,1)"}', NULL,
+            '{{ids,t}}', 'ids', '{ids}', '(ids,1)', '{"(ids,1)"}', '{"{1,2}"}', NULL,
             '16/B374D848', '(3,4)', '7', '8', 16384, 'cursor', '10:20:10,14'
         );
         """
@@ -218,6 +218,7 @@ async def test_identifiers_of_objects_arrive_as_text(source: Server, destination
     assert (await move(source, destination, plan_of("t"))).verified is True
     texts = {"class": "public.ids", "type": "public.pair", "role": "postgres", "config": "english", "oper": "||/"}
     texts |= {"classes": "{public.ids,NULL}", "grid": "{{public.ids,public.t}}", "domains": "{public.ids}"}
+    texts |= {"nested": '{"{1,2}"}'}
     texts |= {"composed": "(public.ids,1)", "composites": '{"(public.ids,1)"}', "acls": "{postgres=r/postgres,NULL}"}
     for column, text in texts.items():
         found = await destination.value(f'SELECT "{column}"::text FROM t')
@@ -230,6 +231,7 @@ async def test_identifiers_of_objects_arrive_as_text(source: Server, destination
     assert set(list(types.values())[1:13]) == {"text"}
     assert types["tree"] == types["composed"] == "text"
     assert types["classes"] == types["grid"] == types["domains"] == types["composites"] == types["acls"] == "text[]"
+    assert types["nested"] == "text[]"
     numbers = "lsn, tuple, transaction, command, number, cursor, seen"
     assert await destination.rows("t", numbers) == await source.rows("t", numbers)
     assert list(types.values())[-7:] == ["pg_lsn", "tid", "xid", "cid", "oid", "refcursor", "pg_snapshot"]
