@@ -198,7 +198,8 @@ async def test_identifiers_of_objects_arrive_as_text(source: Server, destination
     """The same number, or name, is another object at the destination, or none."""
     await source.execute(
         """
-        CREATE DOMAIN relation AS regclass; CREATE DOMAIN series AS int[]; CREATE TYPE pair AS (relation regclass, n int);
+        CREATE DOMAIN relation AS regclass; CREATE DOMAIN series AS int[];
+        CREATE TYPE pair AS (relation regclass, n int);
         CREATE TABLE ids AS SELECT 't'::name AS name;
         CREATE TABLE t (
             id int, class regclass, proc regproc, procedure regprocedure, oper regoper, operator regoperator,
