@@ -26,7 +26,7 @@ from libs.runtime.command_handler import CommandHandler, ConsumerWork, PureCodeF
 from libs.runtime.event_log.port import EventLog, Message, OffsetOutOfRange, Subscription
 from libs.runtime.event_store import EventStore, OffsetMove, OffsetMoved, SideWrite
 from libs.runtime.http import Health
-from libs.runtime.mongo import PyMongoError
+from libs.runtime.mongo import ConnectionFailure, PyMongoError, in_short
 from libs.runtime.parking import STREAM_IS_PARKED, Parking, parking_write, unparking_write
 from libs.runtime.passed_over import (
     PassedOver,
@@ -439,7 +439,8 @@ class Consumer:
     async def _back_off(self, error: Exception) -> None:
         self._failures += 1
         delay_seconds = min(BACKOFF_SECONDS_MAX, 0.05 * 2.0 ** min(self._failures, 10)) * (0.5 + random.random() / 2)
-        log.warning("consumer_waits", topic=self._topic, error=f"{type(error).__name__}: {error}"[:300])
+        report = log.debug if isinstance(error, ConnectionFailure) and self._failures > 1 else log.warning
+        report("consumer_waits", topic=self._topic, error=in_short(error))
         await asyncio.sleep(delay_seconds)
 
     async def _reason_to_be_stopped(self) -> str | None:

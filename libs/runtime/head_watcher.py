@@ -13,7 +13,16 @@ import structlog
 
 from libs.core.errors import RetryLater
 from libs.runtime.event_store import BELL, EventStore
-from libs.runtime.mongo import Client, CursorType, Document, InvalidOperation, PyMongoError, synchronous
+from libs.runtime.mongo import (
+    Client,
+    ConnectionFailure,
+    CursorType,
+    Document,
+    InvalidOperation,
+    PyMongoError,
+    in_short,
+    synchronous,
+)
 
 AWAIT_MS = 500
 POLL_SECONDS = 0.25
@@ -26,16 +35,22 @@ log = structlog.get_logger(__name__)
 
 async def keep_head_fresh(store: EventStore) -> None:
     """Notice within a second that a rebuild swapped collections, or that the store does not answer."""
+    is_away = False
     while True:
         try:
             await store.head()
+            if is_away:
+                log.info("head_read_again", database=store.database.name)
+            is_away = False
         except (PyMongoError, RetryLater) as error:
-            log.warning("head_not_read", database=store.database.name, error=type(error).__name__)
+            if not is_away:
+                log.warning("head_not_read", database=store.database.name, error=in_short(error))
+            is_away = True
         await asyncio.sleep(FRESH_SECONDS)
 
 
 class HeadWatcher:
-    """Watches the heads of some databases, each on a thread of its own.
+    """Watches the heads of some databases, each that somebody listens to on a thread of its own.
 
     Args:
         client: a motor client; its connections are shared.
@@ -53,10 +68,9 @@ class HeadWatcher:
     @contextmanager
     def listen(self, database: str) -> Iterator[asyncio.Event]:
         """An event that is set whenever the database's head may have moved; clear it before reading."""
-        if self._loop is None:
-            self._start()
         event = asyncio.Event()
         self._bells[database].listeners.add(event)
+        self._watch_from_now_on(self._bells[database])
         try:
             yield event
         finally:
@@ -81,9 +95,11 @@ class HeadWatcher:
         """Let the threads end; they do within the time of one request."""
         self._stop.set()
 
-    def _start(self) -> None:
+    def _watch_from_now_on(self, bell: "_Bell") -> None:
+        """Nobody may ever listen to some of them, such as those of services that are not there."""
         self._loop = asyncio.get_running_loop()
-        for bell in self._bells.values():
+        if not bell.is_watched:
+            bell.is_watched = True
             threading.Thread(target=self._run, args=(bell,), name=f"watching {bell.database}", daemon=True).start()
 
     def _run(self, bell: "_Bell") -> None:
@@ -97,7 +113,9 @@ class HeadWatcher:
             except PyMongoError as error:
                 failures = 0 if bell.is_heard else failures + 1
                 if failures <= 1 and not self._stop.is_set():
-                    log.warning("head_watch_failed", database=bell.database, error=type(error).__name__)
+                    # A store that is away is told of where its head is read.
+                    report = log.debug if isinstance(error, ConnectionFailure) else log.warning
+                    report("head_watch_failed", database=bell.database, error=in_short(error))
             finally:
                 bell.is_heard = False
             self._stop.wait(RETRY_SECONDS)
@@ -134,12 +152,14 @@ class _Bell:
     Args:
         position: of the head, as last heard; it may have been announced by a batch that did not commit in the end.
         is_heard: whether the next batch would be heard of.
+        is_watched: whether a thread follows it.
     """
 
     def __init__(self, database: str) -> None:
         self.database = database
         self.position = 0
         self.is_heard = False
+        self.is_watched = False
         self.listeners: set[asyncio.Event] = set()
 
     def ring(self, position: int) -> None:

@@ -76,6 +76,7 @@ DESCRIPTION_PATH = "/internal/openapi.json"
 OPERATIONAL_PATHS = frozenset({"/healthz", "/readyz", "/metrics", DESCRIPTION_PATH})
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+CLIENT_ADDRESS: web.RequestKey[str] = web.RequestKey("client_address", str)
 PRINCIPAL: web.RequestKey[Principal] = web.RequestKey("principal", Principal)
 RESPONSE_HEADERS: web.RequestKey[dict[str, str]] = web.RequestKey("response_headers", dict)
 ROUTE_LABEL: web.RequestKey[str] = web.RequestKey("route_label", str)
@@ -294,7 +295,17 @@ class _Shell:
         timer.observe(duration_seconds)
         path, duration_ms = readable(request.path), round(duration_seconds * 1000, 2)
         if self._is_public and path not in OPERATIONAL_PATHS:
-            log_request(REQUEST_ID.get(), method, path, status, duration_ms, traceparent)
+            caller = request.get(PRINCIPAL)
+            log_request(
+                REQUEST_ID.get(),
+                method,
+                path,
+                status,
+                duration_ms,
+                traceparent,
+                principal=None if caller is None else f"{caller.kind}/{caller.subject}",
+                client_address=request.get(CLIENT_ADDRESS),
+            )
             return
         # What came through the gateway stands in its log already.
         report = log.info if status >= 500 else log.debug

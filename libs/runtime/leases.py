@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from libs.core.ids import uuid7
-from libs.runtime.mongo import Collection, Document, DuplicateKeyError, PyMongoError
+from libs.runtime.mongo import Collection, Document, DuplicateKeyError, PyMongoError, in_short
 
 LEASE_SECONDS = 5.0
 
@@ -31,6 +31,7 @@ class Leases:
         self._collection = collection
         self._lease_seconds = lease_seconds
         self.holder = holder or uuid7()
+        self._is_store_away = False
 
     async def acquire(self, name: str) -> bool:
         """Take or renew the lease; False while another instance holds it."""
@@ -102,13 +103,21 @@ class Leases:
 
     async def _try_acquire(self, name: str) -> bool:
         try:
-            return await self.acquire(name)
+            acquired = await self.acquire(name)
         except PyMongoError as error:
-            log.warning("lease_store_unavailable", lease=name, error=type(error).__name__)
+            self._note_outage(name, error)
             return False
+        self._is_store_away = False
+        return acquired
 
     async def _try_release(self, name: str) -> None:
         try:
             await self.release(name)
         except PyMongoError as error:
-            log.warning("lease_store_unavailable", lease=name, error=type(error).__name__)
+            self._note_outage(name, error)
+
+    def _note_outage(self, name: str, error: PyMongoError) -> None:
+        """One warning an outage, whatever the number of leases."""
+        report = log.debug if self._is_store_away else log.warning
+        report("lease_store_unavailable", lease=name, error=in_short(error))
+        self._is_store_away = True

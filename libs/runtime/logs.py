@@ -73,7 +73,15 @@ class _RequestLines:
 
 
 def log_request(
-    request_id: str, method: str, path: str, status: int, duration_ms: float, traceparent: str | None
+    request_id: str,
+    method: str,
+    path: str,
+    status: int,
+    duration_ms: float,
+    traceparent: str | None,
+    *,
+    principal: str | None,
+    client_address: str | None,
 ) -> None:
     """The line of a request, by the gateway one for every call: a fifth of its time went into the processors.
 
@@ -90,6 +98,8 @@ def log_request(
             status=status,
             duration_ms=duration_ms,
             trace_id=trace_id,
+            principal=principal,
+            client_address=client_address,
         )
         return
     line = {
@@ -100,6 +110,8 @@ def log_request(
         "duration_ms": duration_ms,
         "request_id": request_id,
         "trace_id": trace_id,
+        "principal": principal,
+        "client_address": client_address,
         "level": "info",
         "timestamp": datetime.now(UTC),
         "service": service,

@@ -4,6 +4,7 @@ Connections are primary reads with ``w: majority, j: true`` writes, timezone-awa
 everything that waits.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,7 @@ DURABLE = WriteConcern(w="majority", j=True)
 SELECT_SERVER_MS = 3_000
 CONNECT_MS = 3_000
 SOCKET_MS = 10_000
+SHORT_CHARACTERS_MAX = 200
 
 __all__ = [
     "ASCENDING",
@@ -78,6 +80,7 @@ __all__ = [
     "connect",
     "document_bytes",
     "duplicate_key_of",
+    "in_short",
     "synchronous",
 ]
 
@@ -112,6 +115,14 @@ def synchronous(client: Client) -> MongoClient[Document]:
     """The blocking client under a motor client, sharing its connections: for code that runs on a thread of its own."""
     delegate: MongoClient[Document] = client.delegate
     return delegate
+
+
+def in_short(error: BaseException) -> str:
+    """An error for a line of a log: a driver's message ends with all that it knows of the servers."""
+    text = str(error)
+    if isinstance(error, PyMongoError):
+        text = re.split(r" \(configured timeouts|, Timeout: |, Topology Description: ", text, maxsplit=1)[0]
+    return f"{type(error).__name__}: {text}"[:SHORT_CHARACTERS_MAX]
 
 
 def duplicate_key_of(error: PyMongoError) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:

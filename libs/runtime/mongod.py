@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -19,6 +20,7 @@ _NOT_YET_INITIALIZED = 94
 _TOLD_BYTES_MAX = 256 * 1024
 _TOLD_LINES_MAX = 8
 _TOLD_CHARACTERS_MAX = 500
+_CAUSE = re.compile(r"disk|no space|already in use|to bind|corrupt", re.IGNORECASE)
 
 
 class MongodMissing(Exception):
@@ -101,26 +103,33 @@ def last_words(log_path: Path, offset_bytes: int = 0) -> list[str]:
         offset_bytes: what stands before is of an earlier process.
     """
     with log_path.open("rb") as file:
-        file.seek(max(offset_bytes, log_path.stat().st_size - _TOLD_BYTES_MAX))
-        lines = file.read().decode(errors="replace").splitlines()
+        begin = max(offset_bytes, log_path.stat().st_size - _TOLD_BYTES_MAX)
+        file.seek(begin)
+        lines = file.read().decode(errors="replace").split("\n")
+    # Neither what began before nor what a killed process did not finish.
+    lines = lines[1 if begin > offset_bytes else 0 : -1]
     words = [words for line in lines if (words := _words_of(line)) is not None]
     return list(dict.fromkeys(words))[-_TOLD_LINES_MAX:]
 
 
 def _words_of(line: str) -> str | None:
-    """An entry of severity E or F. Lines that are not JSON come from the loader or the command line parser."""
+    """An error, or a warning that names a cause. Lines that are not JSON come from the loader or the command line."""
     if not line.startswith("{"):
-        return line.strip()[:_TOLD_CHARACTERS_MAX] or None
+        return _shortened(line.strip()) or None
     try:
         entry = json.loads(line)
     except ValueError:
         return None
-    if entry.get("s") not in ("E", "F"):
+    if entry.get("s") not in ("E", "F") and not (entry.get("s") == "W" and _CAUSE.search(line)):
         return None
     details = entry.get("attr", {})
     detail = details.get("message") or details.get("error") or details
     text = detail if isinstance(detail, str) else json.dumps(detail)
-    return f"{entry.get('msg', '')}: {text}"[:_TOLD_CHARACTERS_MAX] if detail else str(entry.get("msg", ""))
+    return _shortened(f"{entry.get('msg', '')}: {text}") if detail else str(entry.get("msg", ""))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _TOLD_CHARACTERS_MAX else f"{text[:_TOLD_CHARACTERS_MAX]}…"
 
 
 def _configure(client: "pymongo.MongoClient[dict[str, Any]]", address: str) -> None:

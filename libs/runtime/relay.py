@@ -18,7 +18,7 @@ from libs.runtime.command_handler import CommandHandler
 from libs.runtime.event_log.port import EventLog
 from libs.runtime.event_store import EventStore
 from libs.runtime.head_watcher import HeadWatcher
-from libs.runtime.mongo import PyMongoError, WriteConcern
+from libs.runtime.mongo import ConnectionFailure, PyMongoError, WriteConcern, in_short
 from libs.runtime.stops import RELAY, forget_stop, note_stop
 from libs.runtime.telemetry import RELAY_LAG_EVENTS, RELAY_STOPPED
 
@@ -205,7 +205,8 @@ class Relay:
         self._forget_handed()
         self._failures += 1
         delay_seconds = min(BACKOFF_SECONDS_MAX, 0.05 * 2.0 ** min(self._failures, 8)) * (0.5 + random.random() / 2)
-        log.warning("relay_waits", position=self._position, error=f"{type(error).__name__}: {error}"[:300])
+        report = log.debug if isinstance(error, ConnectionFailure) and self._failures > 1 else log.warning
+        report("relay_waits", position=self._position, error=in_short(error))
         with suppress(PyMongoError):
             RELAY_LAG_EVENTS.set((await self._store.head()).position - self._position)
         await asyncio.sleep(delay_seconds)

@@ -40,7 +40,7 @@ from libs.runtime.leases import Leases
 from libs.runtime.listeners import BACKLOG, inherited
 from libs.runtime.log_identity import remember
 from libs.runtime.logs import configure_logs
-from libs.runtime.mongo import Client, ConnectionFailure, IndexModel, PyMongoError, connect
+from libs.runtime.mongo import Client, ConnectionFailure, IndexModel, PyMongoError, connect, in_short
 from libs.runtime.principals import GATEWAY, PrincipalSigner, PrincipalVerifier
 from libs.runtime.rebuild import Rebuild, RebuildFailed
 from libs.runtime.relay import Relay
@@ -99,11 +99,9 @@ class BackgroundTasks:
             try:
                 await work()
                 return
-            except Exception as error:
-                # That a server is away is no fault of the code, and a trace of each attempt would bury those that are.
-                trace = None if isinstance(error, ConnectionFailure | ConnectionError) else error
-                log.warning("background_task_failed", task=name, error=repr(error), exc_info=trace)
+            except Exception as error:  # noqa: BLE001
                 failures = 1 if loop.time() - started_at > BACKOFF_SECONDS_MAX else failures + 1
+                _report_failure(name, error, failures)
                 # A store that does not answer is reported by its own check.
                 if failures >= FAILURES_MAX and not isinstance(error, PyMongoError):
                     self._failing[name] = repr(error)[:200]
@@ -114,6 +112,15 @@ class BackgroundTasks:
                 return
             delay_seconds = 0.05 if failures == 1 else min(BACKOFF_SECONDS_MAX, delay_seconds * 2)
             await asyncio.sleep(delay_seconds)
+
+
+def _report_failure(task: str, error: Exception, failures: int) -> None:
+    if isinstance(error, ConnectionFailure | ConnectionError):
+        # That a server is away is no fault of the code, and a trace of each attempt would bury those that are.
+        report = log.warning if failures == 1 else log.debug
+        report("background_task_failed", task=task, error=in_short(error))
+    else:
+        log.warning("background_task_failed", task=task, error=repr(error), exc_info=error)
 
 
 @dataclass
@@ -321,7 +328,7 @@ async def _opened_when_reachable(store: EventStore, definition: ServiceDefinitio
             refusals += not isinstance(error, ConnectionFailure)
             if refusals >= OPEN_REFUSALS_MAX:
                 raise
-            log.warning("store_unavailable", service=definition.name, error=str(error)[:200])
+            log.warning("store_unavailable", service=definition.name, error=in_short(error))
         await asyncio.sleep(delay_seconds)
         delay_seconds = min(5.0, delay_seconds * 2)
 

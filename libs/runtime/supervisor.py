@@ -43,6 +43,14 @@ QUEUE_SECONDS_MAX = 1.0
 DEATHS_BEFORE_READY_MAX = 3
 LOGS_KEPT_MAX = 3
 LINE_SIZE_BYTES_MAX = 1024 * 1024
+LEVELS = {
+    "process_died": "error",
+    "last_words": "error",
+    "cannot_start": "error",
+    "line_too_long": "warning",
+    "killing": "warning",
+}
+"""Of our own lines, where something is wrong."""
 
 
 class Output:
@@ -58,8 +66,7 @@ class Output:
         if self.readable:
             self._write(f"{'datasync':<{self._width}} | {text}")
             return
-        time_ = isoformat_z(datetime.now(UTC))
-        self._write(json.dumps({"timestamp": time_, "service": "supervisor", "event": event, "text": text, **fields}))
+        self._write_json("supervisor", event, LEVELS.get(event, "info"), text=text, **fields)
 
     def relay(self, service: str, line: str) -> None:
         """One line that a service wrote."""
@@ -68,7 +75,12 @@ class Output:
         elif line.startswith("{"):
             self._write(line)
         else:
-            self._write(json.dumps({"service": service, "event": "output", "line": line}))
+            self._write_json(service, "output", "warning", line=line)
+
+    def _write_json(self, service: str, event: str, level: str, **fields: object) -> None:
+        """In the shape of the services' own lines."""
+        time_ = isoformat_z(datetime.now(UTC))
+        self._write(json.dumps({"event": event, **fields, "level": level, "timestamp": time_, "service": service}))
 
     def _write(self, line: str) -> None:
         # A closed terminal must not take the suite down with it.

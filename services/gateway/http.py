@@ -12,7 +12,16 @@ from pydantic import Field
 from libs.core.clock import isoformat_z
 from libs.core.errors import NotFound
 from libs.core.principal import FIRST_PROJECT_ID
-from libs.runtime.http import PUBLIC_PATHS, REQUEST_ID, RESPONSE_HEADERS, ROUTE_LABEL, metrics, not_intended
+from libs.runtime.http import (
+    CLIENT_ADDRESS,
+    PRINCIPAL,
+    PUBLIC_PATHS,
+    REQUEST_ID,
+    RESPONSE_HEADERS,
+    ROUTE_LABEL,
+    metrics,
+    not_intended,
+)
 from libs.runtime.http_body import read_bytes, require_readable
 from libs.runtime.http_conditions import finished
 from libs.runtime.openapi import Content, describe
@@ -54,6 +63,7 @@ class Gateway:
         return [*self._own.routes(), web.route("*", "/{path:.*}", self.handle)]
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        request[CLIENT_ADDRESS] = self._admission.address_of(request)
         request[RESPONSE_HEADERS].update(self._origins.headers_for(request.headers))
         if request.method == "OPTIONS":
             request[ROUTE_LABEL] = "preflight"
@@ -71,6 +81,7 @@ class Gateway:
             await self._admission.require_address(request)
         else:
             caller = await self._admission.caller_of(request)
+            request[PRINCIPAL] = caller.principal
             await self._admission.require_caller(request, path, caller.principal)
             if caller.expires_soon_at is not None:
                 request[RESPONSE_HEADERS][KEY_EXPIRES_HEADER] = isoformat_z(caller.expires_soon_at)
@@ -93,7 +104,7 @@ class Gateway:
         headers["X-Request-Id"] = REQUEST_ID.get()
         headers["X-Forwarded-Host"] = request.host
         headers["X-Forwarded-Proto"] = request.scheme
-        headers["X-Forwarded-For"] = headers[CLIENT_ADDRESS_HEADER] = self._admission.address_of(request)
+        headers["X-Forwarded-For"] = headers[CLIENT_ADDRESS_HEADER] = request[CLIENT_ADDRESS]
         inject_trace(headers)
 
 

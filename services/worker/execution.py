@@ -115,6 +115,7 @@ class RunExecution:
         self._grant = run.grant
         self._time_limit: asyncio.Timeout | None = None
         self._failures: list[Failure] = []
+        self._error = ""
         self._report = RunReport(clock)
         self._verdict: Literal["continue", "cancel", "fenced"] = "cancel" if run.cancel_requested else "continue"
         self._done = False
@@ -133,7 +134,10 @@ class RunExecution:
             await _stopped(working, reporting)
             await self._give_back()
             raise
-        self._log.info("run_ended", outcome=outcome)
+        if outcome == "failed":
+            self._log.warning("run_ended", outcome=outcome, error=self._error[:MESSAGE_CHARACTERS_MAX])
+        else:
+            self._log.info("run_ended", outcome=outcome)
         return outcome
 
     async def _work(self) -> None:
@@ -374,7 +378,7 @@ class RunExecution:
             ending = self._failure_of(first_error(error))
             self._report.log("error", ending.message)
             failures.append(ending)
-        message = failures_text(failures, len(self._report.streams))
+        message = self._error = failures_text(failures, len(self._report.streams))
         return await self._finish("failed", message, retryable=any(failure.retryable for failure in failures))
 
     def _failure_of(self, cause: BaseException) -> "Failure":

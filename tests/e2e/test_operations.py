@@ -81,3 +81,18 @@ async def test_commands_take_the_installation_s_settings_from_its_data_directory
     unset = {name.upper(): "" for name in suite.settings}
     compared = await asyncio.to_thread(suite.command, "rebuild", "catalog", "--compare", **unset)
     assert compared.returncode == 0, compared.stdout + compared.stderr
+
+
+async def test_the_line_of_a_request_names_who_called_and_from_where(suite: Suite, api: Rest) -> None:
+    path = f"/api/v1/project/123/sources/{secrets.randbelow(10**9) + 10**6}"
+    await api.answer("GET", path)
+    async with rest(suite.base_url) as nobody:
+        await nobody.answer("GET", path)
+    async with asyncio.timeout(10):
+        while len(lines := [line for line in suite.log_lines() if line.get("path") == path]) < 2:
+            await asyncio.sleep(0.05)
+    known, unknown = (line for line in lines if line["event"] == "http_request")
+    assert known["principal"].startswith("api_key/")
+    assert suite.api_key not in str(known)
+    assert unknown["principal"] is None
+    assert {line["client_address"] for line in (known, unknown)} == {"127.0.0.1"}

@@ -10,6 +10,7 @@ import pytest
 import structlog
 from aiohttp import web
 
+from libs.core.decider import Reaction
 from libs.runtime import service as service_module
 from libs.runtime.leases import Leases
 from libs.runtime.mongo import PyMongoError, connect
@@ -25,6 +26,15 @@ async def start(_: ServiceContext[ServiceSettings]) -> AsyncIterator[Sequence[we
 
 
 THINGS = ServiceDefinition(name="things", settings=ServiceSettings, aggregates=(THING,), start=start)
+
+
+FOLLOWING = ServiceDefinition(
+    name="follower",
+    settings=ServiceSettings,
+    aggregates=(THING,),
+    reactions=(Reaction("datasync.catalog.v1", lambda _: ()),),
+    start=start,
+)
 
 
 async def checks(base_url: str) -> dict[str, Any]:
@@ -130,3 +140,29 @@ async def test_a_service_without_keys_says_at_start_which_it_lacks(mongod: str, 
     told = {line["setting"]: line["reason"] for line in written if line["event"] == "key_missing"}
     assert set(told) == {"SIGNING_KEY", "TRUSTED_KEYS"}
     assert "gateway" in told["TRUSTED_KEYS"]
+
+
+async def test_an_outage_of_the_store_is_a_few_short_warnings() -> None:
+    """One for each thing that waits for it, without what the driver knows of the servers and without a traceback."""
+    with Mongod() as mongod, structlog.testing.capture_logs() as written:
+        async with running_service(FOLLOWING, ServiceSettings(mongodb_url=mongod.url)) as service:
+            assert (await checks(service.base_url)).keys() <= {"signing_key", "trusted_keys"}
+            mongod.kill()
+
+            async def store_is_named() -> bool:
+                return "store" in await checks(service.base_url)
+
+            await until(store_is_named, 30)
+            mongod.start()
+
+            async def is_ready() -> bool:
+                return "store" not in await checks(service.base_url)
+
+            await until(is_ready, 60)
+    warnings = [line for line in written if line["log_level"] == "warning" and line["event"] != "key_missing"]
+    events = [line["event"] for line in warnings]
+    assert events.count("head_not_read") == 1
+    assert events.count("lease_store_unavailable") <= 1
+    assert "head_watch_failed" not in events
+    assert len(events) <= 6, events
+    assert all("Topology" not in str(line) and "exc_info" not in line for line in warnings), warnings

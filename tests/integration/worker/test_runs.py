@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+import structlog
 
 from libs.core.clock import SystemClock
 from services.worker.claiming import Claiming
@@ -82,7 +83,11 @@ async def test_ends_that_differ_are_told_in_the_failed_runs_result_and_log(
     await source.execute("CREATE TABLE t (id int PRIMARY KEY, born date); INSERT INTO t VALUES (7, '2024-01-01')")
     orchestra = Orchestra(source.config, "parquet", {"type": "PARQUET", "writer": {"local_path": str(lake.path)}})
     monkeypatch.setattr("libs.connectors.postgres.binary._EPOCH_DAYS", 10_958)
-    assert await orchestra.execution().execute() == "failed"
+    with structlog.testing.capture_logs() as written:
+        assert await orchestra.execution().execute() == "failed"
+    (ended,) = [line for line in written if line["event"] == "run_ended"]
+    assert (ended["log_level"], ended["outcome"]) == ("warning", "failed")
+    assert ended["error"] == orchestra.finished[0].error
     (end,) = orchestra.finished
     (result,) = end.streams
     document = json.loads(result.verification_json or "{}")

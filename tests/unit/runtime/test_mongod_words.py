@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from libs.runtime import mongod as mongod_module
 from libs.runtime.mongod import last_words
 
 LOG = b"""{"s":"I","c":"CONTROL","msg":"starting","attr":{"pid":1}}
@@ -21,3 +24,17 @@ def test_its_errors_are_told_and_not_those_of_an_earlier_process(tmp_path: Path)
         "***aborting after fassert() failure",
     ]
     assert last_words(path)[0] == "mongod: error while loading shared libraries: libcurl.so.4"
+
+
+def test_only_whole_lines_and_warnings_that_name_a_cause_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mongod.log"
+    wanted = b"""{"s":"W","c":"STORAGE","msg":"Low on disk space","attr":{}}
+{"s":"W","c":"NETWORK","msg":"Client has attempted to use a deprecated option","attr":{}}
+{"s":"E","c":"CONTROL","msg":"Error setting up listener","attr":{"error":"Address already in use"}}
+"""
+    cut = b'{"s":"E","c":"STORAGE","msg":"not wri'
+    path.write_bytes(b'{"s":"I","c":"CONTROL","msg":"' + b"x" * 1000 + b'"}\n' + wanted + cut)
+    monkeypatch.setattr(mongod_module, "_TOLD_BYTES_MAX", len(wanted) + len(cut) + 500)
+    assert last_words(path) == ["Low on disk space", "Error setting up listener: Address already in use"]

@@ -89,10 +89,13 @@ def test_output_for_programs_is_json_line_by_line() -> None:
     output.relay("auth", '{"event": "x"}')
     output.relay("auth", "Traceback (most recent call last):")
     output.say("ready", "ready at last", url="http://localhost")
+    output.say("process_died", "auth was killed", process="auth")
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert lines[0] == {"event": "x"}
-    assert lines[1] == {"service": "auth", "event": "output", "line": "Traceback (most recent call last):"}
-    assert lines[2]["event"] == "ready"
+    assert (lines[1]["service"], lines[1]["event"]) == ("auth", "output")
+    assert lines[1]["line"] == "Traceback (most recent call last):"
+    assert [(line["event"], line["level"]) for line in lines[2:]] == [("ready", "info"), ("process_died", "error")]
+    assert all(line["timestamp"].endswith("Z") and line["service"] for line in lines[1:])
 
 
 def test_output_for_people_names_who_speaks() -> None:
