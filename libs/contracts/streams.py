@@ -34,8 +34,14 @@ class CatalogStream(_Loose):
     name: str
     namespace: Annotated[str, _or("")] = ""
     sync_mode: Annotated[str, _or(FULL_REFRESH)] = FULL_REFRESH
-    destination_database: str | None = None
-    destination_table: str | None = None
+    destination_database: str | None = Field(
+        default=None,
+        description="The namespace that it goes to, such as a schema; the source's where left out.",
+        examples=["lake:public"],
+    )
+    destination_table: str | None = Field(
+        default=None, description="The table that it goes to; of the stream's name where left out.", examples=["orders"]
+    )
     type_schema: TypeSchema | None = None
 
     @property
@@ -59,8 +65,12 @@ class CatalogEntry(_Loose):
 
 
 class SelectedColumns(_Loose):
-    columns: list[str] | None = None
-    sync_new_columns: Annotated[bool, _or(False)] = False
+    columns: list[str] | None = Field(
+        default=None, description="The columns to move; all where left out.", examples=[["id", "placed_at"]]
+    )
+    sync_new_columns: Annotated[bool, _or(False)] = Field(
+        default=False, description="Columns that the catalog does not have yet are moved as well."
+    )
 
 
 class FilterConfig(_Loose):
@@ -69,10 +79,10 @@ class FilterConfig(_Loose):
 
 
 class SelectedStream(_Loose):
-    """``value_policies``: by column, what to do with a value that the destination can't hold."""
+    """A stream to move. Fields that choose what is not supported yet are refused."""
 
-    stream_name: str
-    disabled: Annotated[bool, _or(False)] = False
+    stream_name: str = Field(examples=["orders"])
+    disabled: Annotated[bool, _or(False)] = Field(default=False, description="The stream is left out.")
     append_mode: Annotated[bool, _or(False)] = False
     normalization: Annotated[bool, _or(True)] = True
     partition_regex: str | None = None
@@ -81,7 +91,12 @@ class SelectedStream(_Loose):
     chunk_column: str | None = None
     split_column: str | None = None
     selected_columns: SelectedColumns | None = None
-    value_policies: Annotated[dict[str, Literal["fail", "null", "text"]], _or({})] = Field(default_factory=dict)
+    value_policies: Annotated[dict[str, Literal["fail", "null", "text"]], _or({})] = Field(
+        default_factory=dict,
+        description="By column, what becomes of a value that the destination can't hold: the stream fails, the value "
+        "becomes null, or the whole column becomes text.",
+        examples=[{"born": "null"}],
+    )
 
 
 class StreamsConfig(_Loose):
@@ -94,17 +109,19 @@ class StreamsConfig(_Loose):
 
 
 class AdvancedSettings(_Loose):
-    """A job's ``advanced_settings``.
+    """A job's ``advanced_settings``."""
 
-    Args:
-        max_discover_threads: an upper bound on a discovery's connections, of which there is one.
-        verify: compare both ends of every stream before it is committed; costs each server about two COPYs.
-        take_over: the job may write tables that jobs of this project wrote which are no more.
-    """
-
-    max_discover_threads: Annotated[int, Field(strict=True, ge=1, le=1000)] | None = None
-    verify: Annotated[StrictBool, _or(False)] = False
-    take_over: Annotated[StrictBool, _or(False)] = False
+    max_discover_threads: Annotated[int, Field(strict=True, ge=1, le=1000)] | None = Field(
+        default=None, description="An upper bound on the connections of a discovery, which uses one."
+    )
+    verify: Annotated[StrictBool, _or(False)] = Field(
+        default=False,
+        description="Both ends hash all rows of each stream and are compared before it is committed, which costs each "
+        "server about twice what reading the rows costs.",
+    )
+    take_over: Annotated[StrictBool, _or(False)] = Field(
+        default=False, description="The job may write the tables of this project's deleted jobs."
+    )
 
 
 # A discovery's answer holds the catalog a second time under this name, and may be sent as it is.

@@ -13,7 +13,8 @@ from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter
+from pydantic_core import CoreSchema
 
 from libs.core.scopes import SCOPES
 from libs.runtime.http_errors import PROBLEM, family_of
@@ -27,6 +28,17 @@ COMPONENTS = "#/components/schemas/"
 JSON = "application/json"
 
 ProjectId = Annotated[int, Field(ge=1, le=2**53, description="Projects count from 123.", examples=[123])]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAs:
+    """Marks a field that the body's model takes as it comes and the handler reads by a model, which describes it."""
+
+    shape: Shape
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, handler: GetJsonSchemaHandler) -> Json:
+        return handler(TypeAdapter(self.shape).core_schema)
+
 
 _METHODS = ("get", "put", "post", "patch", "delete")
 _SERVED = frozenset({429, 500, 503, 504})

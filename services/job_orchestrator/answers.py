@@ -115,7 +115,9 @@ class StreamOfTask(Answered):
     rows_total: int | None
     seconds: float | None
     verified: bool | None
-    verification: Any
+    verification: Any = Field(
+        description="What was compared, by which method, and what came out; null where it was not asked for."
+    )
     error: str | None
     values_changed: dict[str, int] = Field(
         description="values that a policy changed, by column", examples=[{"born": 2}]

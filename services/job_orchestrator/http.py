@@ -13,6 +13,7 @@ from aiohttp import web
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from libs.contracts import internal
+from libs.contracts.streams import AdvancedSettings, StreamsConfig
 from libs.core.addresses import IPNetwork, outbound_fault
 from libs.core.clock import Clock
 from libs.core.errors import Conflict, FieldError, InvalidInput, NotFound
@@ -23,7 +24,7 @@ from libs.runtime.command_handler import CommandHandler, Entity
 from libs.runtime.documents import Documents
 from libs.runtime.http import idempotency_of, internal_route, metadata_of, project_of, read_body, read_query, success
 from libs.runtime.http_conditions import if_match_of
-from libs.runtime.openapi import Content, EventShown, describe
+from libs.runtime.openapi import Content, EventShown, ReadAs, describe
 from services.job_orchestrator.answers import (
     ActivationEchoed,
     Cancelled,
@@ -112,13 +113,18 @@ class JobBody(Body):
     name: Name
     source: EndpointBody = Field(examples=[{"id": 1}])
     destination: EndpointBody = Field(examples=[{"id": 1}])
-    streams_config: Any = Field(examples=[_CATALOG])
-    frequency: Annotated[str, StringConstraints(max_length=FREQUENCY_LENGTH_MAX)] | None = ""
-    advanced_settings: Any = Field(
+    streams_config: Annotated[Any, ReadAs(StreamsConfig | str)] = Field(
+        description="The streams to move: an object, or a string that holds it as JSON.", examples=[_CATALOG]
+    )
+    frequency: Annotated[str, StringConstraints(max_length=FREQUENCY_LENGTH_MAX)] | None = Field(
+        default="",
+        description="When the job runs, in UTC: five cron fields (`30 2 * * 1-5`), `@hourly`, `@daily`, `@weekly`, "
+        "`@monthly` or `@yearly`, `every 15 minutes` or `every 2 hours`; empty for a job that is started by hand.",
+        examples=["@hourly"],
+    )
+    advanced_settings: Annotated[Any, ReadAs(AdvancedSettings | str | None)] = Field(
         default=None,
-        description="`verify`: both ends hash all rows of each stream and are compared, which costs each server about "
-        "twice what reading the rows costs. `take_over`: write the tables of this project's jobs "
-        "that were deleted. `max_discover_threads`: 1 to 1000.",
+        description="An object, or a string that holds it as JSON.",
         examples=[{"verify": True}],
     )
     activate: bool | None = None
@@ -137,7 +143,9 @@ class JobBody(Body):
 
 
 class JobChangeBody(JobBody):
-    difference_streams: Any = None
+    difference_streams: Annotated[Any, ReadAs(StreamsConfig | str | None)] = Field(
+        default=None, description="What `stream-difference` answered: streams to clear before the next sync."
+    )
 
     def streams_to_clear(self) -> str | None:
         if self.difference_streams in (None, ""):
@@ -155,7 +163,7 @@ class LogsBody(Body):
 
 
 class StreamsChoiceBody(Body):
-    updated_streams_config: Any = Field(examples=[_CATALOG])
+    updated_streams_config: Annotated[Any, ReadAs(StreamsConfig | str)] = Field(examples=[_CATALOG])
 
 
 class JobNameBody(Body):

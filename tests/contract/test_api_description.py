@@ -115,6 +115,17 @@ def test_every_example_satisfies_its_schema(document: dict[str, Any]) -> None:
     assert checked > 150
 
 
+def test_a_jobs_streams_and_settings_are_described_field_by_field(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    body = schemas["JobBody"]["properties"]
+    for field, model in (("streams_config", "StreamsConfig"), ("advanced_settings", "AdvancedSettings")):
+        assert {"$ref": f"#/components/schemas/{model}"} in body[field]["anyOf"]
+    assert {"selected_streams", "streams"} <= schemas["StreamsConfig"]["properties"].keys()
+    assert {"stream_name", "selected_columns", "value_policies"} <= schemas["SelectedStream"]["properties"].keys()
+    assert {"destination_table", "destination_database"} <= schemas["CatalogStream"]["properties"].keys()
+    assert {"verify", "take_over"} <= schemas["AdvancedSettings"]["properties"].keys()
+
+
 def test_every_operation_says_what_it_takes_answers_and_refuses(document: dict[str, Any]) -> None:
     for path, item in document["paths"].items():
         for method, operation in item.items():

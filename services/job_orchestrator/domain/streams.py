@@ -104,6 +104,8 @@ def _check_stream(entry: Any, path: str) -> None:
     stream = entry.get("stream") if isinstance(entry, dict) else None
     if not isinstance(stream, dict) or not isinstance(stream.get("name"), str):
         raise _invalid(path, "must be an object with a stream that has a name")
+    if not isinstance(stream.get("namespace"), str | None):
+        raise _invalid(f"{path}.stream.namespace", "must be a string")
     mode = stream.get("sync_mode")
     if mode not in (None, "") and mode not in SYNC_MODES:
         raise _invalid(f"{path}.stream.sync_mode", f"must be one of {', '.join(SYNC_MODES)}")

@@ -46,6 +46,7 @@ def test_a_catalog_is_kept_as_it_came() -> None:
         ({"selected_streams": {"public": [{}]}}, "streams_config.selected_streams.public[0]"),
         ({"streams": {}}, "streams_config.streams"),
         ({"streams": [{"name": "a"}]}, "streams_config.streams[0]"),
+        ({"streams": [{"stream": {"name": "a", "namespace": ["b"]}}]}, "streams_config.streams[0].stream.namespace"),
         ({"streams": [{"stream": {"name": "a", "sync_mode": "magic"}}]}, "streams_config.streams[0].stream.sync_mode"),
     ],
 )
