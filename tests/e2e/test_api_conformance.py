@@ -126,7 +126,14 @@ async def test_a_moment_at_an_end_of_time_is_answered_by_every_route_that_takes_
     async with rest(inhabited.suite.base_url, api_key=inhabited.suite.api_key) as api:
         document = (await api.answer("GET", "/openapi.json")).body
         client = await api.answer("POST", "/api/v2/oauth/clients", {"name": "of the past", "scopes": ["sync:read"]})
-        ids = {**inhabited.ids, (r"v2/oauth/clients/", "clientid"): (client.body["id"],)}
+        # What was tried before may have deleted the one that was there.
+        fields = {"developerId": "dev-1", "resourceType": "FLAG", "resourceKey": "of the past", "data": {}}
+        record_id = await _id_of(api, RECORDS, fields)
+        ids = {
+            **inhabited.ids,
+            (r"v2/oauth/clients/", "clientid"): (client.body["id"],),
+            (rf"^{RECORDS}/\{{id\}}", "id"): (record_id,),
+        }
         routes = [path for path, methods in document["paths"].items() if _takes(methods.get("get"), "as_of")]
         for route in routes:
             for moment in (*MOMENTS, *NO_MOMENTS):
