@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 
 import aiohttp
 import pytest
-from aiohttp import web
 from pydantic import SecretStr
 
 from libs.runtime.mongo import connect
@@ -18,7 +17,7 @@ from services.auth.app import SERVICE as AUTH
 from services.auth.config import AuthSettings
 from services.gateway.app import SERVICE as GATEWAY
 from services.gateway.config import GatewaySettings
-from tests.integration.gateway.backends import GATEWAY_KEY, GATEWAY_PUBLIC_KEY, Backend, echo, started
+from tests.integration.gateway.backends import GATEWAY_KEY, GATEWAY_PUBLIC_KEY, Backend, echoing, started
 
 ADA = {"username": "ada", "email": "ada@example.com", "password": "password"}
 PAGE = {"Origin": "http://localhost:8000", "Authorization": "Bearer authenticated"}
@@ -31,7 +30,7 @@ async def url(mongod: str, database_prefix: str) -> AsyncIterator[str]:
     auth_key, auth_public_key = new_signing_key()
     trusted_keys = {"gateway": GATEWAY_PUBLIC_KEY, "auth": auth_public_key}
     async with AsyncExitStack() as stack:
-        catalog = Backend("catalog", [web.route("*", "/api/v1/project/{projectid}/sources", echo)])
+        catalog = Backend("catalog", echoing("/api/v1/project/{projectid}/sources"))
         await stack.enter_async_context(started(catalog))
         auth = await stack.enter_async_context(
             running_service(
