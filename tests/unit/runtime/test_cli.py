@@ -22,6 +22,8 @@ from libs.runtime.settings import StoreSettings, load_settings
 from libs.runtime.suite import SERVICES, SuiteSettings
 from libs.runtime.version import installed_version
 
+pytestmark = pytest.mark.usefixtures("logs_put_back")
+
 ANY_TEXT = {"host", "instance", "worker_id", "db_url", "data_dir", "allowed_origins"}
 """Settings that no text is bad for by itself."""
 

@@ -1,7 +1,7 @@
 """Logs tell what happened and no secret."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import orjson
 import pytest
@@ -15,15 +15,10 @@ Written = Callable[[], str]
 
 
 @pytest.fixture
-def written(capsys: pytest.CaptureFixture[str]) -> Iterator[Written]:
+def written(logs_put_back: None, capsys: pytest.CaptureFixture[str]) -> Written:
     """What a service that logs JSON has written since it was last asked."""
-    before = structlog.get_config()
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
     configure_logs("catalog", ServiceSettings(log_format="json"))
-    yield lambda: capsys.readouterr().out
-    structlog.configure(**before)
-    root.handlers, root.level = handlers, level
+    return lambda: capsys.readouterr().out
 
 
 def test_a_line_is_one_json_object_with_its_service_and_level(written: Written) -> None:
