@@ -61,7 +61,9 @@ class Held:
             self._small_bytes = 0
 
     def give_back(self) -> None:
-        self._budget.give_back(self._taken_bytes)
+        # Most requests have taken nothing: they need no lock.
+        if self._taken_bytes:
+            self._budget.give_back(self._taken_bytes)
         self._taken_bytes = self._small_bytes = 0
 
 
