@@ -20,8 +20,8 @@ import asyncpg
 
 from deploy.demo import compare, flights
 from deploy.demo.progress import Progress, table
-from libs.runtime.suite import CannotStart, SuiteSettings
-from libs.runtime.supervisor import opened_listeners
+from libs.suite.settings import CannotStart, SuiteSettings
+from libs.suite.supervisor import opened_listeners
 from libs.testing.rest import ENDED, CallFailed, Rest, rest, selected
 from libs.testing.servers import Postgres, ServerFailed, ServerUnavailable
 from libs.testing.suite import Suite, SuiteFailed

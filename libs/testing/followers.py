@@ -9,17 +9,17 @@ from typing import Any
 from libs.core.clock import SystemClock
 from libs.core.decider import Act, Aggregate, Projection, Reaction
 from libs.core.envelope import Envelope, Metadata
-from libs.runtime.command_handler import CommandHandler, Entity
-from libs.runtime.consumer import Consumer
-from libs.runtime.event_log.embedded import EmbeddedEventLog
-from libs.runtime.event_log.kafka import DeclaredTopic, KafkaEventLog, ensure_topics
-from libs.runtime.event_log.port import EventLog
-from libs.runtime.event_store import EventStore
-from libs.runtime.http import Health
-from libs.runtime.leases import Leases
-from libs.runtime.mongo import Client, connect
-from libs.runtime.rebuild import Rebuild
-from libs.runtime.relay import Relay
+from libs.event_log.embedded import EmbeddedEventLog
+from libs.event_log.kafka import DeclaredTopic, KafkaEventLog, ensure_topics
+from libs.event_log.port import EventLog
+from libs.eventsourcing.command_handler import CommandHandler, Entity
+from libs.eventsourcing.consumer import Consumer
+from libs.eventsourcing.event_store import EventStore
+from libs.eventsourcing.rebuild import Rebuild
+from libs.eventsourcing.relay import Relay
+from libs.mongodb.client import Client, connect
+from libs.mongodb.leases import Leases
+from libs.process.health import Health
 from libs.testing.things import THING, TOPIC, MakeThing, RenameThing, Thing, ThingCommand, ThingMade, decide, evolve
 
 PROJECT = Metadata(actor="ann", project_id=7, correlation_id="request-1")

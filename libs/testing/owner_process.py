@@ -9,8 +9,8 @@ import signal
 import sys
 
 from libs.core.ids import uuid7
-from libs.runtime.leases import Leases
-from libs.runtime.relay import Relay
+from libs.eventsourcing.relay import Relay
+from libs.mongodb.leases import Leases
 from libs.testing.followers import installation
 
 WRITERS = 4

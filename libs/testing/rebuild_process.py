@@ -7,9 +7,9 @@ import asyncio
 import sys
 import threading
 
-from libs.runtime.event_store import Head
-from libs.runtime.mongo import ClientSession
-from libs.runtime.rebuild import Rebuild
+from libs.eventsourcing.event_store import Head
+from libs.eventsourcing.rebuild import Rebuild
+from libs.mongodb.client import ClientSession
 from libs.testing.followers import installation
 from libs.testing.things import THING
 

@@ -23,8 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
-from libs.runtime.child_process import accepts_connections, die_with_parent, free_port
-from libs.runtime.mongod import await_primary, find_mongod, mongod_command, mongod_url
+from libs.suite.child_process import accepts_connections, die_with_parent, free_port
+from libs.suite.mongod import await_primary, find_mongod, mongod_command, mongod_url
 from libs.testing.certificates import Authority
 
 KAFKA_VERSION = "4.1.0"

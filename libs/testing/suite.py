@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from libs.runtime.child_process import die_with_parent, free_port
-from libs.runtime.suite import SERVICES
-from libs.runtime.supervisor import answers_200
+from libs.suite.child_process import die_with_parent, free_port
+from libs.suite.settings import SERVICES
+from libs.suite.supervisor import answers_200
 
 START_TIMEOUT_SECONDS = 100.0
 STOP_TIMEOUT_SECONDS = 90.0
@@ -199,5 +199,5 @@ class Suite:
         return {**inherited, **self._environment, "DATA_DIR": str(self.directory)}
 
 
-_DATASYNC = (sys.executable, "-P", "-m", "libs.runtime.cli")
+_DATASYNC = (sys.executable, "-P", "-m", "libs.suite.cli")
 _INHERITED = {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}

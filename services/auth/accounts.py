@@ -8,9 +8,9 @@ from libs.core.decider import Act, ExpectedVersion
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, FieldError, Forbidden, InvalidInput, NotFound, Unauthenticated
 from libs.core.principal import FIRST_PROJECT_ID, Principal, Role
-from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey, Work
-from libs.runtime.event_store import SideWrite
-from libs.runtime.sequences import Sequences
+from libs.eventsourcing.command_handler import CommandHandler, Entity, IdempotencyKey, Work
+from libs.eventsourcing.event_store import SideWrite
+from libs.mongodb.sequences import Sequences
 from services.auth.domain.api_key import API_KEY, RevokeApiKey
 from services.auth.domain.oauth_client import OAUTH_CLIENT, RevokeOauthClient
 from services.auth.domain.project import PROJECT, AddMember, CreateProject, RemoveMember

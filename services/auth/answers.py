@@ -6,7 +6,7 @@ from pydantic import Field
 
 from libs.contracts.auth import Plan
 from libs.core.principal import Role
-from libs.runtime.openapi import Answered, EventShown, Moment
+from libs.web.openapi import Answered, EventShown, Moment
 from services.auth.domain.scopes import Permission
 
 

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from libs.runtime.service import ServiceContext, ServiceDefinition
-from libs.runtime.version import installed_version
+from libs.process.version import installed_version
+from libs.service.running import ServiceContext, ServiceDefinition
 from services.auth.accounts import Accounts
 from services.auth.config import AuthSettings
 from services.auth.credentials import Credentials

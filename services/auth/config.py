@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr
 
-from libs.runtime.settings import Seconds, ServiceSettings
+from libs.process.settings import Seconds, ServiceSettings
 
 DAY_SECONDS = 24 * 60 * 60
 

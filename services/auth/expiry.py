@@ -5,7 +5,7 @@ import asyncio
 from libs.core.clock import Clock
 from libs.core.envelope import Metadata
 from libs.core.ids import uuid7
-from libs.runtime.command_handler import CommandHandler
+from libs.eventsourcing.command_handler import CommandHandler
 from services.auth.domain.api_key import API_KEY, WARNED_BEFORE, AnnounceExpiry
 from services.auth.queries import AuthQueries
 

@@ -6,7 +6,7 @@ from libs.contracts.auth import Plan
 from libs.core.errors import FieldError, Forbidden
 from libs.core.principal import FIRST_PROJECT_ID, Principal
 from libs.core.scopes import ALL_SCOPES
-from libs.runtime.command_handler import Entity
+from libs.eventsourcing.command_handler import Entity
 from services.auth.domain.api_key import ApiKey
 from services.auth.domain.oauth_client import OauthClient
 

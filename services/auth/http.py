@@ -17,23 +17,22 @@ from libs.core.errors import FieldError, Forbidden, InvalidInput, NotFound
 from libs.core.json import canonical_json
 from libs.core.principal import Principal
 from libs.core.text import number_of
-from libs.runtime.command_handler import Entity, IdempotencyKey
-from libs.runtime.http import (
+from libs.eventsourcing.command_handler import Entity, IdempotencyKey
+from libs.mongodb.client import Document
+from libs.web.answers import json_answer, success
+from libs.web.conditions import if_match_of
+from libs.web.internal import internal_route
+from libs.web.openapi import Content, EventShown, describe
+from libs.web.requests import (
     cookie_of,
     idempotency_key_of,
     idempotency_of,
-    internal_route,
-    json_answer,
     metadata_of,
     principal_of,
     project_of,
     read_body,
     read_query,
-    success,
 )
-from libs.runtime.http_conditions import if_match_of
-from libs.runtime.mongo import Document
-from libs.runtime.openapi import Content, EventShown, describe
 from services.auth.accounts import Accounts, project_meant, require_owner
 from services.auth.answers import (
     CallerShown,

@@ -9,9 +9,9 @@ from libs.core.decider import Act, ExpectedVersion
 from libs.core.envelope import Metadata
 from libs.core.ids import uuid7
 from libs.core.principal import Principal
-from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey, Work
-from libs.runtime.event_store import SideWrite
-from libs.runtime.mongo import Document
+from libs.eventsourcing.command_handler import CommandHandler, Entity, IdempotencyKey, Work
+from libs.eventsourcing.event_store import SideWrite
+from libs.mongodb.client import Document
 from services.auth.domain.api_key import (
     API_KEY,
     FIRST_SECRET,

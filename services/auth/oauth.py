@@ -19,10 +19,10 @@ from libs.core.errors import FixRequest, InvalidInput, Unauthenticated
 from libs.core.ids import uuid7
 from libs.core.principal import Principal
 from libs.core.scopes import ALL_SCOPES, SCOPES
-from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey, Work
-from libs.runtime.documents import Documents
-from libs.runtime.event_store import SideWrite
-from libs.runtime.works import state_of
+from libs.eventsourcing.command_handler import CommandHandler, Entity, IdempotencyKey, Work
+from libs.eventsourcing.documents import Documents
+from libs.eventsourcing.event_store import SideWrite
+from libs.eventsourcing.requests import state_of
 from services.auth.domain.oauth_client import OAUTH_CLIENT, IssueOauthClient, OauthClient, RevokeOauthClient
 from services.auth.domain.scopes import granted_scopes
 from services.auth.grants import refuse_more_than_own, require_control, require_right_to_plan

@@ -8,11 +8,12 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from libs.core.errors import FixRequest, NotFound, UnsupportedMediaType
-from libs.runtime.command_handler import Entity
-from libs.runtime.http import idempotency_of, json_answer, metadata_of, principal_of, read_body, read_query
-from libs.runtime.http_body import read_bytes
-from libs.runtime.http_conditions import if_match_of
-from libs.runtime.openapi import describe
+from libs.eventsourcing.command_handler import Entity
+from libs.web.answers import json_answer
+from libs.web.body import read_bytes
+from libs.web.conditions import if_match_of
+from libs.web.openapi import describe
+from libs.web.requests import idempotency_of, metadata_of, principal_of, read_body, read_query
 from services.auth.accounts import project_meant
 from services.auth.answers import ClientIssued, ClientShown, ClientsShown, EventsShown, TokenGranted
 from services.auth.domain.oauth_client import OAUTH_CLIENT, OauthClient

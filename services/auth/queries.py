@@ -9,9 +9,9 @@ from libs.core.decider import Aggregate
 from libs.core.envelope import Envelope, Frozen
 from libs.core.errors import NotFound
 from libs.core.principal import Principal, Role
-from libs.runtime.command_handler import Entity
-from libs.runtime.documents import Documents, entity_of
-from libs.runtime.mongo import ASCENDING, DESCENDING, Document, IndexModel
+from libs.eventsourcing.command_handler import Entity
+from libs.eventsourcing.documents import Documents, entity_of
+from libs.mongodb.client import ASCENDING, DESCENDING, Document, IndexModel
 from services.auth.domain.api_key import API_KEY, ApiKey
 from services.auth.domain.oauth_client import OAUTH_CLIENT, OauthClient
 from services.auth.domain.project import PROJECT, Project

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from libs.core.clock import Clock
-from libs.runtime.command_handler import Entity
-from libs.runtime.documents import Documents
-from libs.runtime.event_store import SideWrite
-from libs.runtime.mongo import Document
+from libs.eventsourcing.command_handler import Entity
+from libs.eventsourcing.documents import Documents
+from libs.eventsourcing.event_store import SideWrite
+from libs.mongodb.client import Document
 from services.auth.domain.user import User
 from services.auth.queries import KNOWN_ADDRESSES, SESSIONS
 from services.auth.tokens import new_session_token, token_hash

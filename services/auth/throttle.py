@@ -16,7 +16,7 @@ from pymongo import ReturnDocument
 
 from libs.core.clock import Clock
 from libs.core.errors import RateLimited
-from libs.runtime.mongo import Collection, Document, DuplicateKeyError
+from libs.mongodb.client import Collection, Document, DuplicateKeyError
 
 FORGET_AFTER_SECONDS = 3600
 DOUBLINGS_MAX = 30

@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 import structlog
 
 from libs.core.clock import Clock
-from libs.runtime.documents import Documents
-from libs.runtime.mongo import PyMongoError, UpdateOne
+from libs.eventsourcing.documents import Documents
+from libs.mongodb.client import PyMongoError, UpdateOne
 from services.auth.queries import KEY_USAGE, SESSIONS
 from services.auth.sessions import Sessions
 

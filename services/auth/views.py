@@ -7,8 +7,8 @@ import orjson
 from libs.core.clock import isoformat_z
 from libs.core.envelope import Envelope
 from libs.core.principal import Role
-from libs.runtime.command_handler import Entity
-from libs.runtime.mongo import Document
+from libs.eventsourcing.command_handler import Entity
+from libs.mongodb.client import Document
 from services.auth.domain.api_key import ApiKey
 from services.auth.domain.oauth_client import OauthClient
 from services.auth.domain.project import Project

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from libs.runtime.openapi import Answered, Moment
+from libs.web.openapi import Answered, Moment
 
 RunState = Literal["scheduled", "running", "completed", "failed", "canceled"]
 

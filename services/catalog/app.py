@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from libs.runtime.encryption import Keyring
-from libs.runtime.service import ServiceContext, ServiceDefinition
+from libs.mongodb.encryption import Keyring
+from libs.service.running import ServiceContext, ServiceDefinition
 from services.catalog.config import CatalogSettings
 from services.catalog.connections import Connections
 from services.catalog.domain.destination import DESTINATION

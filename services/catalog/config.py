@@ -2,8 +2,8 @@
 
 from pydantic import Field, SecretStr, field_validator
 
-from libs.runtime.encryption import Keyring
-from libs.runtime.settings import ServiceSettings
+from libs.mongodb.encryption import Keyring
+from libs.process.settings import ServiceSettings
 
 
 class CatalogSettings(ServiceSettings):

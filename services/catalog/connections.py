@@ -8,10 +8,10 @@ from libs.core.decider import Aggregate, ExpectedVersion
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict
 from libs.core.json import JsonObject
-from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey
-from libs.runtime.documents import Documents
-from libs.runtime.event_store import SideWrite
-from libs.runtime.sequences import Sequences
+from libs.eventsourcing.command_handler import CommandHandler, Entity, IdempotencyKey
+from libs.eventsourcing.documents import Documents
+from libs.eventsourcing.event_store import SideWrite
+from libs.mongodb.sequences import Sequences
 from services.catalog.domain.connection import (
     SECRETS_CHANGED,
     Connection,

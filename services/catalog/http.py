@@ -26,23 +26,22 @@ from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, FieldError, NotFound, UpstreamTimeout
 from libs.core.json import INTEGER_MAX, parse_json
 from libs.core.validation import PastMoment
-from libs.runtime.command_handler import Entity
-from libs.runtime.documents import Documents
-from libs.runtime.http import (
+from libs.eventsourcing.command_handler import Entity
+from libs.eventsourcing.documents import Documents
+from libs.process.telemetry import current_traceparent
+from libs.web.answers import success
+from libs.web.conditions import if_match_of
+from libs.web.internal import InternalClient, internal_route
+from libs.web.openapi import EventShown, describe
+from libs.web.requests import (
     REQUEST_ID,
     idempotency_of,
-    internal_route,
     metadata_of,
     project_of,
     read_body,
     read_query,
     read_query_or_body,
-    success,
 )
-from libs.runtime.http_conditions import if_match_of
-from libs.runtime.internal_client import InternalClient
-from libs.runtime.openapi import EventShown, describe
-from libs.runtime.telemetry import current_traceparent
 from services.catalog.answers import (
     ConnectionDeleted,
     ConnectionEchoed,

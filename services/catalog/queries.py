@@ -11,9 +11,9 @@ from libs.core.clock import isoformat_z
 from libs.core.envelope import Envelope
 from libs.core.errors import NotFound
 from libs.core.json import JsonObject
-from libs.runtime.command_handler import Entity
-from libs.runtime.documents import Documents
-from libs.runtime.mongo import ASCENDING, DESCENDING, Document, IndexModel
+from libs.eventsourcing.command_handler import Entity
+from libs.eventsourcing.documents import Documents
+from libs.mongodb.client import ASCENDING, DESCENDING, Document, IndexModel
 from services.catalog.connections import AGGREGATES
 from services.catalog.domain.connection import Connection, Definition, Role, name_key
 from services.catalog.projections import JOBS

@@ -25,12 +25,12 @@ from libs.core.clock import Clock
 from libs.core.decider import Act
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, DataSyncError, FieldError, Forbidden, InvalidInput, RetryLater
-from libs.runtime.command_handler import CommandHandler, Entity, Work
-from libs.runtime.documents import Documents
-from libs.runtime.event_store import SideWrite
-from libs.runtime.internal_client import InternalClient
-from libs.runtime.principals import PrincipalVerifier
-from libs.runtime.sequences import Sequences
+from libs.eventsourcing.command_handler import CommandHandler, Entity, Work
+from libs.eventsourcing.documents import Documents
+from libs.eventsourcing.event_store import SideWrite
+from libs.mongodb.sequences import Sequences
+from libs.web.internal import InternalClient
+from libs.web.principals import PrincipalVerifier
 from services.catalog.connections import AGGREGATES, Connections, Given
 from services.catalog.domain.connection import Command, Confirm, Connection, Create, Expire, Reference, Reserve, Role
 from services.catalog.inputs import canonical_name

@@ -5,7 +5,7 @@ from aiohttp import web
 from libs.core.addresses import one_client
 from libs.core.errors import Unauthenticated
 from libs.core.principal import Principal
-from libs.runtime.http import RESPONSE_HEADERS
+from libs.web.shell import RESPONSE_HEADERS
 from services.gateway.addresses import ClientAddresses
 from services.gateway.credentials import Caller, Credentials
 from services.gateway.permits import Policy, Verdict

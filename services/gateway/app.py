@@ -7,12 +7,13 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-from libs.runtime.http import PUBLIC_PATHS, Check, Degraded, operational_routes
-from libs.runtime.mongo import connect
-from libs.runtime.openapi import part_of
-from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner
-from libs.runtime.service import ServiceContext, ServiceDefinition
-from libs.runtime.version import installed_version
+from libs.mongodb.client import connect
+from libs.process.health import Check, Degraded
+from libs.process.version import installed_version
+from libs.service.running import ServiceContext, ServiceDefinition
+from libs.web.openapi import part_of
+from libs.web.operational import PUBLIC_PATHS, operational_routes
+from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
 from services.gateway.addresses import ClientAddresses
 from services.gateway.admission import Admission
 from services.gateway.config import GatewaySettings

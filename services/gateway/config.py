@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
 from libs.core.addresses import IPNetwork
-from libs.runtime.settings import Seconds, ServiceSettings, is_port_in_range, listed
+from libs.process.settings import Seconds, ServiceSettings, is_port_in_range, listed
 
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@*]+")
 

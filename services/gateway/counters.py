@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from libs.runtime.mongo import Collection, Document, DuplicateKeyError, IndexModel, ReturnDocument, UpdateOne
+from libs.mongodb.client import Collection, Document, DuplicateKeyError, IndexModel, ReturnDocument, UpdateOne
 from services.gateway.permits import SLOT_MS, Ask, Policy, Told
 
 LENT_PART = 16

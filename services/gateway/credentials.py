@@ -18,8 +18,8 @@ from libs.contracts.internal import RESOLVE_CREDENTIAL, CredentialPresented, Cre
 from libs.core.errors import DataSyncError, RetryLater, Unauthenticated
 from libs.core.principal import Principal
 from libs.core.text import is_text
-from libs.runtime.http import cookie_of
-from libs.runtime.internal_client import InternalClient
+from libs.web.internal import InternalClient
+from libs.web.requests import cookie_of
 
 SESSION_COOKIE = "datasync_session"
 OUR_PREFIX = "ds_"

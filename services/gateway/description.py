@@ -10,8 +10,8 @@ import aiohttp
 import orjson
 import structlog
 
-from libs.runtime.http import DESCRIPTION_PATH
-from libs.runtime.openapi import Json, merged
+from libs.web.openapi import Json, merged
+from libs.web.operational import DESCRIPTION_PATH
 
 FRESH_SECONDS = 5.0
 

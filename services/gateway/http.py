@@ -12,21 +12,14 @@ from pydantic import Field
 from libs.core.clock import isoformat_z
 from libs.core.errors import NotFound
 from libs.core.principal import FIRST_PROJECT_ID
-from libs.runtime.http import (
-    CLIENT_ADDRESS,
-    PRINCIPAL,
-    PUBLIC_PATHS,
-    REQUEST_ID,
-    RESPONSE_HEADERS,
-    ROUTE_LABEL,
-    metrics,
-    not_intended,
-)
-from libs.runtime.http_body import read_bytes, require_readable
-from libs.runtime.http_conditions import finished
-from libs.runtime.openapi import Content, describe
-from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner
-from libs.runtime.telemetry import inject_trace
+from libs.process.telemetry import inject_trace
+from libs.web.body import read_bytes, require_readable
+from libs.web.conditions import finished
+from libs.web.openapi import Content, describe
+from libs.web.operational import PUBLIC_PATHS, metrics
+from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
+from libs.web.requests import CLIENT_ADDRESS, PRINCIPAL, REQUEST_ID
+from libs.web.shell import RESPONSE_HEADERS, ROUTE_LABEL, not_intended
 from services.gateway.admission import Admission
 from services.gateway.credentials import Credentials
 from services.gateway.description import Description

@@ -1,6 +1,6 @@
 """Which gateways there are, by what each wrote into the shared database lately."""
 
-from libs.runtime.mongo import Collection, IndexModel
+from libs.mongodb.client import Collection, IndexModel
 
 SEEN_MS = 10_000
 

@@ -16,9 +16,9 @@ import structlog
 from libs.core.errors import RateLimited
 from libs.core.ids import uuid7
 from libs.core.principal import Principal
-from libs.runtime.http_errors import family_of
-from libs.runtime.mongo import Database, PyMongoError
-from libs.runtime.telemetry import RATE_LIMITED, RATE_LIMITS_LOCAL
+from libs.mongodb.client import Database, PyMongoError
+from libs.process.telemetry import RATE_LIMITED, RATE_LIMITS_LOCAL
+from libs.web.errors import family_of
 from services.gateway.config import GatewaySettings
 from services.gateway.counters import Counters
 from services.gateway.permits import SLOT_MS, Account, Policy, Verdict

@@ -16,9 +16,9 @@ from aiohttp.helpers import rfc822_formatted_time
 from multidict import CIMultiDict
 
 from libs.core.errors import DataSyncError, RequestTimeout, RetryLater, UpstreamTimeout
-from libs.runtime.http import RESPONSE_HEADERS
-from libs.runtime.http_body import BODY, EXPECTATION, pieces, read_coded, too_large
-from libs.runtime.telemetry import UPSTREAM_UNAVAILABLE
+from libs.process.telemetry import UPSTREAM_UNAVAILABLE
+from libs.web.body import BODY, EXPECTATION, pieces, read_coded, too_large
+from libs.web.shell import RESPONSE_HEADERS
 from services.gateway.breaker import Breaker
 from services.gateway.connections import (
     SAFE_METHODS,

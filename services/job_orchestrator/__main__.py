@@ -1,6 +1,6 @@
 """``python -m services.job_orchestrator``"""
 
-from libs.runtime.service import run_service
+from libs.service.running import run_service
 from services.job_orchestrator.app import SERVICE
 
 if __name__ == "__main__":

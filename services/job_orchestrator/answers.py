@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from libs.runtime.openapi import Answered, Moment
+from libs.web.openapi import Answered, Moment
 
 TaskState = Literal["scheduled", "running", "completed", "failed", "canceled"]
 JobType = Literal["sync", "clear"]

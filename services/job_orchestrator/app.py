@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from libs.runtime.mongo import ASCENDING, DESCENDING, IndexModel
-from libs.runtime.retention import Retention
-from libs.runtime.service import ServiceContext, ServiceDefinition
+from libs.eventsourcing.retention import Retention
+from libs.mongodb.client import ASCENDING, DESCENDING, IndexModel
+from libs.service.running import ServiceContext, ServiceDefinition
 from services.job_orchestrator import run_records
 from services.job_orchestrator.claims import Claims
 from services.job_orchestrator.config import JobOrchestratorSettings

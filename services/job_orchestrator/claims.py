@@ -23,10 +23,10 @@ from libs.contracts.jobs import RunOutcome
 from libs.core.clock import Clock
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, FixRequest, NewerVersion
-from libs.runtime.command_handler import CommandHandler, Entity
-from libs.runtime.documents import Documents
-from libs.runtime.mongo import Document, DuplicateKeyError, ReturnDocument
-from libs.runtime.principals import PrincipalSigner
+from libs.eventsourcing.command_handler import CommandHandler, Entity
+from libs.eventsourcing.documents import Documents
+from libs.mongodb.client import Document, DuplicateKeyError, ReturnDocument
+from libs.web.principals import PrincipalSigner
 from services.job_orchestrator.config import JobOrchestratorSettings
 from services.job_orchestrator.domain.job import JOB, JobState
 from services.job_orchestrator.domain.run import RUN, FinishRun, RunState, ScheduleRetry, StartRun, retry_allowed

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
 
 from libs.core.addresses import IPNetwork
-from libs.runtime.settings import Seconds, ServiceSettings, listed
+from libs.process.settings import Seconds, ServiceSettings, listed
 
 
 class JobOrchestratorSettings(ServiceSettings):

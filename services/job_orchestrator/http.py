@@ -20,11 +20,13 @@ from libs.core.errors import Conflict, FieldError, InvalidInput, NotFound
 from libs.core.json import JsonObject, parse_json
 from libs.core.text import number_of
 from libs.core.validation import PastMoment
-from libs.runtime.command_handler import CommandHandler, Entity
-from libs.runtime.documents import Documents
-from libs.runtime.http import idempotency_of, internal_route, metadata_of, project_of, read_body, read_query, success
-from libs.runtime.http_conditions import if_match_of
-from libs.runtime.openapi import Content, EventShown, ReadAs, describe
+from libs.eventsourcing.command_handler import CommandHandler, Entity
+from libs.eventsourcing.documents import Documents
+from libs.web.answers import success
+from libs.web.conditions import if_match_of
+from libs.web.internal import internal_route
+from libs.web.openapi import Content, EventShown, ReadAs, describe
+from libs.web.requests import idempotency_of, metadata_of, project_of, read_body, read_query
 from services.job_orchestrator.answers import (
     ActivationEchoed,
     Cancelled,

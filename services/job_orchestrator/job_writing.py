@@ -16,11 +16,11 @@ from libs.core.decider import Act, ExpectedVersion
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, FieldError, InvalidInput
 from libs.core.json import parse_json
-from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey, Work
-from libs.runtime.documents import Documents
-from libs.runtime.internal_client import InternalClient
-from libs.runtime.mongo import ASCENDING, IndexModel, ReturnDocument
-from libs.runtime.sequences import Sequences
+from libs.eventsourcing.command_handler import CommandHandler, Entity, IdempotencyKey, Work
+from libs.eventsourcing.documents import Documents
+from libs.mongodb.client import ASCENDING, IndexModel, ReturnDocument
+from libs.mongodb.sequences import Sequences
+from libs.web.internal import InternalClient
 from services.job_orchestrator.domain.job import JOB, CreateJob, Definition, JobState, UpdateJob
 from services.job_orchestrator.domain.streams import object_text
 from services.job_orchestrator.queries import JobQueries, Side, reserved_endpoint

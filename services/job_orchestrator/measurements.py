@@ -3,9 +3,9 @@
 import asyncio
 
 from libs.core.clock import Clock
-from libs.runtime.documents import Documents
-from libs.runtime.mongo import ASCENDING
-from libs.runtime.telemetry import OLDEST_WAIT_SECONDS, RUNS_ACTIVE, RUNS_WAITING
+from libs.eventsourcing.documents import Documents
+from libs.mongodb.client import ASCENDING
+from libs.process.telemetry import OLDEST_WAIT_SECONDS, RUNS_ACTIVE, RUNS_WAITING
 from services.job_orchestrator.domain.run import RUN
 
 INTERVAL_SECONDS = 2.0

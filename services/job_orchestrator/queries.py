@@ -17,11 +17,11 @@ from libs.core.decider import Aggregate
 from libs.core.envelope import Envelope
 from libs.core.errors import FieldError, InvalidInput, NotFound
 from libs.core.json import JsonObject
-from libs.runtime.command_handler import Entity
-from libs.runtime.documents import Documents
-from libs.runtime.event_store import SideWrite
-from libs.runtime.mongo import ASCENDING, DESCENDING, Document, IndexModel
-from libs.runtime.read_budget import counted
+from libs.eventsourcing.command_handler import Entity
+from libs.eventsourcing.documents import Documents
+from libs.eventsourcing.event_store import SideWrite
+from libs.mongodb.client import ASCENDING, DESCENDING, Document, IndexModel
+from libs.process.read_budget import counted
 from services.job_orchestrator.domain.job import JOB, JobState
 from services.job_orchestrator.domain.run import RUN, RunState, RunStatus
 from services.job_orchestrator.projections import DESTINATIONS, SOURCES

@@ -9,9 +9,9 @@ from cronsim import CronSimError
 from libs.core.decider import Aggregate
 from libs.core.envelope import Frozen
 from libs.core.errors import InvalidInput, NewerVersion
-from libs.runtime.command_handler import Entity, PureCodeFailed
-from libs.runtime.documents import entity_of
-from libs.runtime.mongo import Document
+from libs.eventsourcing.command_handler import Entity, PureCodeFailed
+from libs.eventsourcing.documents import entity_of
+from libs.mongodb.client import Document
 
 State = TypeVar("State", bound=Frozen)
 

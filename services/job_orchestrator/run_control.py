@@ -10,9 +10,9 @@ from libs.core.decider import Act, ExpectedVersion
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, NotFound
 from libs.core.ids import uuid7
-from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey, Work
-from libs.runtime.documents import Documents
-from libs.runtime.telemetry import RUNS_FINISHED
+from libs.eventsourcing.command_handler import CommandHandler, Entity, IdempotencyKey, Work
+from libs.eventsourcing.documents import Documents
+from libs.process.telemetry import RUNS_FINISHED
 from services.job_orchestrator.domain.job import JOB, DeleteJob, EndRun, JobState, RequestRun
 from services.job_orchestrator.domain.run import (
     RUN,

@@ -8,8 +8,8 @@ from typing import Literal
 
 from libs.contracts.internal import LogLine, StreamProgress
 from libs.core.clock import Clock
-from libs.runtime.documents import Documents
-from libs.runtime.mongo import ASCENDING, DESCENDING, BulkWriteError, Document, DuplicateKeyError, IndexModel
+from libs.eventsourcing.documents import Documents
+from libs.mongodb.client import ASCENDING, DESCENDING, BulkWriteError, Document, DuplicateKeyError, IndexModel
 
 LogLevel = Literal["info", "warning", "error"]
 

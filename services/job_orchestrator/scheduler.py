@@ -13,9 +13,9 @@ import structlog
 from libs.core.clock import Clock
 from libs.core.envelope import Metadata
 from libs.core.errors import FixRequest, NewerVersion
-from libs.runtime.command_handler import Entity
-from libs.runtime.documents import Documents
-from libs.runtime.mongo import ASCENDING, Document
+from libs.eventsourcing.command_handler import Entity
+from libs.eventsourcing.documents import Documents
+from libs.mongodb.client import ASCENDING, Document
 from services.job_orchestrator.domain.job import CLOCKS_DIFFER_MAX, JOB, JobState, tick_due
 from services.job_orchestrator.readable import UNREADABLE, Readable
 from services.job_orchestrator.run_control import RunControl

@@ -4,9 +4,9 @@ import asyncio
 import time
 
 from libs.core.clock import isoformat_z
-from libs.runtime.documents import Documents
-from libs.runtime.http import Degraded
-from libs.runtime.mongo import ASCENDING, DESCENDING, IndexModel, PyMongoError
+from libs.eventsourcing.documents import Documents
+from libs.mongodb.client import ASCENDING, DESCENDING, IndexModel, PyMongoError
+from libs.process.health import Degraded
 from services.job_orchestrator.claims import LEASES
 
 WORKERS = "workers"

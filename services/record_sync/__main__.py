@@ -1,6 +1,6 @@
 """``python -m services.record_sync``."""
 
-from libs.runtime.service import run_service
+from libs.service.running import run_service
 from services.record_sync.app import SERVICE
 
 if __name__ == "__main__":

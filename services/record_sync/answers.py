@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from libs.runtime.openapi import Answered, ErrorField, Moment
+from libs.web.openapi import Answered, ErrorField, Moment
 
 RECORD_ID = "01980f0a-7c1e-7d54-9f2b-1f2e5a7c9d10"
 

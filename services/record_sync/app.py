@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from libs.runtime.head_watcher import HeadWatcher
-from libs.runtime.service import ServiceContext, ServiceDefinition
+from libs.mongodb.wake_ups import HeadWatcher
+from libs.service.running import ServiceContext, ServiceDefinition
 from services.record_sync.config import RecordSyncSettings
 from services.record_sync.domain.record import RECORD
 from services.record_sync.feed import Feed

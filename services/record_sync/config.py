@@ -1,6 +1,6 @@
 """The settings of the record sync service."""
 
-from libs.runtime.settings import ServiceSettings
+from libs.process.settings import ServiceSettings
 
 
 class RecordSyncSettings(ServiceSettings):

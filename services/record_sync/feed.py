@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from libs.contracts.records import RecordEvent
 from libs.core.envelope import Envelope, UnknownEvent
 from libs.core.errors import FieldError, InvalidInput, NewerVersion
-from libs.runtime.event_store import EventStore
-from libs.runtime.head_watcher import HeadWatcher
-from libs.runtime.http import Health
+from libs.eventsourcing.event_store import EventStore
+from libs.mongodb.wake_ups import HeadWatcher
+from libs.process.health import Health
 from services.record_sync.tail import Tail
 
 EXAMINED_TOGETHER = 500

@@ -13,11 +13,12 @@ from pydantic import Field
 
 from libs.core.errors import FieldError, Forbidden, InvalidInput
 from libs.core.text import number_of
-from libs.runtime.command_handler import Entity, IdempotencyKey
-from libs.runtime.http import dump, idempotency_of, json_answer, metadata_of, principal_of, read_query
-from libs.runtime.http_conditions import accepts_by_name, if_match_of
-from libs.runtime.openapi import Content, describe
-from libs.runtime.read_budget import note_read
+from libs.eventsourcing.command_handler import Entity, IdempotencyKey
+from libs.process.read_budget import note_read
+from libs.web.answers import dump, json_answer
+from libs.web.conditions import accepts_by_name, if_match_of
+from libs.web.openapi import Content, describe
+from libs.web.requests import idempotency_of, metadata_of, principal_of, read_query
 from services.record_sync.answers import RECORD_ID, BatchShown, ChangesShown, RecordHistory, RecordShown, RecordsShown
 from services.record_sync.domain.record import CreateRecord, DeleteRecord, Record
 from services.record_sync.feed import Changes, Feed, Interest

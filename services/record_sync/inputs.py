@@ -18,8 +18,8 @@ from libs.core.decider import ExpectedVersion
 from libs.core.errors import FieldError, InvalidInput
 from libs.core.json import is_json, parse_json, raw_items, raw_members
 from libs.core.validation import PastMoment
-from libs.runtime.http import invalid_input, read_raw_json, require_json
-from libs.runtime.http_body import read_bytes
+from libs.web.body import read_bytes
+from libs.web.requests import invalid_input, read_raw_json, require_json
 from services.record_sync.domain.record import ACTIVE, CreateRecord, DeleteRecord, UpdateRecord
 
 METADATA_BYTES_MAX = 1024

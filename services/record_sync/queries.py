@@ -5,9 +5,9 @@ from itertools import product
 from typing import Any
 
 from libs.core.errors import NotFound
-from libs.runtime.command_handler import Entity
-from libs.runtime.documents import Documents
-from libs.runtime.listings import Lists, Page, list_index
+from libs.eventsourcing.command_handler import Entity
+from libs.eventsourcing.documents import Documents
+from libs.eventsourcing.listings import Lists, Page, list_index
 from services.record_sync.domain.record import RECORD, Record, list_name
 from services.record_sync.views import event_view
 

@@ -20,9 +20,9 @@ from libs.core.errors import (
     Unprocessable,
 )
 from libs.core.ids import uuid7
-from libs.runtime.command_handler import CommandHandler, Entity, IdempotencyKey
-from libs.runtime.documents import Documents
-from libs.runtime.http_errors import INTERNAL_MESSAGE
+from libs.eventsourcing.command_handler import CommandHandler, Entity, IdempotencyKey
+from libs.eventsourcing.documents import Documents
+from libs.web.errors import INTERNAL_MESSAGE
 from services.record_sync.domain.record import RECORD, CreateRecord, DeleteRecord, Record, UpdateRecord
 from services.record_sync.inputs import Operation
 

@@ -15,9 +15,9 @@ import structlog
 
 from libs.core.envelope import Envelope
 from libs.core.errors import RetryLater
-from libs.runtime.event_store import EventStore
-from libs.runtime.head_watcher import HeadWatcher
-from libs.runtime.mongo import PyMongoError
+from libs.eventsourcing.event_store import EventStore
+from libs.mongodb.client import PyMongoError
+from libs.mongodb.wake_ups import HeadWatcher
 
 WINDOW_BYTES_MAX = 16 * 1024 * 1024
 READ_TOGETHER_MAX = 500

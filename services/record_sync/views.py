@@ -9,7 +9,7 @@ from libs.contracts.records import RecordEvent
 from libs.core.clock import isoformat_z
 from libs.core.envelope import Envelope
 from libs.core.errors import DataSyncError
-from libs.runtime.command_handler import Entity
+from libs.eventsourcing.command_handler import Entity
 from services.record_sync.domain.record import Record
 
 JsonObject = dict[str, Any]

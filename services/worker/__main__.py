@@ -1,6 +1,6 @@
 """``python -m services.worker``."""
 
-from libs.runtime.service import run_service
+from libs.service.running import run_service
 from services.worker.app import SERVICE
 
 if __name__ == "__main__":

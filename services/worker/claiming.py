@@ -8,7 +8,7 @@ from libs.contracts.internal import CLAIM_RUN, ClaimedRun, ClaimRun
 from libs.contracts.runs import TOPIC, RunQueued
 from libs.core.clock import Clock
 from libs.core.errors import DataSyncError
-from libs.runtime.event_log.port import EventLog
+from libs.event_log.port import EventLog
 from services.worker.config import WorkerSettings
 from services.worker.execution import InternalCalls, RunExecution
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
-from libs.runtime.settings import Seconds, ServiceSettings, listed
+from libs.process.settings import Seconds, ServiceSettings, listed
 
 
 def _absolute(path: str) -> str:

@@ -18,7 +18,7 @@ from libs.contracts.internal import (
 from libs.core.clock import Clock
 from libs.core.errors import DataSyncError, UpstreamTimeout
 from libs.core.json import dump_json
-from libs.runtime.http import internal_route
+from libs.web.internal import internal_route
 from services.worker.config import WorkerSettings
 
 

@@ -12,11 +12,11 @@ from tests.architecture.source import ROOT, python_files, services, tree_of
 
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 READERS_OF_THE_ENVIRONMENT = {
-    "libs/runtime/settings.py",
+    "libs/process/settings.py",
     # These pass their own environment on to the processes and services that they start.
-    "libs/runtime/cli.py",
-    "libs/runtime/suite.py",
-    "libs/runtime/supervisor.py",
+    "libs/suite/cli.py",
+    "libs/suite/settings.py",
+    "libs/suite/supervisor.py",
     # Sets a variable that Arrow looks at while it is loaded, and reads none.
     "services/worker/memory.py",
 }

@@ -11,9 +11,9 @@ import pytest
 from aiohttp import web
 
 from libs.core.scopes import SCOPES
-from libs.runtime.http import PUBLIC_PATHS
-from libs.runtime.openapi import DescribedRoute, template_of
-from libs.runtime.scopes import scope_of
+from libs.web.openapi import DescribedRoute, template_of
+from libs.web.operational import PUBLIC_PATHS
+from libs.web.scopes import scope_of
 from tests.architecture.source import ROOT, services
 
 WITH_PUBLIC_ROUTES = [service for service in services() if service not in ("gateway", "worker", "dashboard")]

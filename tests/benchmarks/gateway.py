@@ -14,8 +14,8 @@ from typing import Any, cast
 from pydantic import SecretStr
 
 from libs.core.principal import Principal
-from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner
 from libs.testing.suite import Suite
+from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
 
 CASES = {
     "versions": "/api/v1/project/123/sources/versions?type=postgres",

@@ -14,8 +14,8 @@ from typing import Any
 
 from libs.core.envelope import Envelope
 from libs.core.ids import uuid7
-from libs.runtime.mongo import connect
-from libs.runtime.service import tune_interpreter
+from libs.mongodb.client import connect
+from libs.service.running import tune_interpreter
 from libs.testing.followers import installation
 from libs.testing.servers import Kafka, Mongod, ServerUnavailable
 

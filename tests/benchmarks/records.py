@@ -36,16 +36,17 @@ from libs.core.clock import SystemClock
 from libs.core.envelope import Envelope, Metadata
 from libs.core.ids import uuid7
 from libs.core.principal import Principal
-from libs.runtime.child_process import die_with_parent, free_port
-from libs.runtime.event_store import Batch, EventStore, Head
-from libs.runtime.list_changes import ListChanges
-from libs.runtime.logs import configure_logs
-from libs.runtime.mongo import connect
-from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner, new_signing_key
-from libs.runtime.service import running_service
-from libs.runtime.works import stored_document
+from libs.eventsourcing.event_store import Batch, EventStore, Head
+from libs.eventsourcing.list_changes import ListChanges
+from libs.eventsourcing.requests import stored_document
+from libs.mongodb.client import connect
+from libs.process.logs import configure_logs
+from libs.process.signing_keys import new_signing_key
+from libs.service.running import running_service
+from libs.suite.child_process import die_with_parent, free_port
 from libs.testing.servers import Mongod
 from libs.testing.suite import Suite
+from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
 from services.record_sync.app import SERVICE
 from services.record_sync.config import RecordSyncSettings
 from services.record_sync.domain.record import RECORD, lists, unique_keys

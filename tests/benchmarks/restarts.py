@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from libs.core.ids import uuid7
-from libs.runtime.suite import SERVICES
+from libs.suite.settings import SERVICES
 from libs.testing.rest import READS, Rest, rest
 from libs.testing.suite import Suite
 

@@ -16,13 +16,13 @@ from typing import Any
 from libs.core.clock import SystemClock
 from libs.core.envelope import Metadata
 from libs.core.ids import uuid7
-from libs.runtime.command_handler import CommandHandler
-from libs.runtime.event_log.kafka import KafkaEventLog, ensure_topics
-from libs.runtime.event_store import EventStore
-from libs.runtime.leases import Leases
-from libs.runtime.mongo import connect
-from libs.runtime.relay import Relay
-from libs.runtime.service import tune_interpreter
+from libs.event_log.kafka import KafkaEventLog, ensure_topics
+from libs.eventsourcing.command_handler import CommandHandler
+from libs.eventsourcing.event_store import EventStore
+from libs.eventsourcing.relay import Relay
+from libs.mongodb.client import connect
+from libs.mongodb.leases import Leases
+from libs.service.running import tune_interpreter
 from libs.testing.followers import TOPICS
 from libs.testing.servers import Kafka, Mongod, ServerUnavailable
 from libs.testing.things import THING, MakeThing

@@ -12,9 +12,9 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import SecretStr
 
-from libs.runtime.openapi import template_of
-from libs.runtime.principals import new_signing_key
-from libs.runtime.service import RunningService, ServiceDefinition, running_service
+from libs.process.signing_keys import new_signing_key
+from libs.service.running import RunningService, ServiceDefinition, running_service
+from libs.web.openapi import template_of
 from services.auth.app import SERVICE as AUTH
 from services.catalog.app import SERVICE as CATALOG
 from services.gateway.app import SERVICE as GATEWAY

@@ -18,11 +18,11 @@ from libs.contracts.runs import RunQueued
 from libs.contracts.topics import OWNERS
 from libs.core.envelope import EVENT_SIZE_BYTES_MAX, Envelope, Event, Metadata
 from libs.core.ids import uuid7
-from libs.runtime.event_log.embedded import EmbeddedEventLog
-from libs.runtime.event_log.kafka import KafkaEventLog, ensure_topics
-from libs.runtime.event_log.port import EventLog, Message, OffsetOutOfRange, Subscription
-from libs.runtime.event_store import Batch, EventStore
-from libs.runtime.mongo import connect
+from libs.event_log.embedded import EmbeddedEventLog
+from libs.event_log.kafka import KafkaEventLog, ensure_topics
+from libs.event_log.port import EventLog, Message, OffsetOutOfRange, Subscription
+from libs.eventsourcing.event_store import Batch, EventStore
+from libs.mongodb.client import connect
 
 NOW = datetime(2026, 2, 21, 10, 30, 0, 123_000, tzinfo=UTC)
 METADATA = Metadata("Zoë", 123, "request-1", uuid7(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")

@@ -11,7 +11,7 @@ import pytest
 from libs.contracts.catalog import TOPIC, SourceCreated
 from libs.core.envelope import Envelope, Event, Metadata
 from libs.core.ids import uuid7
-from libs.runtime.event_log.kafka import KafkaEventLog, ensure_topics
+from libs.event_log.kafka import KafkaEventLog, ensure_topics
 from libs.testing.servers import kafka_jars
 
 READER = Path(__file__).with_name("java") / "TopicReader.java"

@@ -7,9 +7,9 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from libs.contracts.catalog import TOPIC
-from libs.runtime.event_log import open_event_log
-from libs.runtime.mongo import connect
-from libs.runtime.settings import StoreSettings
+from libs.event_log import open_event_log
+from libs.mongodb.client import connect
+from libs.process.settings import StoreSettings
 from libs.testing.certificates import Authority
 from libs.testing.servers import Kafka
 from tests.contract.test_event_log import SOURCE, envelope_of, read

@@ -16,15 +16,15 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 from libs.contracts.catalog import TOPIC
 from libs.contracts.runs import TOPIC as RUNS
 from libs.contracts.topics import OWNERS
-from libs.runtime.child_process import free_port
-from libs.runtime.event_log import kafka as kafka_module
-from libs.runtime.event_log.kafka import (
+from libs.event_log import kafka as kafka_module
+from libs.event_log.kafka import (
     DeclaredTopic,
     KafkaEventLog,
     TopicMismatch,
     declared_topics,
     ensure_topics,
 )
+from libs.suite.child_process import free_port
 from libs.testing.servers import Kafka, ServerUnavailable
 from tests.contract.test_event_log import SOURCE, envelope_of, read
 
@@ -141,9 +141,7 @@ def test_an_installed_wheel_declares_the_same_topics(tmp_path: Path) -> None:
         shutil.copy(root / name, checkout)
     build = "from setuptools import setup; setup()"
     subprocess.run([sys.executable, "-c", build, "-q", "build", "--build-lib", str(built)], cwd=checkout, check=True)
-    ask = (
-        "from libs.runtime.event_log.kafka import declared_topics as topics; print(*[topic.name for topic in topics()])"
-    )
+    ask = "from libs.event_log.kafka import declared_topics as topics; print(*[topic.name for topic in topics()])"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(built)}
     told = subprocess.run(
         [sys.executable, "-P", "-c", ask], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True

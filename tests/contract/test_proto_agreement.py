@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from libs.contracts import auth, catalog, jobs, records, runs
 from libs.contracts.topics import OWNERS
 from libs.core.envelope import Event
-from libs.runtime.event_log.cloudevents import message_name
+from libs.event_log.cloudevents import message_name
 from libs.testing import protobuf
 
 EVENTS: tuple[type[Event], ...] = (*auth.EVENTS, *catalog.EVENTS, *jobs.EVENTS, *records.EVENTS, *runs.EVENTS)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from deploy.demo.flights import fetch
-from libs.runtime.child_process import free_port
+from libs.suite.child_process import free_port
 from libs.testing.servers import A_PROXY_THAT_IS_GONE
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,9 +25,10 @@ from pydantic import SecretStr
 
 from libs.core.json import JsonObject
 from libs.core.principal import Principal
-from libs.runtime.child_process import die_with_parent, free_port
-from libs.runtime.mongo import connect
-from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner, new_signing_key
+from libs.mongodb.client import connect
+from libs.process.signing_keys import new_signing_key
+from libs.suite.child_process import die_with_parent, free_port
+from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
 
 TREE = Path(__file__).resolve().parents[2]
 ADA = Principal(kind="user", subject="u1", name="ada", projects={123: "owner"}, scopes=("*",))

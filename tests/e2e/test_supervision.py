@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from libs.runtime.child_process import free_port
-from libs.runtime.suite import SERVICES
+from libs.suite.child_process import free_port
+from libs.suite.settings import SERVICES
 from libs.testing.rest import rest
 from libs.testing.servers import A_PROXY_THAT_IS_GONE
 from libs.testing.suite import Suite
@@ -48,7 +48,7 @@ def is_gone(pid: int) -> bool:
 
 def datasync_up(directory: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-P", "-m", "libs.runtime.cli", "up"],
+        [sys.executable, "-P", "-m", "libs.suite.cli", "up"],
         env={**os.environ, "DATA_DIR": str(directory), **environment},
         capture_output=True,
         text=True,

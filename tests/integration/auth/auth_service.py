@@ -13,8 +13,9 @@ from pydantic import SecretStr
 from libs.contracts.internal import RESOLVE_CREDENTIAL, CredentialPresented, CredentialResolved
 from libs.core.clock import ManualClock
 from libs.core.principal import Principal
-from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner, new_signing_key
-from libs.runtime.service import RunningService, running_service
+from libs.process.signing_keys import new_signing_key
+from libs.service.running import RunningService, running_service
+from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
 from services.auth.app import SERVICE
 from services.auth.config import AuthSettings
 from services.auth.http import CLIENT_ADDRESS_HEADER

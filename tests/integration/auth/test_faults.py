@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from pydantic import SecretStr
 
-from libs.runtime.service import running_service
+from libs.service.running import running_service
 from libs.testing.servers import Kafka, Mongod, ServerUnavailable
 from services.gateway.app import SERVICE as GATEWAY
 from services.gateway.config import GatewaySettings

@@ -31,13 +31,15 @@ from libs.core.decider import Aggregate
 from libs.core.envelope import Envelope, Frozen, Metadata
 from libs.core.json import JsonObject, dump_json
 from libs.core.principal import Principal
-from libs.runtime.command_handler import CommandHandler
-from libs.runtime.event_store import EventStore
-from libs.runtime.http import Health, create_app, internal_route
-from libs.runtime.internal_client import InternalClient
-from libs.runtime.mongo import connect
-from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner, PrincipalVerifier, new_signing_key
-from libs.runtime.service import ServiceContext, running_service
+from libs.eventsourcing.command_handler import CommandHandler
+from libs.eventsourcing.event_store import EventStore
+from libs.mongodb.client import connect
+from libs.process.health import Health
+from libs.process.signing_keys import new_signing_key
+from libs.service.running import ServiceContext, running_service
+from libs.web.internal import InternalClient, internal_route
+from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner, PrincipalVerifier
+from libs.web.shell import create_app
 from services.catalog.app import SERVICE
 from services.catalog.config import CatalogSettings
 

@@ -9,7 +9,7 @@ import pytest
 from bson import json_util
 from pydantic import SecretStr
 
-from libs.runtime.encryption import Keyring, rewrap_secrets
+from libs.mongodb.encryption import Keyring, rewrap_secrets
 from tests.integration.catalog.catalog import (
     ENCRYPTION_KEYS,
     PASSWORD,

@@ -211,7 +211,7 @@ async def test_discovery_leaves_out_what_the_role_may_not_read(source: Server) -
 
 @pytest.fixture
 def unused_tcp_port() -> int:
-    from libs.runtime.child_process import free_port  # noqa: PLC0415
+    from libs.suite.child_process import free_port  # noqa: PLC0415
 
     return free_port()
 

@@ -11,12 +11,17 @@ from pydantic import SecretStr
 
 from libs.contracts.internal import RESOLVE_CREDENTIAL, CredentialPresented, CredentialResolved
 from libs.core.principal import Principal
-from libs.runtime.http import PRINCIPAL, Health, create_app, internal_route, json_answer
-from libs.runtime.http_body import pieces, read_bytes
-from libs.runtime.http_server import ServiceRunner
-from libs.runtime.openapi import describe
-from libs.runtime.principals import PrincipalSigner, PrincipalVerifier, new_signing_key
-from libs.runtime.settings import ServiceSettings
+from libs.process.health import Health
+from libs.process.settings import ServiceSettings
+from libs.process.signing_keys import new_signing_key
+from libs.web.answers import json_answer
+from libs.web.body import pieces, read_bytes
+from libs.web.internal import internal_route
+from libs.web.openapi import describe
+from libs.web.principals import PrincipalSigner, PrincipalVerifier
+from libs.web.requests import PRINCIPAL
+from libs.web.server import ServiceRunner
+from libs.web.shell import create_app
 
 GATEWAY_KEY, GATEWAY_PUBLIC_KEY = new_signing_key()
 

@@ -8,8 +8,8 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from libs.runtime.http import Health
-from libs.runtime.service import running_service
+from libs.process.health import Health
+from libs.service.running import running_service
 from services.gateway.app import SERVICE
 from services.gateway.config import GatewaySettings
 from tests.integration.gateway.backends import (

@@ -20,8 +20,8 @@ import aiohttp
 import jwt
 
 from libs.core.principal import Principal
-from libs.runtime.child_process import die_with_parent, free_port
-from libs.runtime.principals import PRINCIPAL_HEADER
+from libs.suite.child_process import die_with_parent, free_port
+from libs.web.principals import PRINCIPAL_HEADER
 from tests.integration.gateway.backends import GATEWAY_KEY, Auth, started
 
 TENANTS = {"ada": (1, "ds_live_" + "a" * 38), "bob": (2, "ds_live_" + "b" * 38)}

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from multidict import CIMultiDict
 
-from libs.runtime.child_process import free_port
+from libs.suite.child_process import free_port
 from services.gateway.connections import CONNECTIONS_MAX, Body, BrokenOff, Connections, NoAnswer, NotConnected, Sent
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

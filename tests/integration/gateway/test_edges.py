@@ -11,8 +11,9 @@ import pytest
 from pydantic import SecretStr
 
 from libs.core.principal import Principal
-from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner, new_signing_key
-from libs.runtime.service import running_service
+from libs.process.signing_keys import new_signing_key
+from libs.service.running import running_service
+from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
 from services.auth.app import SERVICE as AUTH
 from services.auth.config import AuthSettings
 from services.gateway.app import SERVICE as GATEWAY

@@ -5,7 +5,7 @@ import asyncio
 import aiohttp
 import pytest
 
-from libs.runtime import http_server
+from libs.web import server as http_server
 from tests.integration.gateway.backends import API_KEY, PROJECT, a_key
 from tests.integration.gateway.conftest import Suite
 

@@ -12,9 +12,9 @@ import orjson
 import pytest
 from yarl import URL
 
-from libs.runtime import http_body
-from libs.runtime.http import Degraded
-from libs.runtime.principals import new_signing_key
+from libs.process.health import Degraded
+from libs.process.signing_keys import new_signing_key
+from libs.web import body as http_body
 from services.gateway.connections import CONNECTIONS_MAX
 from tests.integration.gateway.backends import API_KEY, PROJECT, SESSION, a_key
 from tests.integration.gateway.conftest import Suite

@@ -15,8 +15,8 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from libs.runtime.mongo import ReturnDocument, connect
-from libs.runtime.service import running_service
+from libs.mongodb.client import ReturnDocument, connect
+from libs.service.running import running_service
 from libs.testing.servers import Mongod
 from services.gateway.app import SERVICE
 from services.gateway.config import GatewaySettings

@@ -10,9 +10,9 @@ import aiohttp
 import pytest
 from pydantic import SecretStr
 
-from libs.runtime.mongo import connect
-from libs.runtime.principals import new_signing_key
-from libs.runtime.service import running_service
+from libs.mongodb.client import connect
+from libs.process.signing_keys import new_signing_key
+from libs.service.running import running_service
 from services.auth.app import SERVICE as AUTH
 from services.auth.config import AuthSettings
 from services.gateway.app import SERVICE as GATEWAY

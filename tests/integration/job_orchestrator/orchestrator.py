@@ -33,10 +33,12 @@ from libs.core.envelope import Frozen
 from libs.core.errors import NotFound
 from libs.core.json import JsonObject, dump_json
 from libs.core.principal import Principal
-from libs.runtime.http import Health, create_app, internal_route
-from libs.runtime.internal_client import InternalClient
-from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner, PrincipalVerifier, new_signing_key
-from libs.runtime.service import ServiceContext, running_service
+from libs.process.health import Health
+from libs.process.signing_keys import new_signing_key
+from libs.service.running import ServiceContext, running_service
+from libs.web.internal import InternalClient, internal_route
+from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner, PrincipalVerifier
+from libs.web.shell import create_app
 from services.job_orchestrator.app import SERVICE
 from services.job_orchestrator.config import JobOrchestratorSettings
 

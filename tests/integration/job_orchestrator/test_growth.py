@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 from libs.contracts.internal import LogLine
 from libs.core.clock import ManualClock
-from libs.runtime import operations
-from libs.runtime.retention import Retention
+from libs.eventsourcing.retention import Retention
+from libs.service import operations
 from services.job_orchestrator.app import SERVICE
 from services.job_orchestrator.domain.run import RUN
 from services.job_orchestrator.run_records import LOGS

@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 
 from libs.contracts.internal import CLAIM_RUN, ClaimRun
-from libs.runtime.http import Health
-from libs.runtime.service import running_service
+from libs.process.health import Health
+from libs.service.running import running_service
 from services.job_orchestrator.app import SERVICE
 from services.job_orchestrator.config import JobOrchestratorSettings
 from services.job_orchestrator.workers import ABSENT_SECONDS, WORKERS

@@ -15,8 +15,8 @@ from libs.contracts.internal import CLAIM_RUN, ClaimRun, LogLine, StreamProgress
 from libs.contracts.runs import StreamResult
 from libs.core.clock import ManualClock
 from libs.core.errors import Forbidden
-from libs.runtime.principals import PrincipalVerifier
-from libs.runtime.telemetry import OLDEST_WAIT_SECONDS, RUNS_ACTIVE, RUNS_WAITING
+from libs.process.telemetry import OLDEST_WAIT_SECONDS, RUNS_ACTIVE, RUNS_WAITING
+from libs.web.principals import PrincipalVerifier
 from services.job_orchestrator.measurements import Measurements
 from services.job_orchestrator.run_records import LINES_PER_ATTEMPT_MAX
 from tests.integration.job_orchestrator.orchestrator import (

@@ -13,8 +13,8 @@ from pydantic import SecretStr
 
 from libs.contracts.internal import RESOLVE_ENDPOINTS, ResolveEndpoints
 from libs.core.json import JsonObject
-from libs.runtime.internal_client import InternalClient
-from libs.runtime.service import running_service
+from libs.service.running import running_service
+from libs.web.internal import InternalClient
 from services.catalog.app import SERVICE as CATALOG
 from services.catalog.config import CatalogSettings
 from tests.integration.job_orchestrator.orchestrator import (

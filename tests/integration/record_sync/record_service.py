@@ -12,8 +12,9 @@ from pydantic import SecretStr
 
 from libs.core.clock import Clock
 from libs.core.principal import Principal
-from libs.runtime.principals import PRINCIPAL_HEADER, PrincipalSigner, new_signing_key
-from libs.runtime.service import ServiceContext, running_service
+from libs.process.signing_keys import new_signing_key
+from libs.service.running import ServiceContext, running_service
+from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
 from services.record_sync.app import SERVICE
 from services.record_sync.config import RecordSyncSettings
 

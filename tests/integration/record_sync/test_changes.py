@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from libs.core.envelope import Envelope
-from libs.runtime.event_store import EventPage, EventStore
+from libs.eventsourcing.event_store import EventPage, EventStore
 from tests.integration.record_sync.record_service import RECORDS, RecordService, running_record_service
 
 
@@ -325,7 +325,7 @@ async def test_large_changes_that_wait_are_bounded_in_bytes(
     service: RecordService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused at once, safe to repeat, and what was taken is done."""
-    monkeypatch.setattr("libs.runtime.command_handler.WAITING_BYTES_MAX", 2_000_000)
+    monkeypatch.setattr("libs.eventsourcing.command_handler.WAITING_BYTES_MAX", 2_000_000)
     body = [{"developerId": "d", "resourceType": "T", "resourceKey": str(n), "data": LARGE} for n in range(24)]
     answers = await asyncio.gather(*(service.request("POST", body=item) for item in body))
     refused = [answer for answer in answers if answer.status == 503]
@@ -342,7 +342,7 @@ async def test_large_answers_at_once_are_bounded_in_bytes(
 ) -> None:
     for number in range(8):
         await service.create(str(number), data=LARGE)
-    monkeypatch.setattr("libs.runtime.read_budget.BUDGET.size_bytes_max", 10_000_000)
+    monkeypatch.setattr("libs.process.read_budget.BUDGET.size_bytes_max", 10_000_000)
     answers = await asyncio.gather(*(service.request("GET") for _ in range(8)))
     assert {answer.status for answer in answers} == {200, 503}
     async with asyncio.timeout(10):

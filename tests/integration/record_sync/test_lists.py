@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from libs.runtime import list_changes, listings
-from libs.runtime.rebuild import Rebuild, RebuildReport
+from libs.eventsourcing import list_changes, listings
+from libs.eventsourcing.rebuild import Rebuild, RebuildReport
 from services.record_sync.domain.record import RECORD
 from services.record_sync.queries import INDEXES
 from tests.integration.record_sync.record_service import RecordService, record_body, running_record_service

@@ -7,7 +7,7 @@ import asyncpg
 import pymongo
 import pytest
 
-from libs.runtime.child_process import accepts_connections
+from libs.suite.child_process import accepts_connections
 from libs.testing.servers import Kafka, Mongod, Postgres
 
 

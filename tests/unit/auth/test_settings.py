@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from libs.runtime.settings import load_settings
+from libs.process.settings import load_settings
 from services.auth.config import AuthSettings
 
 

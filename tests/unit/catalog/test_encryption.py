@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from libs.core.errors import CallOperator
-from libs.runtime.encryption import Keyring, Sealed
+from libs.mongodb.encryption import Keyring, Sealed
 
 
 def new_key() -> SecretStr:

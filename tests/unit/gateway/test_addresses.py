@@ -3,7 +3,7 @@
 import pytest
 from pydantic import SecretStr
 
-from libs.runtime.principals import new_signing_key
+from libs.process.signing_keys import new_signing_key
 from services.gateway.addresses import ClientAddresses
 from services.gateway.config import GatewaySettings
 

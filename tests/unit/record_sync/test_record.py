@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from libs.contracts.records import RecordCreated, RecordDeleted, RecordUpdated
 from libs.core.errors import Conflict, NotFound
-from libs.runtime.list_changes import ListChanges
+from libs.eventsourcing.list_changes import ListChanges
 from libs.testing.given import MOMENT, envelope, given
 from services.record_sync.domain.record import (
     RECORD,

@@ -1,0 +1,1 @@
+"""Every process's own: settings, logs, traces and metrics, health, sockets."""

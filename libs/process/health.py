@@ -1,0 +1,54 @@
+"""Whether this process should get requests."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+Check = Callable[[], Awaitable[str | None]]
+
+
+class Degraded(str):
+    """A problem that does not keep this process from serving requests."""
+
+    __slots__ = ()
+
+
+class Health:
+    """Whether this process should get requests: every check passes and it is not stopping."""
+
+    def __init__(self) -> None:
+        self._checks: dict[str, Check] = {}
+        self._listeners: list[Callable[[], None]] = []
+        self._stopping = False
+
+    def add(self, name: str, check: Check) -> None:
+        """``check`` returns in bounded time the problem, ``Degraded`` if requests can still be served, or None."""
+        self._checks[name] = check
+
+    def stop(self) -> None:
+        """Not ready from now on, so that no new work is sent here."""
+        if not self._stopping:
+            self._stopping = True
+            for listener in self._listeners:
+                listener()
+
+    def on_stop(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` when the process begins to stop, before what is in flight is waited for."""
+        self._listeners.append(listener)
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    async def report(self) -> dict[str, str | None]:
+        """What is wrong by check, None where nothing is."""
+        names = list(self._checks)
+        found = await asyncio.gather(*(self._run(self._checks[name]) for name in names))
+        report = dict(zip(names, found, strict=True))
+        return report | ({"shutdown": "the service is stopping"} if self._stopping else {})
+
+    @staticmethod
+    async def _run(check: Check) -> str | None:
+        try:
+            return await check()
+        except Exception as error:  # noqa: BLE001 - a broken check is a failed check
+            return f"the check failed: {type(error).__name__}"

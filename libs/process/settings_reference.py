@@ -1,0 +1,228 @@
+"""The reference of all settings, written from the settings classes themselves, and a commented ``datasync.yaml``."""
+
+import re
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings
+
+from libs.process.settings import WITHOUT_EFFECT, YAML_SETTINGS, Seconds, seconds_of
+
+PATHS = {setting: path for path, setting in YAML_SETTINGS.items()}
+HEAD = """\
+# Settings
+
+Written by `datasync settings` from the code. A setting comes from its environment variable, else from its place in
+`datasync.yaml` (`--config FILE` or `DATASYNC_CONFIG` name another file), else from its default. A bad or unknown one
+is named at start, which then ends with exit code 2. Durations are seconds, or carry a unit: `500ms`, `30s`, `1h30m`.
+`datasync settings --sample` prints a commented `datasync.yaml`."""
+
+_ARGUMENT = re.compile(r"^        (?=\S)([\w, ]+): (.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting.
+
+    Args:
+        readers: the services that read it, in the order of the suite; ``all`` stands for every one.
+        default: as it would be written; empty where there is none.
+        is_left_to_suite: whether the suite, unlike a service, has something of its own where nothing is said.
+    """
+
+    name: str
+    readers: tuple[str, ...]
+    kind: str
+    default: str
+    about: str
+    is_left_to_suite: bool
+
+    @property
+    def variable(self) -> str:
+        return self.name.upper()
+
+
+def settings_of(readers: dict[str, type[BaseSettings]]) -> list[Setting]:
+    """Every setting once, in the order of its first appearance.
+
+    Args:
+        readers: the settings class of each service, and of the suite.
+    """
+    found: dict[str, list[str]] = {}
+    fields: dict[str, tuple[type[BaseSettings], FieldInfo]] = {}
+    for reader, settings in readers.items():
+        for name, field in settings.model_fields.items():
+            found.setdefault(name, []).append(reader)
+            fields.setdefault(name, (settings, field))
+    return [
+        Setting(
+            name,
+            ("all",) if set(who) >= set(readers) - {"suite"} else tuple(who),
+            _kind_of(fields[name][1]),
+            _default_of([readers[reader].model_fields[name] for reader in who], who),
+            about_of(fields[name][0]).get(name, ""),
+            "suite" in who and not _text_of(readers["suite"].model_fields[name]),
+        )
+        for name, who in found.items()
+    ]
+
+
+def about_of(settings: type[BaseSettings]) -> dict[str, str]:
+    """What the docstrings of a class and of those it extends say about its settings."""
+    about: dict[str, str] = {}
+    for cls in reversed(settings.__mro__):
+        names: list[str] = []
+        for line in (cls.__doc__ or "").splitlines() if issubclass(cls, BaseSettings) else ():
+            if matched := _ARGUMENT.match(line):
+                names = [name.strip() for name in matched[1].split(",")]
+                about.update(dict.fromkeys(names, matched[2].strip()))
+            elif line.startswith("            ") and names:
+                about.update({name: f"{about[name]} {line.strip()}" for name in names})
+            elif not line.strip():
+                names = []
+    return {name: text.replace("``", "`") for name, text in about.items()}
+
+
+def markdown(settings: Sequence[Setting]) -> str:
+    """The page ``docs/settings.md``."""
+    lines = [
+        *HEAD.splitlines(),
+        "",
+        "| environment | `datasync.yaml` | value | default | read by | about |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        "| "
+        + " | ".join(
+            cell.replace("|", "\\|")
+            for cell in (
+                f"`{item.variable}`",
+                f"`{PATHS[item.name]}`" if item.name in PATHS else "",
+                item.kind,
+                f"`{item.default}`" if item.default else "",
+                ", ".join(item.readers),
+                item.about,
+            )
+        )
+        + " |"
+        for item in settings
+    ]
+    lines += [
+        "",
+        "These are accepted and have no effect yet, which a warning says at start:",
+        "",
+    ]
+    lines += [f"- `{name.upper()}` (`{PATHS[name]}`): {why}" for name, why in WITHOUT_EFFECT.items()]
+    return "\n".join([*lines, ""])
+
+
+def sample(settings: Sequence[Setting]) -> str:
+    """A ``datasync.yaml`` with every setting at its default, commented out."""
+    by_name = {item.name: item for item in settings}
+    lines = ["# Every setting that this file may hold, at its default. Environment variables count over it."]
+    open_sections: tuple[str, ...] = ()
+    for path, name in YAML_SETTINGS.items():
+        *sections, key = path.split(".")
+        for depth in range(_shared_length(open_sections, sections), len(sections)):
+            lines += [""] if depth == 0 else []
+            lines.append(f"#{'  ' * depth}{sections[depth]}:")
+        open_sections = tuple(sections)
+        indent = "  " * len(sections)
+        item = by_name.get(name)
+        about = item.about if item else WITHOUT_EFFECT[name]
+        lines += [f"#{indent}# {line}" for line in _wrapped(about, 100)]
+        lines.append(f"#{indent}{key}: {_yaml_default(item)}".rstrip())
+    return "\n".join([*lines, ""])
+
+
+def _shared_length(left: Sequence[str], right: Sequence[str]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+
+
+def _wrapped(text: str, width: int) -> Iterator[str]:
+    line = ""
+    for word in text.split():
+        if line and len(line) + len(word) >= width:
+            yield line
+            line = ""
+        line = f"{line} {word}".strip()
+    if line:
+        yield line
+
+
+def _yaml_default(item: Setting | None) -> str:
+    default = "" if item is None or item.is_left_to_suite else item.default
+    if ", gateway " in default:
+        # The file's address is the gateway's.
+        default = default.split(", gateway ")[1].split(",")[0]
+    return default if re.fullmatch(r"[\w./]*", default) else f'"{default}"'
+
+
+def _default_of(fields: Sequence[FieldInfo], readers: Sequence[str]) -> str:
+    texts = {reader: text for reader, field in zip(readers, fields, strict=True) if (text := _text_of(field))}
+    if len(set(texts.values())) <= 1:
+        return next(iter(texts.values()), "")
+    return ", ".join(f"{reader} {text}" for reader, text in texts.items())
+
+
+def _text_of(field: FieldInfo) -> str:
+    if field.is_required():
+        return ""
+    default = field.get_default(call_default_factory=True)
+    match default:
+        case None | () | {} | "":
+            return ""
+        case True | False:
+            return str(default).lower()
+        case SecretStr():
+            return ""
+        case tuple():
+            return ",".join(str(item) for item in default)
+        case float() if default.is_integer():
+            return str(int(default))
+        case _:
+            return str(default)
+
+
+def _kind_of(field: FieldInfo) -> str:
+    """What may be written, in words."""
+    annotation, metadata = field.annotation, list(field.metadata)
+    if get_origin(annotation) is Annotated:
+        annotation, *more = get_args(annotation)
+        metadata += more
+    kind = _name_of(annotation)
+    if any(getattr(item, "func", None) is seconds_of for item in metadata):
+        kind = "duration"
+    bounds = [
+        f"{sign} {bound:g}"
+        for item in metadata
+        for sign, type_, attribute in (("≥", Ge, "ge"), (">", Gt, "gt"), ("≤", Le, "le"), ("<", Lt, "lt"))
+        if isinstance(item, type_) and isinstance(bound := getattr(item, attribute), int | float)
+    ]
+    if len([bound for bound in bounds if bound[0] in "≥>"]) > 1:
+        bounds.remove("≥ 0")
+    return f"{kind} {', '.join(dict.fromkeys(bounds))}".strip()
+
+
+def _name_of(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation == Seconds:
+        return "duration"
+    if origin is Annotated:
+        return _name_of(arguments[0])
+    if origin is Literal:
+        return ", ".join(f"`{item}`" for item in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_name_of(item) for item in arguments if item is not type(None)))
+    if origin is tuple:
+        return "list"
+    if origin is dict:
+        return "JSON object"
+    named = {int: "integer", float: "number", bool: "`true`, `false`", SecretStr: "secret text", Path: "path"}
+    return named.get(annotation, "text")

@@ -1,0 +1,212 @@
+"""The suite on one machine: its services and ports, its data directory, and the keys that it keeps there."""
+
+import base64
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from libs.core.ids import checksum_base62, random_base62
+from libs.process.private_files import private_directory, write_private
+from libs.process.settings import EXIT_BAD_SETTINGS, MONGODB_SCHEMES, Host, YamlFile
+from libs.process.signing_keys import new_signing_key, public_key_of
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+_FOR_ONE_SERVICE = {"API_KEY", "ENCRYPTION_KEYS"}
+
+
+class CannotStart(Exception):
+    """The suite can't start here and now; the message tells a person what to do."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class SuiteSettings(BaseSettings):
+    """What an installation on one machine may choose, by environment variable or in ``datasync.yaml``.
+
+    Args:
+        data_dir: where the databases, keys and logs of this installation are kept.
+        host: where the gateway listens; everything else listens on 127.0.0.1 only.
+        port: the gateway's.
+        auth_port, catalog_port, job_orchestrator_port, record_sync_port, worker_port: where the suite has the service
+            listen.
+        mongodb_port: where the mongod that is started listens.
+        mongodb_url: an existing MongoDB replica set; without it a mongod is started on ``mongodb_port``.
+        db_url: the same, when it begins with ``mongodb://``; other schemes concern the services.
+        api_key: the first project's key; without it one is made and kept in the data directory.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True)
+    public: ClassVar[bool] = True
+
+    data_dir: Path = Path(".datasync")
+    host: Host = "127.0.0.1"
+    port: Port = 8080
+    auth_port: Port = 8081
+    catalog_port: Port = 8082
+    job_orchestrator_port: Port = 8083
+    record_sync_port: Port = 8084
+    worker_port: Port = 8086
+    mongodb_port: Port = 27117
+    mongodb_url: str | None = None
+    db_url: SecretStr | None = None
+    api_key: SecretStr | None = Field(default=None, min_length=8)
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment over ``datasync.yaml`` over the defaults."""
+        return init_settings, env_settings, YamlFile(settings_cls)
+
+    @property
+    def external_mongodb_url(self) -> str | None:
+        """The state store that is there already, None when we start our own."""
+        db_url = self.db_url.get_secret_value() if self.db_url else ""
+        return self.mongodb_url or (db_url if db_url.startswith(MONGODB_SCHEMES) else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One process of the suite.
+
+    Args:
+        stop_stage: services stop in the order of their stages, those of one stage together.
+    """
+
+    name: str
+    stop_stage: int
+
+    def port(self, settings: SuiteSettings) -> int:
+        port: int = getattr(settings, self.port_setting)
+        return port
+
+    @property
+    def port_setting(self) -> str:
+        """The setting that names its port."""
+        return "port" if self.name == "gateway" else f"{self.name}_port"
+
+    def host(self, settings: SuiteSettings) -> str:
+        """Only the gateway is for other machines."""
+        return settings.host if self.name == "gateway" else "127.0.0.1"
+
+    def url(self, settings: SuiteSettings) -> str:
+        return f"http://127.0.0.1:{self.port(settings)}"
+
+
+# The gateway stops taking requests first; a worker then gives its runs back to an orchestrator that still listens.
+SERVICES = (
+    Service("auth", stop_stage=3),
+    Service("catalog", stop_stage=3),
+    Service("record_sync", stop_stage=3),
+    Service("job_orchestrator", stop_stage=2),
+    Service("worker", stop_stage=1),
+    Service("gateway", stop_stage=0),
+)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The secrets of one installation.
+
+    Args:
+        signing_keys: Ed25519 private keys by service, base64 of the raw 32 bytes.
+        trusted_keys: the public halves, likewise.
+        encryption_keys: what wraps the connectors' secrets, base64 of 32 bytes by key id; the first encrypts.
+    """
+
+    signing_keys: Mapping[str, str]
+    trusted_keys: Mapping[str, str]
+    encryption_keys: Mapping[str, str]
+    api_key: str
+
+
+@contextmanager
+def locked_data_dir(settings: SuiteSettings) -> Iterator[Path]:
+    """Hold the data directory, so that two suites never share it.
+
+    Raises:
+        CannotStart: another process holds it.
+    """
+    try:
+        directory = private_directory(settings.data_dir)
+    except OSError as error:
+        raise CannotStart(f"DATA_DIR: {settings.data_dir} can't be used: {error.strerror}", EXIT_BAD_SETTINGS) from None
+    with (directory / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise CannotStart(
+                f"DataSync is already running on {directory.resolve()} ({lock.read().strip()}). "
+                "Stop it first, or set DATA_DIR to another directory."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}, gateway on port {settings.port}\n")
+        lock.flush()
+        yield directory
+        lock.truncate(0)
+
+
+def load_keys(directory: Path, settings: SuiteSettings) -> Keys:
+    """The keys kept in the data directory; those that are missing are made."""
+    folder = private_directory(directory / "keys")
+    signing = {
+        service.name: _kept(folder / f"{service.name}.ed25519", lambda: new_signing_key()[0]) for service in SERVICES
+    }
+    encryption = _kept(folder / "encryption.json", new_encryption_keys)
+    api_key = settings.api_key.get_secret_value() if settings.api_key else _kept(directory / "api_key", _new_api_key)
+    trusted = {name: public_key_of(key) for name, key in signing.items()}
+    return Keys(signing, trusted, json.loads(encryption), api_key)
+
+
+def service_environment(service: Service, settings: SuiteSettings, keys: Keys, mongodb_url: str) -> dict[str, str]:
+    """Our own environment and the variables that make a service a part of this suite; secrets go where they belong."""
+    environment = {name: value for name, value in os.environ.items() if name not in _FOR_ONE_SERVICE}
+    environment |= {
+        "HOST": service.host(settings),
+        "PORT": str(service.port(settings)),
+        "MONGODB_URL": mongodb_url,
+        "SIGNING_KEY": keys.signing_keys[service.name],
+        "TRUSTED_KEYS": json.dumps(dict(keys.trusted_keys)),
+    }
+    environment |= {f"{other.name.upper()}_URL": other.url(settings) for other in SERVICES}
+    if service.name == "auth":
+        environment["API_KEY"] = keys.api_key
+    if service.name == "catalog":
+        environment["ENCRYPTION_KEYS"] = json.dumps(dict(keys.encryption_keys))
+    return environment
+
+
+def _kept(path: Path, make: Callable[[], str]) -> str:
+    """The text of a private file, made the first time."""
+    if not path.exists():
+        write_private(path, make())
+    return path.read_text().strip()
+
+
+def new_encryption_keys() -> str:
+    """One key for ``ENCRYPTION_KEYS``, under an id of its own."""
+    return json.dumps({f"k{secrets.token_hex(4)}": base64.b64encode(secrets.token_bytes(32)).decode()})
+
+
+def _new_api_key() -> str:
+    text = f"ds_live_{random_base62(32)}"
+    return text + checksum_base62(text)

@@ -1,0 +1,92 @@
+"""What a process answers about itself: health, readiness, metrics, its part of the API's description."""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from libs.process.health import Degraded, Health
+from libs.process.telemetry import (
+    metrics_page,
+)
+from libs.web.answers import json_answer
+from libs.web.openapi import Answered, Content, Json, describe, part_of
+
+PUBLIC_PATHS = frozenset(
+    {"/login", "/signup", "/oauth/token", "/healthz", "/readyz", "/openapi.json", "/docs", "/telemetry-id"}
+)
+"""What answers without a credential."""
+
+DESCRIPTION_PATH = "/internal/openapi.json"
+"""Where a service tells its part of the API's description; the gateway forwards nothing below ``/internal``."""
+
+OPERATIONAL_PATHS = frozenset({"/healthz", "/readyz", "/metrics", DESCRIPTION_PATH})
+
+log = structlog.get_logger(__name__)
+
+
+class HealthShown(Answered):
+    status: Literal["ok"]
+
+
+class CheckShown(Answered):
+    ready: bool
+    message: str
+
+
+class ReadinessShown(Answered):
+    status: Literal["ready", "degraded", "not ready"]
+    checks: dict[str, CheckShown]
+
+
+def operational_routes(health: Health) -> Sequence[web.RouteDef]:
+    """What tells orchestrators whether the process lives, and whether it should get requests."""
+    described = partial(describe, tag="Operation", enveloped=False)
+    not_ready = Content("Not ready: some check fails, or the process is stopping", ReadinessShown)
+    return [
+        described(web.get("/healthz", _healthz), "Whether the process lives", answer=HealthShown),
+        described(
+            web.get("/readyz", _readyz_of(health)),
+            "Whether the process should get requests",
+            answer=ReadinessShown,
+            also={503: not_ready},
+        ),
+    ]
+
+
+async def _healthz(_: web.Request) -> web.Response:
+    return json_answer({"status": "ok"})
+
+
+def _readyz_of(health: Health) -> Handler:
+    async def readyz(_: web.Request) -> web.Response:
+        report = await health.report()
+        problems = [problem for problem in report.values() if problem is not None]
+        is_ready = all(isinstance(problem, Degraded) for problem in problems)
+        checks = {name: {"ready": problem is None, "message": problem or ""} for name, problem in report.items()}
+        status = "not ready" if not is_ready else "degraded" if problems else "ready"
+        return json_answer({"status": status, "checks": checks}, 200 if is_ready else 503)
+
+    return readyz
+
+
+def description_of(routes: Sequence[web.AbstractRouteDef]) -> Handler:
+    """Written when it is first asked for: a service has it to start, and its callers to wait, without it."""
+    written: list[Json] = []
+
+    async def description(_: web.Request) -> web.Response:
+        if not written:
+            written.append(part_of(routes, PUBLIC_PATHS))
+        return json_answer(written[0])
+
+    return description
+
+
+async def metrics(_: web.Request) -> web.Response:
+    """The page that Prometheus scrapes."""
+    page = await asyncio.to_thread(metrics_page)
+    return web.Response(body=page, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
