@@ -158,4 +158,4 @@ class _Lookups:
 
 def entity_of(aggregate: Aggregate[State], document: Document) -> Entity[State]:
     """The entity in an owner's document; raises ``NewerVersion``."""
-    return Entity(document["_id"], document["version"], state_of(aggregate, document))
+    return Entity(document["_id"], document["version"], state_of(aggregate, document), document.get("project_id"))

@@ -26,11 +26,12 @@ class IdempotencyKey:
 
 @dataclass(frozen=True, slots=True)
 class Entity(Generic[State]):
-    """An entity as it stands at a version."""
+    """An entity as it stands at a version; ``project_id`` is known of those that were read from a document."""
 
     id: int | str
     version: int
     state: State
+    project_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

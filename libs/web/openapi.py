@@ -8,13 +8,14 @@ parts. What every route shares (errors in the family's shape, headers, condition
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import CoreSchema
+from pydantic_core.core_schema import TypedDictSchema
 
 from libs.core.scopes import SCOPES
 from libs.web.errors import PROBLEM, family_of
@@ -82,20 +83,6 @@ class Answered(BaseModel):
     """The parent of what answers hold: no field that is not described."""
 
     model_config = ConfigDict(extra="forbid")
-
-
-Moment = Annotated[datetime, Field(description="ISO 8601 in UTC.", examples=["2026-01-01T12:00:00.000Z"])]
-
-
-class EventShown(Answered):
-    """What happened to an entity: which event, when, by whom."""
-
-    id: str = Field(examples=["01980f0a-7c1e-7d54-9f2b-1f2e5a7c9d10"])
-    version: int = Field(ge=1)
-    type: str = Field(examples=["renamed"])
-    time: Moment
-    actor: str = Field(examples=["ann"])
-    data: dict[str, Any]
 
 
 class ErrorField(Answered):
@@ -192,12 +179,14 @@ class DescribedRoute(web.RouteDef):
     """A route with its description."""
 
     operation: Operation
+    text: str | None
 
-    def __init__(self, route: web.RouteDef, operation: Operation) -> None:
+    def __init__(self, route: web.RouteDef, operation: Operation, text: str | None) -> None:
         # HEAD must be safe, but would run the handler of its GET.
         kwargs = route.kwargs | {"allow_head": False} if route.method == "GET" and operation.changes else route.kwargs
         super().__init__(route.method, route.path, route.handler, kwargs)
         object.__setattr__(self, "operation", operation)
+        object.__setattr__(self, "text", text)
 
 
 def describe(
@@ -258,7 +247,7 @@ def describe(
         enveloped=family_of(route.path) == "project" if enveloped is None else enveloped,
         changes=route.method not in ("GET", "HEAD") if changes is None else changes,
     )
-    return DescribedRoute(route, operation)
+    return DescribedRoute(route, operation, route.handler.__doc__)
 
 
 def part_of(routes: Iterable[web.AbstractRouteDef], public_paths: Collection[str], *, is_served: bool = True) -> Json:
@@ -375,6 +364,13 @@ _RATE_LIMIT_HEADERS = (
 )
 
 
+class _ClosedDicts(GenerateJsonSchema):
+    """Answers hold no field that is not described."""
+
+    def typed_dict_schema(self, schema: TypedDictSchema) -> Json:
+        return {**super().typed_dict_schema(schema), "additionalProperties": False}
+
+
 class _Schemas:
     """The JSON Schemas of every shape of a service, its models as named components."""
 
@@ -382,7 +378,11 @@ class _Schemas:
         shapes: dict[int, Shape] = {id(shape): shape for route in routes for shape in _shapes_of(route.operation)}
         self._shapes = shapes  # keeps every shape alive, so that its id stays its own
         adapters = [(key, "validation", TypeAdapter(shape)) for key, shape in shapes.items()]
-        found, top = TypeAdapter.json_schemas(adapters, ref_template=COMPONENTS + "{model}")  # type: ignore[arg-type]
+        found, top = TypeAdapter.json_schemas(
+            adapters,  # type: ignore[arg-type]
+            ref_template=COMPONENTS + "{model}",
+            schema_generator=_ClosedDicts,
+        )
         self._found = {key: schema for (key, _), schema in found.items()}
         self.definitions: Json = top.get("$defs", {})
 
@@ -467,7 +467,7 @@ class _Writer:
     def operation(self) -> Json:
         described = self.route.operation
         written: Json = {"operationId": _operation_id(self.route), "summary": described.summary}
-        if text := _first_paragraph(self.route.handler.__doc__):
+        if text := _first_paragraph(self.route.text):
             written["description"] = text
         written["tags"] = [described.tag]
         if self.is_public:

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from libs.contracts.auth import Plan
 from libs.core.principal import Role
-from libs.web.openapi import Answered, EventShown, Moment
+from libs.web.answers import EventShown, Moment
+from libs.web.openapi import Answered
 from services.auth.domain.scopes import Permission
 
 

@@ -19,10 +19,10 @@ from libs.core.principal import Principal
 from libs.core.text import number_of
 from libs.eventsourcing.command_handler import Entity, IdempotencyKey
 from libs.mongodb.client import Document
-from libs.web.answers import json_answer, success
+from libs.web.answers import EventShown, json_answer, success
 from libs.web.conditions import if_match_of
 from libs.web.internal import internal_route
-from libs.web.openapi import Content, EventShown, describe
+from libs.web.openapi import Content, describe
 from libs.web.requests import (
     cookie_of,
     idempotency_key_of,

@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from libs.web.openapi import Answered, Moment
+from libs.web.answers import Moment
+from libs.web.openapi import Answered
 
 RunState = Literal["scheduled", "running", "completed", "failed", "canceled"]
 

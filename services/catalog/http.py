@@ -29,10 +29,10 @@ from libs.core.validation import PastMoment
 from libs.eventsourcing.command_handler import Entity
 from libs.eventsourcing.documents import Documents
 from libs.process.telemetry import current_traceparent
-from libs.web.answers import success
+from libs.web.answers import EventShown, success
 from libs.web.conditions import if_match_of
 from libs.web.internal import InternalClient, internal_route
-from libs.web.openapi import EventShown, describe
+from libs.web.openapi import describe
 from libs.web.requests import (
     REQUEST_ID,
     idempotency_of,

@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from libs.web.openapi import Answered, Moment
+from libs.web.answers import Moment
+from libs.web.openapi import Answered
 
 TaskState = Literal["scheduled", "running", "completed", "failed", "canceled"]
 JobType = Literal["sync", "clear"]

@@ -22,10 +22,10 @@ from libs.core.text import number_of
 from libs.core.validation import PastMoment
 from libs.eventsourcing.command_handler import CommandHandler, Entity
 from libs.eventsourcing.documents import Documents
-from libs.web.answers import success
+from libs.web.answers import EventShown, success
 from libs.web.conditions import if_match_of
 from libs.web.internal import internal_route
-from libs.web.openapi import Content, EventShown, ReadAs, describe
+from libs.web.openapi import Content, ReadAs, describe
 from libs.web.requests import idempotency_of, metadata_of, project_of, read_body, read_query
 from services.job_orchestrator.answers import (
     ActivationEchoed,

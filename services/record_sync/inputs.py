@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 import orjson
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from libs.core.decider import ExpectedVersion
 from libs.core.errors import FieldError, InvalidInput
 from libs.core.json import is_json, parse_json, raw_items, raw_members
-from libs.core.validation import PastMoment
 from libs.web.body import read_bytes
+from libs.web.inputs import HistoryQuery, OneQuery, StrictBody, StrictQuery
 from libs.web.requests import invalid_input, read_raw_json, require_json
 from services.record_sync.domain.record import ACTIVE, CreateRecord, DeleteRecord, UpdateRecord
 
@@ -42,11 +42,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 Members = Mapping[str, msgspec.Raw]
 
 
-class Body(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
-
-
-class CreateBody(Body):
+class CreateBody(StrictBody):
     developer_id: Name = Field(alias="developerId", examples=["dev-789"])
     resource_type: Name = Field(alias="resourceType", examples=["FEATURE_FLAG_STATE"])
     resource_key: ResourceKey = Field(alias="resourceKey", examples=["flag-migration-v2"])
@@ -55,7 +51,7 @@ class CreateBody(Body):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
-class UpdateBody(Body):
+class UpdateBody(StrictBody):
     """A field that is left out stays as it is; there is no null."""
 
     data: dict[str, Any] = Field(default_factory=dict, examples=[{"enabled": True}])
@@ -63,7 +59,7 @@ class UpdateBody(Body):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
-class CreateOperation(Body):
+class CreateOperation(StrictBody):
     op: Literal["create"]
     record: dict[str, Any] = Field(
         examples=[
@@ -77,20 +73,20 @@ class CreateOperation(Body):
     )
 
 
-class UpdateOperation(Body):
+class UpdateOperation(StrictBody):
     op: Literal["update"]
     id: str = Field(min_length=1)
     changes: dict[str, Any]
     if_match: int | None = Field(default=None, alias="ifMatch", ge=1, le=POSITION_MAX)
 
 
-class DeleteOperation(Body):
+class DeleteOperation(StrictBody):
     op: Literal["delete"]
     id: str = Field(min_length=1)
     if_match: int | None = Field(default=None, alias="ifMatch", ge=1, le=POSITION_MAX)
 
 
-class BatchOfOperations(Body):
+class BatchOfOperations(StrictBody):
     """What a batch holds; each operation is checked by itself."""
 
     operations: list[Annotated[CreateOperation | UpdateOperation | DeleteOperation, Field(discriminator="op")]] = Field(
@@ -98,17 +94,13 @@ class BatchOfOperations(Body):
     )
 
 
-class BatchBody(Body):
+class BatchBody(StrictBody):
     """A batch before its operations are looked at."""
 
     operations: list[Any] = Field(min_length=1, max_length=OPERATIONS_MAX)
 
 
-class Query(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class ListQuery(Query):
+class ListQuery(StrictQuery):
     developer_id: Name | None = Field(default=None, alias="developerId")
     resource_type: Name | None = Field(default=None, alias="resourceType")
     status: Status | None = None
@@ -116,18 +108,15 @@ class ListQuery(Query):
     page: int = Field(default=1, ge=1, le=PAGE_MAX)
 
 
-class OneQuery(Query):
-    as_of: PastMoment | None = None
+class OneRecordQuery(OneQuery, StrictQuery):
+    pass
 
 
-class HistoryQuery(Query):
-    """``before``: only events below this version; newest first."""
-
-    before: int = Field(default=POSITION_MAX, ge=1, le=POSITION_MAX)
-    limit: int = Field(default=LIMIT_MAX, ge=1, le=1_000)
+class RecordHistoryQuery(HistoryQuery, StrictQuery):
+    pass
 
 
-class ChangesQuery(Query):
+class ChangesQuery(StrictQuery):
     """``after``: the cursor of the last answer, or ``latest`` for what comes from now on."""
 
     after: Annotated[int, Field(ge=0, le=POSITION_MAX)] | Literal["latest"] = 0
@@ -150,6 +139,9 @@ class Operation:
     expected_version: ExpectedVersion = None
 
 
+Operations = Sequence[tuple[Operation | InvalidInput, int]]
+
+
 async def read_creation(request: web.Request) -> CreateRecord:
     """The body of POST."""
     fields = await read_raw_json(request)
@@ -162,8 +154,8 @@ async def read_update(request: web.Request) -> UpdateRecord:
     return _update(fields, await read_bytes(request))
 
 
-async def read_operations(request: web.Request) -> Sequence[Operation | InvalidInput]:
-    """The operations of a batch; one that is not well-formed stands as its refusal.
+async def read_operations(request: web.Request) -> Operations:
+    """The operations of a batch, each with the status of its success; one that is not well-formed is its refusal.
 
     Raises:
         InvalidInput: the body as a whole is not a batch.
@@ -173,7 +165,18 @@ async def read_operations(request: web.Request) -> Sequence[Operation | InvalidI
     frame: dict[str, Any] = dict(members)
     if "operations" in members:
         frame["operations"] = raw_items(members["operations"])
-    return [_operation_or_refusal(text) for text in _checked(BatchBody, frame).operations]
+    operations = [_operation_or_refusal(text) for text in _checked(BatchBody, frame).operations]
+    return [(operation, _success_of(operation)) for operation in operations]
+
+
+def _success_of(operation: Operation | InvalidInput) -> int:
+    match operation:
+        case Operation(command=CreateRecord()):
+            return 201
+        case Operation(command=DeleteRecord()):
+            return 204
+        case _:
+            return 200
 
 
 def compact(text: bytes) -> str:

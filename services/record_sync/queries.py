@@ -1,15 +1,10 @@
 """Reads of records: pages of lists, and histories."""
 
-from datetime import datetime
 from itertools import product
-from typing import Any
 
-from libs.core.errors import NotFound
-from libs.eventsourcing.command_handler import Entity
 from libs.eventsourcing.documents import Documents
 from libs.eventsourcing.listings import Lists, Page, list_index
-from services.record_sync.domain.record import RECORD, Record, list_name
-from services.record_sync.views import event_view
+from services.record_sync.domain.record import RECORD, list_name
 
 _FILTERS = ("state.developer_id", "state.resource_type", "state.status")
 
@@ -47,15 +42,3 @@ class RecordQueries:
         criteria = {"project_id": project_id} | {field: value for field, value in values if value is not None}
         name = list_name(project_id, developer_id, resource_type, status)
         return await self._lists.page(name, criteria, offset=offset, limit=limit)
-
-    async def as_of(self, record_id: int | str, moment: datetime) -> Entity[Record]:
-        """A record as it stood at a moment."""
-        entity = await self._documents.as_of(RECORD, record_id, moment)
-        if entity is None or entity.state.deleted:
-            raise NotFound(f"record {record_id} did not exist then", code="record_not_found")
-        return entity
-
-    async def history(self, record_id: int | str, *, before_version: int, limit: int) -> list[dict[str, Any]]:
-        """A record's events below a version, newest first."""
-        events = await self._documents.events_before(RECORD, record_id, before_version, limit)
-        return [event_view(event) for event in events]

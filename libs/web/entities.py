@@ -1,0 +1,250 @@
+"""What every kind of entity offers over HTTP: one, its past, its history, and commands under its conditions.
+
+``Entities`` finds what a call may touch and hands commands over. ``EntityRoutes`` makes the usual routes of it; a
+service says what its entities hold and which command each body is.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel
+from typing_extensions import TypedDict
+
+from libs.core.decider import Aggregate
+from libs.core.envelope import Envelope, Frozen
+from libs.core.errors import NotFound
+from libs.core.text import number_of
+from libs.eventsourcing.command_handler import CommandHandler
+from libs.eventsourcing.documents import Documents
+from libs.eventsourcing.requests import Entity
+from libs.web import routes
+from libs.web.answers import Answer, EventShown, event_view
+from libs.web.calls import Call
+from libs.web.inputs import NUMBER_MAX, HistoryQuery, Number, OneQuery, PageQuery
+from libs.web.openapi import DescribedRoute, Shape
+
+State = TypeVar("State", bound=Frozen)
+Shown = TypeVar("Shown")
+BodyT = TypeVar("BodyT", bound=BaseModel)
+
+Identify = Callable[[str], int | str | None]
+"""The id that a text of the path names, None where no entity can have it."""
+
+Permit = Callable[[Call, Entity[Any]], bool]
+"""Whether the call may see the entity: if not, it does not exist for the caller. May raise another refusal."""
+
+
+def number(text: str) -> int | None:
+    """An integer id."""
+    found = number_of(text)
+    return found if found is not None and found <= NUMBER_MAX else None
+
+
+def in_project(call: Call, entity: Entity[Any]) -> bool:
+    """Entities belong to the project that the route names."""
+    return entity.project_id == call.project_id
+
+
+def in_any_project(call: Call, entity: Entity[Any]) -> bool:
+    """Entities belong to any of the caller's projects."""
+    return entity.project_id in call.caller.projects
+
+
+class Entities(Generic[State]):
+    """The entities of one kind that a call may touch.
+
+    Args:
+        parameter: the name of the path's parameter that holds the id.
+        not_found_code: the code of the refusal where there is none.
+    """
+
+    def __init__(
+        self,
+        aggregate: Aggregate[State],
+        documents: Documents,
+        commands: CommandHandler,
+        *,
+        parameter: str = "id",
+        identify: Identify = number,
+        permit: Permit = in_project,
+        not_found_code: str = "not_found",
+    ) -> None:
+        self.aggregate = aggregate
+        self.documents = documents
+        self._commands = commands
+        self._parameter = parameter
+        self._identify = identify
+        self._permit = permit
+        self._not_found_code = not_found_code
+
+    async def require(self, call: Call, *, deleted_too: bool = False) -> Entity[State]:
+        """The entity that the path names; raises ``NotFound``."""
+        return await self.named(call, call.path(self._parameter), deleted_too=deleted_too)
+
+    async def named(self, call: Call, text: str, *, deleted_too: bool = False) -> Entity[State]:
+        """The entity with the id in a text; raises ``NotFound``."""
+        identifier = self._identify(text)
+        entity = None if identifier is None else await self.documents.get(self.aggregate, identifier)
+        if entity is None or (is_deleted(entity) and not deleted_too) or not self._permit(call, entity):
+            raise NotFound(f"{self.aggregate.name} {text[:64]} does not exist", code=self._not_found_code)
+        return entity
+
+    async def at(self, call: Call, moment: datetime | None) -> Entity[State]:
+        """The entity that the path names as it stands, or as it stood at a moment; raises ``NotFound``."""
+        if moment is None:
+            return await self.require(call)
+        entity = await self.require(call, deleted_too=True)
+        then = await self.documents.as_of(self.aggregate, entity.id, moment)
+        if then is None or is_deleted(then):
+            message = f"{self.aggregate.name} {entity.id} did not exist at that moment"
+            raise NotFound(message, code=self._not_found_code)
+        return replace(then, project_id=entity.project_id)
+
+    async def events(self, call: Call, query: HistoryQuery) -> Sequence[Envelope]:
+        """The events of the entity that the path names, which may be deleted, newest first."""
+        entity = await self.require(call, deleted_too=True)
+        return await self.documents.events_before(self.aggregate, entity.id, query.before, query.limit)
+
+    async def page(self, call: Call, before: int | None, limit: int) -> list[Entity[State]]:
+        """Those of the call's project that are not deleted, newest first."""
+        criteria: dict[str, Any] = {"project_id": call.project_id, "state.deleted": {"$ne": True}}
+        if before is not None:
+            criteria["_id"] = {"$lt": before}
+        return await self.documents.find(self.aggregate, criteria, limit=limit)
+
+    async def change(self, call: Call, command: Any) -> Entity[State]:
+        """Hand a command over to the entity that the path names; raises ``NotFound`` and what the command raises."""
+        entity = await self.require(call)
+        return await self.handle(call, entity.id, command)
+
+    async def handle(self, call: Call, entity_id: int | str, command: Any) -> Entity[State]:
+        """Hand a command over, under the call's conditions and its Idempotency-Key; a new id begins a stream."""
+        handled = await self._commands.handle(
+            self.aggregate,
+            entity_id,
+            command,
+            call.metadata,
+            expected_version=call.expected_version,
+            idempotency=call.idempotency,
+        )
+        return replace(handled, project_id=call.metadata.project_id)
+
+
+def is_deleted(entity: Entity[Any]) -> bool:
+    """Whether the entity's state says that it was deleted."""
+    return bool(getattr(entity.state, "deleted", False))
+
+
+class EntityRoutes(Generic[State, Shown]):
+    """The routes of one kind of entity.
+
+    A service subclasses it, says ``path``, ``tag`` and ``shown`` (the ``TypedDict`` of one), and how one is viewed.
+    ``reading()`` then gives the routes that list them and show one, its past and its history; ``creating``,
+    ``changing`` and ``deleting`` give those of commands. What differs for a kind is overridden or routed beside them.
+
+    Args:
+        entities: those that a call may touch.
+    """
+
+    path: ClassVar[str]
+    tag: ClassVar[str]
+    shown: ClassVar[Any]
+    id_pattern: ClassVar[str] = r":\d+"
+    id_shape: ClassVar[Shape] = Number
+    embeds_others: ClassVar[bool] = False
+
+    def __init__(self, entities: Entities[State]) -> None:
+        self.entities = entities
+        self.noun = entities.aggregate.name.replace("_", " ")
+        self.one = f"{self.path}/{{id{self.id_pattern}}}"
+
+    async def view(self, call: Call, entity: Entity[State]) -> Shown:
+        """What the API shows of an entity."""
+        raise NotImplementedError
+
+    async def answer(self, call: Call, entity: Entity[State], message: str = "") -> Answer[Shown]:
+        """An entity as a command left it."""
+        return Answer(await self.view(call, entity), entity.version, message, self.embeds_others)
+
+    async def page(self, call: Call, query: PageQuery) -> list[Shown]:
+        """Those of the project, newest first."""
+        found = await self.entities.page(call, query.before, query.limit)
+        return [await self.view(call, entity) for entity in found]
+
+    async def get(self, call: Call, query: OneQuery) -> Answer[Shown]:
+        """One as it stands; with ``as_of`` as it stood at that moment."""
+        entity = await self.entities.at(call, query.as_of)
+        version = entity.version if query.as_of is None else None
+        return Answer(await self.view(call, entity), version, embeds_others=self.embeds_others)
+
+    async def history(self, call: Call, query: HistoryQuery) -> list[EventShown]:
+        """The events of one, newest first; those of a deleted one stay readable."""
+        return [event_view(event) for event in await self.entities.events(call, query)]
+
+    def reading(self) -> list[DescribedRoute]:
+        """The routes that list them, and show one and its history."""
+        return [
+            self.route("GET", self.path, self.page, f"List the {self.noun}s", answer=list[self.shown]),  # type: ignore[name-defined]
+            self.route("GET", self.one, self.get, f"Fetch a {self.noun}", answer=self.shown, versioned=True),
+            self.route("GET", f"{self.one}/history", self.history, f"The history of a {self.noun}"),
+        ]
+
+    def creating(
+        self, body: type[BodyT], command: Callable[[BodyT], Any], new_id: Callable[[], Awaitable[int | str]]
+    ) -> DescribedRoute:
+        """The route that creates one from a body."""
+
+        async def create(call: Call, body: BodyT) -> Answer[Any]:
+            created = await self.entities.handle(call, await new_id(), command(body))
+            return await self.answer(call, created, f"{self.noun} created")
+
+        return self.route(
+            "POST",
+            self.path,
+            create,
+            f"Create a {self.noun}",
+            body=body,
+            answer=self.shown,
+            versioned=True,
+            idempotent=True,
+        )
+
+    def changing(self, method: str, body: type[BodyT], command: Callable[[BodyT], Any]) -> DescribedRoute:
+        """The route that changes one by a body: ``PUT`` or ``PATCH``."""
+
+        async def change(call: Call, body: BodyT) -> Answer[Any]:
+            return await self.answer(call, await self.entities.change(call, command(body)), f"{self.noun} changed")
+
+        return self.route(
+            method,
+            self.one,
+            change,
+            f"Change a {self.noun}",
+            body=body,
+            answer=self.shown,
+            versioned=True,
+            conditional=True,
+            refuses=(409,),
+        )
+
+    def deleting(self, command: Any) -> DescribedRoute:
+        """The route that deletes one."""
+
+        async def delete(call: Call) -> Answer[Deleted]:
+            deleted = await self.entities.change(call, command)
+            return Answer({"id": deleted.id}, message=f"{self.noun} deleted")
+
+        return self.route("DELETE", self.one, delete, f"Delete a {self.noun}", conditional=True)
+
+    def route(
+        self, method: str, path: str, handler: routes.CallHandler, summary: str, **described: Any
+    ) -> DescribedRoute:
+        """A route of this kind, see ``libs.web.routes.route``."""
+        shapes = {"id": self.id_shape} if path.startswith(self.one) else None
+        return routes.route(method, path, handler, summary, tag=self.tag, path_shapes=shapes, **described)
+
+
+class Deleted(TypedDict):
+    id: int | str
