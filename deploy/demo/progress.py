@@ -1,4 +1,4 @@
-"""What the demonstration shows while it goes on, and the table that it ends with."""
+"""The demonstration's output: a line for each step, and the table at the end."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ _BAR_WIDTH = 30
 
 
 class Progress:
-    """One line a step: its name, and how long it took; a bar where there is something to count."""
+    """One line per step with its duration; a progress bar where there are rows to count."""
 
     def __init__(self) -> None:
         self._live = sys.stdout.isatty()
@@ -16,19 +16,19 @@ class Progress:
         self._started = 0.0
 
     def step(self, name: str) -> None:
-        """A step begins."""
+        """Begin a step."""
         self._step, self._started = name, time.monotonic()
         if self._live:
             print(f"  … {name}", end="", flush=True)
 
     def done(self, note: str = "") -> None:
-        """The step has ended well."""
+        """End the step successfully."""
         seconds = time.monotonic() - self._started
         line = f"  ✓ {self._step}{f': {note}' if note else ''} ({seconds:.1f} s)"
         print(f"\r\033[K{line}" if self._live else line, flush=True)
 
     def bar(self, rows: int, rows_total: int, percent: int) -> None:
-        """How far the step is; drawn on a terminal only."""
+        """Draw the progress bar, on a terminal only."""
         if not self._live:
             return
         share = min(1.0, rows / rows_total if rows_total else percent / 100)
@@ -37,13 +37,13 @@ class Progress:
         print(f"\r\033[K  … {self._step} {drawn} {rows:,} of {rows_total:,} rows", end="", flush=True)
 
     def interrupted(self) -> None:
-        """The line is left, so that what comes next starts on its own."""
+        """End the current line, so that further output starts on its own."""
         if self._live:
             print()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be; the first two to the left, the others to the right."""
+    """A text table; its first two columns are left-aligned, the others right-aligned."""
     widths = [max(len(line[index]) for line in (header, *rows)) for index in range(len(header))]
     rule = "  ".join("─" * width for width in widths)
     lines = [_line(header, widths), rule, *(_line(row, widths) for row in rows)]
