@@ -30,6 +30,7 @@ async def test_the_walk_copies_its_tables_on_a_suite_that_others_use(suite: Suit
 
 def walk(values: Mapping[str, str]) -> str:
     """The commands of the README's ``sh`` block, with other values of these variables."""
+    script: str
     [script] = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     for name, value in values.items():
         script, count = re.subn(rf"^{name}=\S+", f"{name}={value}", script, flags=re.MULTILINE)
