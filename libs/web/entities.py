@@ -32,7 +32,7 @@ BodyT = TypeVar("BodyT", bound=BaseModel)
 Identify = Callable[[str], int | str | None]
 """The id that a text of the path names, None where no entity can have it."""
 
-Permit = Callable[[Call, Entity[Any]], bool]
+Permit = Callable[[Call, Entity[Any]], Awaitable[bool]]
 """Whether the call may see the entity: if not, it does not exist for the caller. May raise another refusal."""
 
 
@@ -42,12 +42,12 @@ def number(text: str) -> int | None:
     return found if found is not None and found <= NUMBER_MAX else None
 
 
-def in_project(call: Call, entity: Entity[Any]) -> bool:
+async def in_project(call: Call, entity: Entity[Any]) -> bool:
     """Entities belong to the project that the route names."""
     return entity.project_id == call.project_id
 
 
-def in_any_project(call: Call, entity: Entity[Any]) -> bool:
+async def in_any_project(call: Call, entity: Entity[Any]) -> bool:
     """Entities belong to any of the caller's projects."""
     return entity.project_id in call.caller.projects
 
@@ -72,23 +72,24 @@ class Entities(Generic[State]):
         not_found_code: str = "not_found",
     ) -> None:
         self.aggregate = aggregate
+        self.noun = aggregate.name.replace("_", " ")
         self.documents = documents
-        self._commands = commands
-        self._parameter = parameter
+        self.commands = commands
+        self.parameter = parameter
         self._identify = identify
         self._permit = permit
         self._not_found_code = not_found_code
 
     async def require(self, call: Call, *, deleted_too: bool = False) -> Entity[State]:
         """The entity that the path names; raises ``NotFound``."""
-        return await self.named(call, call.path(self._parameter), deleted_too=deleted_too)
+        return await self.named(call, call.path(self.parameter), deleted_too=deleted_too)
 
     async def named(self, call: Call, text: str, *, deleted_too: bool = False) -> Entity[State]:
         """The entity with the id in a text; raises ``NotFound``."""
         identifier = self._identify(text)
         entity = None if identifier is None else await self.documents.get(self.aggregate, identifier)
-        if entity is None or (is_deleted(entity) and not deleted_too) or not self._permit(call, entity):
-            raise NotFound(f"{self.aggregate.name} {text[:64]} does not exist", code=self._not_found_code)
+        if entity is None or (is_deleted(entity) and not deleted_too) or not await self._permit(call, entity):
+            raise NotFound(f"{self.noun} {text[:64]} does not exist", code=self._not_found_code)
         return entity
 
     async def at(self, call: Call, moment: datetime | None) -> Entity[State]:
@@ -98,7 +99,7 @@ class Entities(Generic[State]):
         entity = await self.require(call, deleted_too=True)
         then = await self.documents.as_of(self.aggregate, entity.id, moment)
         if then is None or is_deleted(then):
-            message = f"{self.aggregate.name} {entity.id} did not exist at that moment"
+            message = f"{self.noun} {entity.id} did not exist at that moment"
             raise NotFound(message, code=self._not_found_code)
         return replace(then, project_id=entity.project_id)
 
@@ -121,7 +122,7 @@ class Entities(Generic[State]):
 
     async def handle(self, call: Call, entity_id: int | str, command: Any) -> Entity[State]:
         """Hand a command over, under the call's conditions and its Idempotency-Key; a new id begins a stream."""
-        handled = await self._commands.handle(
+        handled = await self.commands.handle(
             self.aggregate,
             entity_id,
             command,
@@ -148,7 +149,7 @@ class EntityRoutes(Generic[State, Shown]):
         entities: those that a call may touch.
     """
 
-    path: ClassVar[str]
+    path: str
     tag: ClassVar[str]
     shown: ClassVar[Any]
     id_pattern: ClassVar[str] = r":\d+"
@@ -157,11 +158,11 @@ class EntityRoutes(Generic[State, Shown]):
 
     def __init__(self, entities: Entities[State]) -> None:
         self.entities = entities
-        self.noun = entities.aggregate.name.replace("_", " ")
-        self.one = f"{self.path}/{{id{self.id_pattern}}}"
+        self.noun = entities.noun
+        self.one = f"{self.path}/{{{entities.parameter}{self.id_pattern}}}"
 
-    async def view(self, call: Call, entity: Entity[State]) -> Shown:
-        """What the API shows of an entity."""
+    async def view(self, call: Call, entity: Entity[State], *, is_past: bool = False) -> Shown:
+        """What the API shows of an entity; ``is_past`` where it is shown as it stood at an earlier moment."""
         raise NotImplementedError
 
     async def answer(self, call: Call, entity: Entity[State], message: str = "") -> Answer[Shown]:
@@ -176,8 +177,9 @@ class EntityRoutes(Generic[State, Shown]):
     async def get(self, call: Call, query: OneQuery) -> Answer[Shown]:
         """One as it stands; with ``as_of`` as it stood at that moment."""
         entity = await self.entities.at(call, query.as_of)
-        version = entity.version if query.as_of is None else None
-        return Answer(await self.view(call, entity), version, embeds_others=self.embeds_others)
+        is_past = query.as_of is not None
+        shown = await self.view(call, entity, is_past=is_past)
+        return Answer(shown, None if is_past else entity.version, embeds_others=self.embeds_others)
 
     async def history(self, call: Call, query: HistoryQuery) -> list[EventShown]:
         """The events of one, newest first; those of a deleted one stay readable."""
@@ -185,10 +187,19 @@ class EntityRoutes(Generic[State, Shown]):
 
     def reading(self) -> list[DescribedRoute]:
         """The routes that list them, and show one and its history."""
+        listed = list[self.shown]  # type: ignore[name-defined]
+        return [self.route("GET", self.path, self.page, f"List the {self.noun}s", answer=listed), *self.reading_one()]
+
+    def reading_one(self, history: routes.CallHandler | None = None) -> list[DescribedRoute]:
+        """The routes that show one and its history.
+
+        Args:
+            history: shows it in another shape than a list.
+        """
+        named = f"{'an' if self.noun[0] in 'aeiouAEIO' else 'a'} {self.noun}"
         return [
-            self.route("GET", self.path, self.page, f"List the {self.noun}s", answer=list[self.shown]),  # type: ignore[name-defined]
-            self.route("GET", self.one, self.get, f"Fetch a {self.noun}", answer=self.shown, versioned=True),
-            self.route("GET", f"{self.one}/history", self.history, f"The history of a {self.noun}"),
+            self.route("GET", self.one, self.get, f"Fetch {named}", answer=self.shown, versioned=True),
+            self.route("GET", f"{self.one}/history", history or self.history, f"The history of {named}"),
         ]
 
     def creating(
@@ -242,7 +253,7 @@ class EntityRoutes(Generic[State, Shown]):
         self, method: str, path: str, handler: routes.CallHandler, summary: str, **described: Any
     ) -> DescribedRoute:
         """A route of this kind, see ``libs.web.routes.route``."""
-        shapes = {"id": self.id_shape} if path.startswith(self.one) else None
+        shapes = {self.entities.parameter: self.id_shape} if path.startswith(self.one) else None
         return routes.route(method, path, handler, summary, tag=self.tag, path_shapes=shapes, **described)
 
 

@@ -19,6 +19,7 @@ from pydantic_core.core_schema import TypedDictSchema
 
 from libs.core.scopes import SCOPES
 from libs.web.errors import PROBLEM, family_of
+from libs.web.scopes import scope_of
 
 Json = dict[str, Any]
 Shape = Any
@@ -304,7 +305,8 @@ Every answer has an `X-Request-Id`. Bodies are JSON in UTF-8 and may come with `
 answers are compressed on `Accept-Encoding: gzip`, with an `ETag` of their own. Pages shift while others write; the
 change feed of records does not. Timestamps are ISO 8601 in UTC. Errors have the shape of their family, and that of
 RFC 9457 everywhere on `Accept: application/problem+json`. `Idempotency-Key` on a POST makes repeating it safe for 24
-hours. A key may be sent as `Authorization: Bearer <key>` or raw in `Authorization`."""
+hours. A key may be sent as `Authorization: Bearer <key>` or raw in `Authorization`. `x-required-scope` is the scope
+that a key or an OAuth token needs for an operation; null where any will do."""
 
 _SECURITY_SCHEMES: Json = {
     "bearer": {
@@ -472,6 +474,8 @@ class _Writer:
         written["tags"] = [described.tag]
         if self.is_public:
             written["security"] = []
+        elif self.is_served:
+            written["x-required-scope"] = scope_of(template_of(self.route.path), changes=described.changes)
         if parameters := [*self._path_parameters(), *self._query_parameters(), *self._header_parameters()]:
             written["parameters"] = parameters
         if described.body is not None:

@@ -161,9 +161,9 @@ def _kinds_of(annotation: Any) -> Iterator[Any]:
             yield from _kinds_of(part)
 
 
-def invalid_field(field: str, message: str) -> InvalidInput:
+def invalid_field(field: str, message: str, code: str = "invalid") -> InvalidInput:
     """The refusal of one field or header."""
-    return InvalidInput(f"{field}: {message}", errors=[FieldError(field, message)])
+    return InvalidInput(f"{field}: {message}", errors=[FieldError(field, message, code)])
 
 
 def principal_of(request: web.Request) -> Principal:

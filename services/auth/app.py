@@ -15,10 +15,18 @@ from services.auth.domain.oauth_client import OAUTH_CLIENT
 from services.auth.domain.project import PROJECT
 from services.auth.domain.user import USER
 from services.auth.expiry import ExpiryAnnouncer
-from services.auth.http import AccountRoutes, KeyRoutes, PlatformRoutes, UserRoutes, internal_routes
+from services.auth.http import (
+    AccountRoutes,
+    ClientRoutes,
+    KeyRoutes,
+    PlatformRoutes,
+    ProjectRoutes,
+    TokenRoutes,
+    UserRoutes,
+    internal_routes,
+)
 from services.auth.keys import Keys
 from services.auth.oauth import OauthClients, OauthTokens
-from services.auth.oauth_http import OauthRoutes
 from services.auth.passwords import Passwords
 from services.auth.queries import INDEXES, LOGIN_FAILURES, AuthQueries
 from services.auth.sessions import Sessions
@@ -29,14 +37,14 @@ from services.auth.usage import Usage
 @asynccontextmanager
 async def start(context: ServiceContext[AuthSettings]) -> AsyncIterator[Sequence[web.AbstractRouteDef]]:
     """Open the service's own parts; what was noted of sessions and keys is written at the end."""
-    settings, documents, clock = context.settings, context.documents, context.clock
+    settings, documents, commands, clock = context.settings, context.documents, context.commands, context.clock
     queries = AuthQueries(documents)
     sessions = Sessions(documents, clock, settings.session_ttl_seconds)
     usage = Usage(documents, sessions, clock)
     passwords = Passwords()
     bootstrap_key = None if settings.api_key is None else settings.api_key.get_secret_value()
     accounts = Accounts(
-        commands=context.commands,
+        commands=commands,
         queries=queries,
         sequences=context.sequences,
         passwords=passwords,
@@ -44,7 +52,8 @@ async def start(context: ServiceContext[AuthSettings]) -> AsyncIterator[Sequence
         throttle_accounts=_throttle(context, "account", settings.login_free_attempts),
         throttle_addresses=_throttle(context, "address", settings.login_free_attempts_per_address),
     )
-    keys = Keys(context.commands, queries, clock)
+    keys = Keys(documents, commands, queries, clock)
+    clients = OauthClients(documents, commands, queries)
     tokens = OauthTokens(
         documents,
         queries,
@@ -53,16 +62,18 @@ async def start(context: ServiceContext[AuthSettings]) -> AsyncIterator[Sequence
         throttle_addresses=_throttle(context, "token_address", settings.login_free_attempts_per_address),
     )
     credentials = Credentials(queries, sessions, tokens, usage, clock, bootstrap_key)
-    announcer = ExpiryAnnouncer(context.commands, queries, clock)
+    announcer = ExpiryAnnouncer(commands, queries, clock)
     context.tasks.start("usage", usage.run)
     context.tasks.start("key-expiry", lambda: context.leases.run_while_leader("key-expiry", announcer.run))
     try:
         yield [
             *AccountRoutes(settings, accounts, sessions, passwords).routes(),
             *PlatformRoutes(installed_version()).routes(),
-            *UserRoutes(accounts, queries, sessions, passwords).routes(),
-            *KeyRoutes(keys, queries).routes(),
-            *OauthRoutes(OauthClients(context.commands, queries), tokens, queries).routes(),
+            *ProjectRoutes(documents, commands, queries).routes(),
+            *UserRoutes(documents, commands, accounts, queries, sessions, passwords).routes(),
+            *(route for root in ("/api/v2", "/v2") for route in KeyRoutes(root, keys, queries).routes()),
+            *(route for root in ("/api/v2", "/v2") for route in ClientRoutes(root, clients, queries).routes()),
+            *TokenRoutes(tokens).routes(),
             *internal_routes(credentials),
         ]
     finally:

@@ -1,14 +1,39 @@
-"""What a caller may grant, never more than it holds itself, and whose credentials it may change."""
+"""Granting credentials: never more than the caller holds, changed by whom, and their secrets shown once."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from libs.contracts.auth import Plan
+from libs.core.decider import Act
+from libs.core.envelope import Frozen
 from libs.core.errors import FieldError, Forbidden
 from libs.core.principal import FIRST_PROJECT_ID, Principal
 from libs.core.scopes import ALL_SCOPES
-from libs.eventsourcing.command_handler import Entity
+from libs.eventsourcing.command_handler import CommandHandler
+from libs.eventsourcing.event_store import SideWrite
+from libs.eventsourcing.requests import Entity, Work
+from libs.web.calls import Call
 from services.auth.domain.api_key import ApiKey
 from services.auth.domain.oauth_client import OauthClient
+
+State = TypeVar("State", bound=Frozen)
+
+
+@dataclass(frozen=True, slots=True)
+class Issued(Generic[State]):
+    """``secret`` is shown once: None in the answer to a repeated request."""
+
+    entity: Entity[State]
+    secret: str | None
+
+
+async def issue_once(commands: CommandHandler, call: Call, act: Act, secret: str, kept: SideWrite) -> Issued[Any]:
+    """Store a credential's event together with ``kept``, the document that holds its secret's hash."""
+    outcome = await commands.execute(Work([act], call.metadata, [kept], call.idempotency))
+    entity = outcome.entities[0]
+    assert entity is not None
+    return Issued(replace(entity, project_id=call.project_id), None if outcome.replayed else secret)
 
 
 def refuse_more_than_own(caller: Principal, scopes: Sequence[str], developer_id: str | None) -> None:
@@ -31,10 +56,8 @@ def require_right_to_plan(caller: Principal, plan: Plan) -> None:
         raise Forbidden(message, code="not_an_operator", errors=[FieldError("plan", message)])
 
 
-def require_control(
-    caller: Principal, project_id: int | None, credential: Entity[ApiKey] | Entity[OauthClient], member_id: int | None
-) -> None:
-    """Raise ``Forbidden`` unless the caller may rotate, rename or revoke a credential of the project.
+def require_control(caller: Principal, credential: Entity[ApiKey] | Entity[OauthClient], member_id: int | None) -> None:
+    """Raise ``Forbidden`` unless the caller may rotate, rename or revoke a credential.
 
     An owner of the project may change every credential, a member those that act on the member's behalf, and a key
     itself.
@@ -42,6 +65,7 @@ def require_control(
     Args:
         member_id: the user on whose behalf the caller acts, None when there is none.
     """
+    project_id = credential.project_id
     owns_project = project_id is not None and caller.projects.get(project_id) == "owner"
     is_itself = caller.kind in ("api_key", "oauth_client") and caller.subject == str(credential.id)
     if owns_project or is_itself or (member_id is not None and member_id == credential.state.member_id):

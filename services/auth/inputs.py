@@ -1,20 +1,24 @@
-"""What requests may hold: the bounds and shapes of every field, in the words of the answers that refuse them."""
+"""Bodies and queries: the bounds and shapes of every field."""
 
 import re
 from typing import Annotated, Literal
+from urllib.parse import parse_qsl
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from aiohttp import web
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from libs.contracts.auth import Plan
+from libs.core.errors import FixRequest, UnsupportedMediaType
 from libs.core.principal import Role
-from libs.core.validation import PastMoment
+from libs.web.body import read_bytes
+from libs.web.inputs import NUMBER_MAX, Body, Query, StrictBody, StrictQuery
 from services.auth.domain.scopes import Permission
 
 PASSWORD_LENGTH_MAX = 1024
 LOGIN_LENGTH_MAX = 320
 KEYS_LISTED_MAX = 1_000
-HISTORY_EVENTS_MAX = 1_000
-VERSION_MAX = 2**53
+FORM = "application/x-www-form-urlencoded"
+FORM_FIELDS_MAX = 50
 LIFETIME_DAYS_MAX = 3650
 OVERLAP_SECONDS_DEFAULT = 24 * 60 * 60
 OVERLAP_SECONDS_MAX = 30 * 24 * 60 * 60
@@ -54,12 +58,6 @@ Password = Annotated[
 ]
 
 
-class Body(BaseModel):
-    """A body of the project family, which does not mind what it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
-
-
 class SignupBody(Body):
     email: Email
     username: Username
@@ -92,42 +90,34 @@ class UserChangeBody(Body):
     current_password: str | None = Field(default=None, max_length=PASSWORD_LENGTH_MAX, examples=["correct horse"])
 
 
-class NewKeyBody(BaseModel):
+class NewKeyBody(StrictBody):
     """``scopes`` left out: all that the permission allows; empty: none. ``plan`` is the operator's to raise."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, max_length=128, examples=["nightly export"])
     permission: Permission = "read-write"
-    scopes: list[str] | None = Field(default=None, max_length=64)
+    scopes: tuple[str, ...] | None = Field(default=None, max_length=64)
     expires_in_days: int = Field(default=90, ge=1, le=LIFETIME_DAYS_MAX)
     project_id: int | None = None
     developer_id: str | None = Field(default=None, min_length=1, max_length=128)
     plan: Plan = "standard"
 
 
-class KeyChangeBody(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class KeyChangeBody(StrictBody):
     name: str = Field(min_length=1, max_length=128)
 
 
-class RotationBody(BaseModel):
+class RotationBody(StrictBody):
     """``overlap_seconds``: how long the former secret stays good; ``expires_in_days``: of the new one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     overlap_seconds: int = Field(default=OVERLAP_SECONDS_DEFAULT, ge=0, le=OVERLAP_SECONDS_MAX)
     expires_in_days: int | None = Field(default=None, ge=1, le=LIFETIME_DAYS_MAX)
 
 
-class NewClientBody(BaseModel):
+class NewClientBody(StrictBody):
     """``scopes`` left out: all; empty: none. ``plan`` is the operator's to raise."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str = Field(min_length=1, max_length=128, examples=["nightly import"])
-    scopes: list[str] | None = Field(default=None, max_length=64, examples=[["sync:read"]])
+    scopes: tuple[str, ...] | None = Field(default=None, max_length=64, examples=[["sync:read"]])
     project_id: int | None = None
     developer_id: str | None = Field(default=None, min_length=1, max_length=128)
     plan: Plan = "standard"
@@ -142,32 +132,33 @@ class TokenForm(BaseModel):
     client_secret: str | None = None
 
 
-class ProjectQuery(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
+class ProjectQuery(Query):
     project_id: int | None = None
 
 
-class KeysQuery(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class KeysQuery(StrictQuery):
     limit: int = Field(default=100, ge=1, le=KEYS_LISTED_MAX)
-    offset: int = Field(default=0, ge=0, le=VERSION_MAX)
+    offset: int = Field(default=0, ge=0, le=NUMBER_MAX)
     project_id: int | None = None
 
 
-class OneQuery(BaseModel):
-    """``as_of``: show the entity as it stood at that moment."""
+async def read_form(request: web.Request) -> dict[str, str]:
+    """The parameters of a form; those without a value count as left out (RFC 6749 section 3.2).
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    as_of: PastMoment | None = None
-
-
-class HistoryQuery(BaseModel):
-    """``before``: only events below this version."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    before: int = Field(default=VERSION_MAX, ge=1, le=VERSION_MAX)
-    limit: int = Field(default=100, ge=1, le=HISTORY_EVENTS_MAX)
+    Raises:
+        UnsupportedMediaType: the body is no form.
+        FixRequest: a parameter occurs twice, or in the URL, where logs would keep it.
+    """
+    if request.query:
+        raise FixRequest("parameters belong in the body, never in the URL", code="invalid_request")
+    if request.content_type != FORM:
+        raise UnsupportedMediaType(f"the content type must be {FORM}", code="invalid_request")
+    body = await read_bytes(request)
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=FORM_FIELDS_MAX, errors="strict")
+    except ValueError:
+        raise FixRequest("the body is not a form in UTF-8", code="invalid_request") from None
+    form = dict(pairs)
+    if len(form) != len(pairs):
+        raise FixRequest("a parameter occurs twice", code="invalid_request")
+    return {name: value for name, value in form.items() if value}

@@ -1,17 +1,17 @@
-"""API keys: issuing, rotating, renaming and revoking them, with what is kept beside their events."""
+"""API keys: issuing, rotating, renaming and revoking them, with their secrets' hashes beside their events."""
 
-from dataclasses import dataclass
 from datetime import timedelta
 
-from libs.contracts.auth import Plan
 from libs.core.clock import Clock
-from libs.core.decider import Act, ExpectedVersion
-from libs.core.envelope import Metadata
+from libs.core.decider import Act
 from libs.core.ids import uuid7
-from libs.core.principal import Principal
-from libs.eventsourcing.command_handler import CommandHandler, Entity, IdempotencyKey, Work
+from libs.eventsourcing.command_handler import CommandHandler
+from libs.eventsourcing.documents import Documents
 from libs.eventsourcing.event_store import SideWrite
+from libs.eventsourcing.requests import Entity
 from libs.mongodb.client import Document
+from libs.web.calls import Call
+from libs.web.entities import Entities, in_any_project
 from services.auth.domain.api_key import (
     API_KEY,
     FIRST_SECRET,
@@ -21,49 +21,37 @@ from services.auth.domain.api_key import (
     RevokeApiKey,
     RotateApiKey,
 )
-from services.auth.domain.scopes import Permission, granted_scopes
-from services.auth.grants import refuse_more_than_own, require_control, require_right_to_plan
+from services.auth.domain.scopes import granted_scopes
+from services.auth.grants import (
+    Issued,
+    issue_once,
+    refuse_more_than_own,
+    require_control,
+    require_right_to_plan,
+)
+from services.auth.inputs import NewKeyBody, RotationBody
 from services.auth.queries import SECRETS, AuthQueries, api_key_id
 from services.auth.tokens import new_api_key, shown_prefix, token_hash
 
 
-@dataclass(frozen=True, slots=True)
-class KeyWanted:
-    """``scopes`` None means all that the permission allows."""
+class Keys(Entities[ApiKey]):
+    """The API keys of the caller's projects."""
 
-    name: str
-    permission: Permission
-    scopes: tuple[str, ...] | None
-    developer_id: str | None
-    expires_in_days: int
-    plan: Plan = "standard"
-
-
-@dataclass(frozen=True, slots=True)
-class IssuedKey:
-    """``secret`` is the key itself, None when a repeated request was answered again: it is shown once."""
-
-    entity: Entity[ApiKey]
-    secret: str | None
-
-
-class Keys:
-    """The use cases of API keys."""
-
-    def __init__(self, commands: CommandHandler, queries: AuthQueries, clock: Clock) -> None:
-        self._commands = commands
+    def __init__(self, documents: Documents, commands: CommandHandler, queries: AuthQueries, clock: Clock) -> None:
+        super().__init__(
+            API_KEY,
+            documents,
+            commands,
+            parameter="keyid",
+            identify=str,
+            permit=in_any_project,
+            not_found_code="key_not_found",
+        )
         self._queries = queries
         self._clock = clock
 
-    async def issue(
-        self,
-        issuer: Principal,
-        project_id: int,
-        wanted: KeyWanted,
-        metadata: Metadata,
-        idempotency: IdempotencyKey | None,
-    ) -> IssuedKey:
-        """Issue a key for the project.
+    async def issue(self, call: Call, wanted: NewKeyBody) -> Issued[ApiKey]:
+        """Issue a key for the call's project.
 
         Raises:
             InvalidInput: a scope that is unknown or that the permission excludes.
@@ -79,61 +67,48 @@ class Keys:
             developer_id=wanted.developer_id,
             expires_at=self._clock.now() + timedelta(days=wanted.expires_in_days),
             plan=wanted.plan,
-            member_id=await self._queries.member_behind(issuer),
+            member_id=await self._queries.member_behind(call.caller),
         )
-        refuse_more_than_own(issuer, scopes, command.developer_id)
-        require_right_to_plan(issuer, command.plan)
-        secret = _secret(key, key_id, FIRST_SECRET, project_id)
-        return await self._shown_once(key, Work([Act(API_KEY, key_id, command)], metadata, [secret], idempotency))
+        refuse_more_than_own(call.caller, scopes, command.developer_id)
+        require_right_to_plan(call.caller, command.plan)
+        secret = _secret(key, key_id, FIRST_SECRET, call.project_id)
+        return await issue_once(self.commands, call, Act(API_KEY, key_id, command), key, secret)
 
-    async def rotate(
-        self,
-        caller: Principal,
-        key: Entity[ApiKey],
-        project_id: int,
-        overlap: timedelta,
-        lifetime: timedelta | None,
-        metadata: Metadata,
-        expected_version: ExpectedVersion,
-        idempotency: IdempotencyKey | None,
-    ) -> IssuedKey:
-        """Give a key another secret; the former one stays good for ``overlap``, but not beyond its own end.
+    async def rotate(self, call: Call, wanted: RotationBody) -> Issued[ApiKey]:
+        """Give the key that the path names another secret; the former one stays good for the overlap, but not beyond
+        its own end.
 
         Raises:
             Forbidden: the key holds more than its caller does, or is another member's.
             Conflict: it was revoked.
         """
-        await self._require_control(caller, key, metadata)
-        refuse_more_than_own(caller, key.state.scopes, key.state.developer_id)
+        key = await self._controlled(call)
+        call = call.in_project(key.project_id)
+        refuse_more_than_own(call.caller, key.state.scopes, key.state.developer_id)
         secret_id, text = uuid7(), new_api_key()
+        overlap = timedelta(seconds=wanted.overlap_seconds)
+        lifetime = None if wanted.expires_in_days is None else timedelta(days=wanted.expires_in_days)
         command = RotateApiKey(secret_id, shown_prefix(text), self._clock.now(), overlap, lifetime)
-        secret = _secret(text, str(key.id), secret_id, project_id)
-        act = Act(API_KEY, key.id, command, expected_version)
-        return await self._shown_once(text, Work([act], metadata, [secret], idempotency))
+        secret = _secret(text, str(key.id), secret_id, call.project_id)
+        return await issue_once(self.commands, call, Act(API_KEY, key.id, command, call.expected_version), text, secret)
 
-    async def rename(
-        self, caller: Principal, key: Entity[ApiKey], name: str, metadata: Metadata, expected_version: ExpectedVersion
-    ) -> Entity[ApiKey]:
-        await self._require_control(caller, key, metadata)
-        return await self._commands.handle(
-            API_KEY, key.id, RenameApiKey(name), metadata, expected_version=expected_version
-        )
+    async def rename(self, call: Call, name: str) -> Entity[ApiKey]:
+        """Rename the key that the path names."""
+        return await self._change(call, RenameApiKey(name))
 
-    async def revoke(
-        self, caller: Principal, key: Entity[ApiKey], metadata: Metadata, expected_version: ExpectedVersion
-    ) -> Entity[ApiKey]:
-        """Revoke a key; all its secrets are refused from the moment that this returns."""
-        await self._require_control(caller, key, metadata)
-        return await self._commands.handle(API_KEY, key.id, RevokeApiKey(), metadata, expected_version=expected_version)
+    async def revoke(self, call: Call) -> Entity[ApiKey]:
+        """Revoke the key that the path names; all its secrets are refused from the moment that this returns."""
+        return await self._change(call, RevokeApiKey())
 
-    async def _require_control(self, caller: Principal, key: Entity[ApiKey], metadata: Metadata) -> None:
-        require_control(caller, metadata.project_id, key, await self._queries.member_behind(caller))
+    async def _change(self, call: Call, command: RenameApiKey | RevokeApiKey) -> Entity[ApiKey]:
+        key = await self._controlled(call)
+        return await self.handle(call.in_project(key.project_id), key.id, command)
 
-    async def _shown_once(self, secret: str, work: Work) -> IssuedKey:
-        outcome = await self._commands.execute(work)
-        entity = outcome.entities[0]
-        assert entity is not None
-        return IssuedKey(entity, None if outcome.replayed else secret)
+    async def _controlled(self, call: Call) -> Entity[ApiKey]:
+        """The key that the path names; raises ``Forbidden`` unless the caller may change it."""
+        key = await self.require(call)
+        require_control(call.caller, key, await self._queries.member_behind(call.caller))
+        return key
 
 
 def _secret(text: str, key_id: str, secret_id: str, project_id: int) -> SideWrite:

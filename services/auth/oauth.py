@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from urllib.parse import unquote_plus
 
-from libs.contracts.auth import Plan
 from libs.core.clock import Clock
-from libs.core.decider import Act, ExpectedVersion
-from libs.core.envelope import Metadata
+from libs.core.decider import Act
 from libs.core.errors import FixRequest, InvalidInput, Unauthenticated
 from libs.core.ids import uuid7
-from libs.core.principal import Principal
 from libs.core.scopes import ALL_SCOPES, SCOPES
-from libs.eventsourcing.command_handler import CommandHandler, Entity, IdempotencyKey, Work
+from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
 from libs.eventsourcing.event_store import SideWrite
-from libs.eventsourcing.requests import state_of
+from libs.eventsourcing.requests import Entity, state_of
+from libs.web.calls import Call
+from libs.web.entities import Entities, in_any_project
 from services.auth.domain.oauth_client import OAUTH_CLIENT, IssueOauthClient, OauthClient, RevokeOauthClient
 from services.auth.domain.scopes import granted_scopes
-from services.auth.grants import refuse_more_than_own, require_control, require_right_to_plan
+from services.auth.grants import Issued, issue_once, refuse_more_than_own, require_control, require_right_to_plan
+from services.auth.inputs import NewClientBody
 from services.auth.queries import OAUTH_TOKENS, SECRETS, AuthQueries, client_secret_id
 from services.auth.throttle import LoginThrottle
 from services.auth.tokens import new_access_token, new_client_secret, token_hash
@@ -33,24 +33,6 @@ from services.auth.tokens import new_access_token, new_client_secret, token_hash
 TOKEN_SECONDS = 3600
 GRANT_TYPE = "client_credentials"
 _NO_HASH = token_hash("")
-
-
-@dataclass(frozen=True, slots=True)
-class ClientWanted:
-    """``scopes`` None means all."""
-
-    name: str
-    scopes: tuple[str, ...] | None
-    developer_id: str | None
-    plan: Plan = "standard"
-
-
-@dataclass(frozen=True, slots=True)
-class IssuedClient:
-    """``secret`` is None when a repeated request was answered again: it is shown once."""
-
-    entity: Entity[OauthClient]
-    secret: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +68,23 @@ class KnownToken:
     expires_at: datetime
 
 
-class OauthClients:
-    """The use cases of clients."""
+class OauthClients(Entities[OauthClient]):
+    """The OAuth clients of the caller's projects."""
 
-    def __init__(self, commands: CommandHandler, queries: AuthQueries) -> None:
-        self._commands = commands
+    def __init__(self, documents: Documents, commands: CommandHandler, queries: AuthQueries) -> None:
+        super().__init__(
+            OAUTH_CLIENT,
+            documents,
+            commands,
+            parameter="clientid",
+            identify=str,
+            permit=in_any_project,
+            not_found_code="client_not_found",
+        )
         self._queries = queries
 
-    async def issue(
-        self, issuer: Principal, wanted: ClientWanted, metadata: Metadata, idempotency: IdempotencyKey | None
-    ) -> IssuedClient:
-        """Issue a client for the project in ``metadata``.
+    async def issue(self, call: Call, wanted: NewClientBody) -> Issued[OauthClient]:
+        """Issue a client for the call's project.
 
         Raises:
             InvalidInput: an unknown scope.
@@ -104,28 +92,20 @@ class OauthClients:
         """
         client_id, secret = uuid7(), new_client_secret()
         scopes = granted_scopes("read-write", wanted.scopes)
-        refuse_more_than_own(issuer, scopes, wanted.developer_id)
-        require_right_to_plan(issuer, wanted.plan)
-        member_id = await self._queries.member_behind(issuer)
+        refuse_more_than_own(call.caller, scopes, wanted.developer_id)
+        require_right_to_plan(call.caller, wanted.plan)
+        member_id = await self._queries.member_behind(call.caller)
         command = IssueOauthClient(wanted.name, scopes, wanted.developer_id, wanted.plan, member_id)
         identifier = client_secret_id(client_id)
         kept = {"_id": identifier, "kind": "oauth_client", "client_id": client_id, "hash": token_hash(secret)}
-        acts = [Act(OAUTH_CLIENT, client_id, command)]
-        outcome = await self._commands.execute(
-            Work(acts, metadata, [SideWrite(SECRETS, identifier, kept)], idempotency)
-        )
-        entity = outcome.entities[0]
-        assert entity is not None
-        return IssuedClient(entity, None if outcome.replayed else secret)
+        act = Act(OAUTH_CLIENT, client_id, command)
+        return await issue_once(self.commands, call, act, secret, SideWrite(SECRETS, identifier, kept))
 
-    async def revoke(
-        self, caller: Principal, client: Entity[OauthClient], metadata: Metadata, expected_version: ExpectedVersion
-    ) -> Entity[OauthClient]:
-        """Revoke a client; its tokens are refused from the moment that this returns."""
-        require_control(caller, metadata.project_id, client, await self._queries.member_behind(caller))
-        return await self._commands.handle(
-            OAUTH_CLIENT, client.id, RevokeOauthClient(), metadata, expected_version=expected_version
-        )
+    async def revoke(self, call: Call) -> Entity[OauthClient]:
+        """Revoke the client that the path names; its tokens are refused from the moment that this returns."""
+        client = await self.require(call)
+        require_control(call.caller, client, await self._queries.member_behind(call.caller))
+        return await self.handle(call.in_project(client.project_id), client.id, RevokeOauthClient())
 
 
 class OauthTokens:

@@ -1,17 +1,16 @@
 """Reads of users, projects, keys and their secrets."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, TypeVar
 
 from libs.core.decider import Aggregate
-from libs.core.envelope import Envelope, Frozen
-from libs.core.errors import NotFound
+from libs.core.envelope import Frozen
 from libs.core.principal import Principal, Role
 from libs.eventsourcing.command_handler import Entity
 from libs.eventsourcing.documents import Documents, entity_of
-from libs.mongodb.client import ASCENDING, DESCENDING, Document, IndexModel
+from libs.mongodb.client import ASCENDING, Document, IndexModel
 from services.auth.domain.api_key import API_KEY, ApiKey
 from services.auth.domain.oauth_client import OAUTH_CLIENT, OauthClient
 from services.auth.domain.project import PROJECT, Project
@@ -108,20 +107,10 @@ class AuthQueries:
 
     async def page(
         self, aggregate: Aggregate[State], project_ids: Iterable[int], limit: int, offset: int
-    ) -> list[tuple[Entity[State], int]]:
-        """Keys or clients with their project's id, newest first; revoked and expired ones too."""
-        cursor = self._documents.collection(aggregate.collection).find({"project_id": {"$in": list(project_ids)}})
-        page = cursor.sort("_id", DESCENDING).skip(offset).limit(limit)
-        return [(entity_of(aggregate, document), document["project_id"]) async for document in page]
-
-    async def one_in(
-        self, aggregate: Aggregate[State], entity_id: str, principal: Principal
-    ) -> tuple[Entity[State], int] | None:
-        """A key or client of one of the caller's projects, with that project's id."""
-        document = await self._documents.document(aggregate.collection, entity_id)
-        if document is None or document["project_id"] not in principal.projects:
-            return None
-        return entity_of(aggregate, document), document["project_id"]
+    ) -> list[Entity[State]]:
+        """Keys or clients of the projects, newest first; revoked and expired ones too."""
+        criteria = {"project_id": {"$in": list(project_ids)}}
+        return await self._documents.find(aggregate, criteria, limit=limit, skip=offset)
 
     async def expiring_keys(self, after: datetime, until: datetime, limit: int) -> list[tuple[str, int]]:
         """Ids and projects of good keys that end in this time and of which nobody has been told yet."""
@@ -133,19 +122,6 @@ class AuthQueries:
         keys = self._documents.collection(API_KEY.collection)
         found = keys.find(criteria, {"project_id": True}).sort("state.expires_at", ASCENDING).limit(limit)
         return [(document["_id"], document["project_id"]) async for document in found]
-
-    async def as_of(self, aggregate: Aggregate[State], entity_id: int | str, moment: datetime) -> Entity[State]:
-        """An entity as it stood at a moment; raises ``NotFound`` when it was not there yet."""
-        entity = await self._documents.as_of(aggregate, entity_id, moment)
-        if entity is None:
-            raise NotFound(f"{aggregate.name} {entity_id} did not exist then")
-        return entity
-
-    async def history(
-        self, aggregate: Aggregate[Any], entity_id: int | str, before_version: int, limit: int
-    ) -> Sequence[Envelope]:
-        """An entity's events below a version, newest first."""
-        return await self._documents.events_before(aggregate, entity_id, before_version, limit)
 
     async def key_of(self, key_hash: str) -> tuple[Entity[ApiKey], int, str] | None:
         """What a presented key opens: the key, its project, and which of its secrets this is."""

@@ -108,7 +108,7 @@ def record_id_of(text: str) -> str | None:
     return identifier if identifier == text.lower() else None
 
 
-def _permit(call: Call, record: Entity[Record]) -> bool:
+async def _permit(call: Call, record: Entity[Record]) -> bool:
     if record.state.project_id != call.project_id:
         raise Forbidden("the record belongs to another project", code="other_project")
     require_developer(call, record.state.developer_id)

@@ -12,6 +12,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import SecretStr
 
+from libs.core.scopes import SCOPES
 from libs.process.signing_keys import new_signing_key
 from libs.service.running import RunningService, ServiceDefinition, running_service
 from libs.web.openapi import template_of
@@ -61,6 +62,18 @@ async def document(services: dict[str, RunningService[Any]]) -> dict[str, Any]:
         assert response.status == 200
         read: dict[str, Any] = await response.json()
         return read
+
+
+async def test_every_operation_needs_a_scope_that_credentials_can_hold(document: dict[str, Any]) -> None:
+    """A route that the table of scopes does not know would need every scope."""
+    needed = {
+        (method, path): operation["x-required-scope"]
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+        if "x-required-scope" in operation
+    }
+    assert ("post", "/api/v1/project/{projectid}/jobs") in needed
+    assert {operation for operation, scope in needed.items() if scope is not None and scope not in SCOPES} == set()
 
 
 def operations_of(service: RunningService[Any]) -> set[tuple[str, str]]:
