@@ -8,18 +8,19 @@ from libs.core.principal import Principal
 from libs.web.shell import RESPONSE_HEADERS
 from services.gateway.addresses import ClientAddresses
 from services.gateway.credentials import Caller, Credentials
-from services.gateway.permits import Policy, Verdict
-from services.gateway.rate_limits import Policies, RateLimits, headers_of, refusal_of
+from services.gateway.rate_limits.limiter import RateLimiter
+from services.gateway.rate_limits.permits import Policy, Verdict
+from services.gateway.rate_limits.policies import Policies, headers_of, refusal_of
 
 
 class Admission:
     """The gate that every request passes; the answer gets the headers of the limit that it fell under."""
 
     def __init__(
-        self, credentials: Credentials, limits: RateLimits, policies: Policies, addresses: ClientAddresses
+        self, credentials: Credentials, limiter: RateLimiter, policies: Policies, addresses: ClientAddresses
     ) -> None:
         self._credentials = credentials
-        self._limits = limits
+        self._limiter = limiter
         self._policies = policies
         self._addresses = addresses
 
@@ -37,7 +38,7 @@ class Admission:
         """
         address = self._policies.address
         if address is not None and not self._credentials.has_seen_valid(request):
-            verdict = self._limits.knows_exhausted(address, one_client(self.address_of(request)))
+            verdict = self._limiter.known_refusal(address, one_client(self.address_of(request)))
             if verdict is not None:
                 _answer(request, address, verdict)
         try:
@@ -50,14 +51,14 @@ class Admission:
         """Count a request that nobody is known to have sent; raises ``RateLimited``."""
         policy = self._policies.address
         if policy is not None:
-            _answer(request, policy, await self._limits.admit(policy, one_client(self.address_of(request))))
+            _answer(request, policy, await self._limiter.admit(policy, one_client(self.address_of(request))))
 
     async def require_caller(self, request: web.Request, path: str, principal: Principal) -> None:
         """Count a request of a caller; raises ``RateLimited``."""
         policy = self._policies.of(path, principal)
         if policy is not None:
             subject = f"{principal.kind}/{principal.subject}"
-            _answer(request, policy, await self._limits.admit(policy, subject))
+            _answer(request, policy, await self._limiter.admit(policy, subject))
 
 
 def _answer(request: web.Request, policy: Policy, verdict: Verdict) -> None:

@@ -21,7 +21,8 @@ from services.gateway.credentials import Credentials
 from services.gateway.description import Description
 from services.gateway.http import Gateway, OwnRoutes
 from services.gateway.origins import Origins
-from services.gateway.rate_limits import Policies, RateLimits
+from services.gateway.rate_limits.limiter import RateLimiter
+from services.gateway.rate_limits.policies import Policies
 from services.gateway.upstream import Upstream
 
 FORWARDED_TO = ("auth", "catalog", "job_orchestrator", "record_sync", "webhooks")
@@ -48,8 +49,8 @@ async def start(context: ServiceContext[GatewaySettings]) -> AsyncIterator[Seque
         for service in NEEDED:
             context.health.add(service, _readiness_of(probes, settings.url_of(service), context.principals, service))
         context.health.add("worker", _workers_of(probes, settings.url_of("job_orchestrator")))
-        limits = await stack.enter_async_context(_rate_limits(context))
-        admission = Admission(credentials, limits, Policies(settings), ClientAddresses(settings.trusted_proxies))
+        limiter = await stack.enter_async_context(_rate_limiter(context))
+        admission = Admission(credentials, limiter, Policies(settings), ClientAddresses(settings.trusted_proxies))
         origins = Origins(settings.allowed_origins)
         own = OwnRoutes(admission, origins)
         part = part_of([*own.routes(), *operational_routes(context.health)], PUBLIC_PATHS, is_served=False)
@@ -59,19 +60,19 @@ async def start(context: ServiceContext[GatewaySettings]) -> AsyncIterator[Seque
 
 
 @asynccontextmanager
-async def _rate_limits(context: ServiceContext[GatewaySettings]) -> AsyncIterator[RateLimits]:
+async def _rate_limiter(context: ServiceContext[GatewaySettings]) -> AsyncIterator[RateLimiter]:
     settings = context.settings
     client = connect(
         settings.mongodb_url, SERVICE.name, pool_min=settings.database_pool_min, pool_max=settings.database_pool_max
     )
-    limits = RateLimits(client[settings.database_prefix + SERVICE.name], instance=settings.instance)
+    limiter = RateLimiter(client[settings.database_prefix + SERVICE.name], settings.instance)
     try:
         if settings.rate_limits:
-            await limits.open()
-            context.tasks.start("rate-limits", limits.run)
-        yield limits
+            await limiter.open()
+            context.tasks.start("rate-limits", limiter.run)
+        yield limiter
         if settings.rate_limits:
-            await limits.close()
+            await limiter.close()
     finally:
         client.close()
 
