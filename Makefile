@@ -8,7 +8,7 @@ UV_VERSION := 0.13.8
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check fmt bench docs lock clean
+.PHONY: help setup run demo test check fmt bench docs proto lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  \033[1mmake %-8s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ bench: $(VENV)/.dev ## Measure against named baselines; ONLY=write_path picks on
 docs: $(VENV)/.dev ## Write the pages that are made from the code
 	$(BIN)/datasync settings > docs/settings.md
 	$(BIN)/datasync settings --sample > docs/datasync.yaml
+
+proto: $(VENV)/.dev ## Write the schemas of the events from their models
+	$(BIN)/python -m proto.generate
 
 lock: $(UV) ## Pin every dependency of pyproject.toml, with hashes, under requirements/
 	set -e; compile() { $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \

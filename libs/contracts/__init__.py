@@ -1,1 +1,1 @@
-"""The public language of the services: events, one module a topic, and the internal calls."""
+"""What the services tell each other: events, one module per topic, and the internal calls."""

@@ -1,71 +1,76 @@
-"""Events of ``datasync.auth.v1``: users, projects, API keys, OAuth clients.
+"""Events of ``datasync.auth.v1``: users, projects, API keys and OAuth clients.
 
 Streams: ``user-<int>``, ``project-<int>``, ``key-<uuid>``, ``oauth_client-<uuid>``.
 """
 
 from datetime import datetime
-from typing import ClassVar, Literal
+from typing import Literal
 
-from libs.contracts.registry import register
-from libs.core.envelope import Event
+from libs.contracts.registry import PublicEvent
 
 TOPIC = "datasync.auth.v1"
 
 Plan = Literal["standard", "enterprise"]
-"""Which rate limits a credential has."""
+"""Which rate limits apply to a credential."""
 
 
-class AuthEvent(Event):
-    TOPIC: ClassVar[str] = TOPIC
+class AuthEvent(PublicEvent, topic=TOPIC):
+    pass
 
 
 class UserSignedUp(AuthEvent):
-    TYPE: ClassVar[str] = "user_signed_up"
+    """A user account was created."""
+
     username: str
     email: str
 
 
 class UserUpdated(AuthEvent):
-    """The user's e-mail address is another one now."""
+    """A user's e-mail address was changed.
 
-    TYPE: ClassVar[str] = "user_updated"
+    Args:
+        email: the new address.
+    """
+
     email: str
 
 
 class PasswordChanged(AuthEvent):
-    """Every session that was opened with the former password ends here."""
-
-    TYPE: ClassVar[str] = "password_changed"
+    """A user's password was changed. All sessions that were opened with the previous password are closed."""
 
 
 class ProjectCreated(AuthEvent):
-    TYPE: ClassVar[str] = "project_created"
+    """A project was created."""
+
     name: str
 
 
 class MemberAdded(AuthEvent):
-    """On the project's stream."""
+    """A user became a member of the project."""
 
-    TYPE: ClassVar[str] = "member_added"
     user_id: int
     role: Literal["owner", "member"]
 
 
 class MemberRemoved(AuthEvent):
-    """On the project's stream."""
+    """A user is no longer a member of the project."""
 
-    TYPE: ClassVar[str] = "member_removed"
     user_id: int
 
 
 class ApiKeyIssued(AuthEvent):
-    """``prefix`` is the part of the key that lists show; the key itself is never in an event.
+    """An API key was issued. Events never contain the key itself.
 
-    ``member_id`` is the user on whose behalf the key acts: it ends with that user's membership of the project. Keys
-    made with the environment's key have none.
+    Args:
+        prefix: the first characters of the key, by which its holder can recognise it.
+        scopes: the operations that the key allows.
+        developer_id: the only developer whose data the key gives access to; absent if the key is not restricted to one.
+        expires_at: absent if the key does not expire.
+        plan: which rate limits apply to the key. Events written before plans existed lack it: ``standard``.
+        member_id: the user on whose behalf the key acts; the key stops working when that user leaves the project.
+            Absent for keys that were issued with the setting ``API_KEY``.
     """
 
-    TYPE: ClassVar[str] = "api_key_issued"
     name: str
     prefix: str
     permission: Literal["read-only", "read-write"]
@@ -77,17 +82,24 @@ class ApiKeyIssued(AuthEvent):
 
 
 class ApiKeyRenamed(AuthEvent):
-    TYPE: ClassVar[str] = "api_key_renamed"
+    """An API key was given another name.
+
+    Args:
+        name: the new name.
+    """
+
     name: str
 
 
 class ApiKeyRotated(AuthEvent):
-    """The key has another secret; the former one is good until ``previous_valid_until``.
+    """An API key was given a new secret. The previous secret remains valid until ``previous_valid_until``.
 
-    ``secret_id`` is a random name for the new secret, by which nobody can use it.
+    Args:
+        secret_id: a random identifier of the new secret, which does not give access.
+        prefix: the first characters of the key with its new secret.
+        expires_at: when the new secret expires; absent if it does not.
     """
 
-    TYPE: ClassVar[str] = "api_key_rotated"
     secret_id: str
     prefix: str
     previous_valid_until: datetime
@@ -95,20 +107,26 @@ class ApiKeyRotated(AuthEvent):
 
 
 class ApiKeyExpiring(AuthEvent):
-    """Seven days or less are left of a key that has not been rotated; told once."""
+    """An API key expires within seven days. Published once for each secret of the key."""
 
-    TYPE: ClassVar[str] = "api_key_expiring"
     expires_at: datetime
 
 
 class ApiKeyRevoked(AuthEvent):
-    TYPE: ClassVar[str] = "api_key_revoked"
+    """An API key was revoked: it no longer gives access."""
 
 
 class OauthClientIssued(AuthEvent):
-    """The stream's id is the client's; its secret is never in an event. ``member_id`` as in ``ApiKeyIssued``."""
+    """An OAuth client was created. Its client id is the id in the stream's name; events never contain its secret.
 
-    TYPE: ClassVar[str] = "oauth_client_issued"
+    Args:
+        scopes: the operations that the client's tokens may allow.
+        developer_id: the only developer whose data the client has access to; absent if it is not restricted to one.
+        plan: which rate limits apply to the client's tokens.
+        member_id: the user on whose behalf the client acts; the client stops working when that user leaves the project.
+            Absent for clients that were created with the setting ``API_KEY``.
+    """
+
     name: str
     scopes: tuple[str, ...]
     developer_id: str | None = None
@@ -117,24 +135,4 @@ class OauthClientIssued(AuthEvent):
 
 
 class OauthClientRevoked(AuthEvent):
-    """Every token of the client ends here."""
-
-    TYPE: ClassVar[str] = "oauth_client_revoked"
-
-
-EVENTS = (
-    UserSignedUp,
-    UserUpdated,
-    PasswordChanged,
-    ProjectCreated,
-    MemberAdded,
-    MemberRemoved,
-    ApiKeyIssued,
-    ApiKeyRenamed,
-    ApiKeyRotated,
-    ApiKeyExpiring,
-    ApiKeyRevoked,
-    OauthClientIssued,
-    OauthClientRevoked,
-)
-register(EVENTS)
+    """An OAuth client was revoked, and with it all of its tokens."""

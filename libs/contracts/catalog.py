@@ -1,24 +1,24 @@
 """Events of ``datasync.catalog.v1``: sources and destinations. Streams ``source-<int>``, ``destination-<int>``."""
 
 from datetime import datetime
-from typing import ClassVar
 
-from libs.contracts.registry import register
-from libs.core.envelope import Event
+from libs.contracts.registry import PublicEvent
 
 TOPIC = "datasync.catalog.v1"
 
 
-class CatalogEvent(Event):
-    TOPIC: ClassVar[str] = TOPIC
+class CatalogEvent(PublicEvent, topic=TOPIC):
+    pass
 
 
-class ConnectionDefined(CatalogEvent):
-    """What a source or destination is.
+class ConnectionDefined(CatalogEvent, registered=False):
+    """The configuration of a source or destination.
 
     Args:
-        config_json: the configuration as JSON text, every secret replaced by its masked reference.
-        secret_ref: the id of the stored secrets, None where the configuration has none.
+        type: the connector, such as ``postgres``.
+        version: the connector's version.
+        config_json: the configuration as JSON text, with a reference in place of every secret.
+        secret_ref: the id of the stored secrets; absent if the configuration has none.
     """
 
     name: str
@@ -28,86 +28,73 @@ class ConnectionDefined(CatalogEvent):
     secret_ref: str | None = None
 
 
-class SourceCreated(ConnectionDefined):
-    TYPE: ClassVar[str] = "source_created"
+class ConnectionReferenced(CatalogEvent, registered=False):
+    """A job reserved a source or destination.
 
-
-class SourceUpdated(ConnectionDefined):
-    TYPE: ClassVar[str] = "source_updated"
-
-
-class DestinationCreated(ConnectionDefined):
-    TYPE: ClassVar[str] = "destination_created"
-
-
-class DestinationUpdated(ConnectionDefined):
-    TYPE: ClassVar[str] = "destination_updated"
-
-
-class ConnectionReferenced(CatalogEvent):
-    """A job holds on to it; unless the job appears by ``reserved_until``, the reservation is released."""
+    Args:
+        reserved_until: the reservation is released at this time unless the job exists by then.
+    """
 
     job_id: int
     job_name: str
     reserved_until: datetime
 
 
-class ReferenceConfirmed(CatalogEvent):
-    """The job that reserved it exists."""
+class ReferenceConfirmed(CatalogEvent, registered=False):
+    """The job of a reservation exists."""
 
     job_id: int
 
 
-class ReferenceReleased(CatalogEvent):
-    """The job no longer uses it, or never appeared."""
+class ReferenceReleased(CatalogEvent, registered=False):
+    """A job no longer uses a source or destination."""
 
     job_id: int
+
+
+class SourceCreated(ConnectionDefined):
+    """A source was created."""
+
+
+class SourceUpdated(ConnectionDefined):
+    """A source was changed. The event contains all of its fields, unchanged ones included."""
 
 
 class SourceReferenced(ConnectionReferenced):
-    TYPE: ClassVar[str] = "source_referenced"
+    """A job reserved the source. A source that a job has reserved or uses cannot be deleted."""
 
 
 class SourceReferenceConfirmed(ReferenceConfirmed):
-    TYPE: ClassVar[str] = "source_reference_confirmed"
+    """The job that reserved the source exists: the reservation no longer expires."""
 
 
 class SourceReleased(ReferenceReleased):
-    TYPE: ClassVar[str] = "source_released"
-
-
-class DestinationReferenced(ConnectionReferenced):
-    TYPE: ClassVar[str] = "destination_referenced"
-
-
-class DestinationReferenceConfirmed(ReferenceConfirmed):
-    TYPE: ClassVar[str] = "destination_reference_confirmed"
-
-
-class DestinationReleased(ReferenceReleased):
-    TYPE: ClassVar[str] = "destination_released"
+    """A job no longer uses the source, or its reservation expired before the job existed."""
 
 
 class SourceDeleted(CatalogEvent):
-    TYPE: ClassVar[str] = "source_deleted"
+    """A source was deleted."""
+
+
+class DestinationCreated(ConnectionDefined):
+    """A destination was created."""
+
+
+class DestinationUpdated(ConnectionDefined):
+    """A destination was changed. The event contains all of its fields, unchanged ones included."""
+
+
+class DestinationReferenced(ConnectionReferenced):
+    """A job reserved the destination. A destination that a job has reserved or uses cannot be deleted."""
+
+
+class DestinationReferenceConfirmed(ReferenceConfirmed):
+    """The job that reserved the destination exists: the reservation no longer expires."""
+
+
+class DestinationReleased(ReferenceReleased):
+    """A job no longer uses the destination, or its reservation expired before the job existed."""
 
 
 class DestinationDeleted(CatalogEvent):
-    TYPE: ClassVar[str] = "destination_deleted"
-
-
-EVENTS = (
-    SourceCreated,
-    SourceUpdated,
-    SourceReferenced,
-    SourceReferenceConfirmed,
-    SourceReleased,
-    SourceDeleted,
-    DestinationCreated,
-    DestinationUpdated,
-    DestinationReferenced,
-    DestinationReferenceConfirmed,
-    DestinationReleased,
-    DestinationDeleted,
-)
-register(EVENTS)
+    """A destination was deleted."""

@@ -1,10 +1,9 @@
-"""Events of ``datasync.jobs.v1``. Streams ``job-<int>``."""
+"""Events of ``datasync.jobs.v1``: jobs and the runs that they start. Streams ``job-<int>``."""
 
 from datetime import datetime
-from typing import ClassVar, Literal
+from typing import Literal
 
-from libs.contracts.registry import register
-from libs.core.envelope import Event
+from libs.contracts.registry import PublicEvent
 
 TOPIC = "datasync.jobs.v1"
 
@@ -13,17 +12,18 @@ RunTrigger = Literal["manual", "schedule"]
 RunOutcome = Literal["completed", "failed", "cancelled"]
 
 
-class JobEvent(Event):
-    TOPIC: ClassVar[str] = TOPIC
+class JobEvent(PublicEvent, topic=TOPIC):
+    pass
 
 
-class JobDefined(JobEvent):
-    """What a job does.
+class JobDefined(JobEvent, registered=False):
+    """The definition of a job.
 
     Args:
-        frequency: a five-field cron expression, or empty for a job that only runs when asked.
-        streams_config_json: the catalog with the chosen streams, as JSON text.
-        advanced_settings_json: further settings as JSON text; ``null`` where none were given.
+        frequency: a cron expression with five fields; empty for a job that runs only on request.
+        streams_config_json: the catalog with the selected streams, as JSON text.
+        advanced_settings_json: further settings as JSON text; the text ``null`` if there are none.
+        activate: whether the job's schedule is active.
     """
 
     name: str
@@ -36,43 +36,50 @@ class JobDefined(JobEvent):
 
 
 class JobCreated(JobDefined):
-    TYPE: ClassVar[str] = "job_created"
+    """A job was created."""
 
 
 class JobUpdated(JobDefined):
-    """The job is another one now.
+    """A job was changed. The event contains its whole definition, unchanged fields included.
 
     Args:
-        clear_streams_config_json: a catalog whose selected streams are cleared before the next sync, None for none.
-        previous_source_id, previous_destination_id: what the job no longer uses, None where that stayed the same.
+        clear_streams_config_json: a catalog whose selected streams are cleared before the next sync; absent for none.
+        previous_source_id: the source that the job no longer uses; absent if the source did not change.
+        previous_destination_id: the destination that the job no longer uses; absent if the destination did not change.
     """
 
-    TYPE: ClassVar[str] = "job_updated"
     clear_streams_config_json: str | None = None
     previous_source_id: int | None = None
     previous_destination_id: int | None = None
 
 
 class JobActivated(JobEvent):
-    TYPE: ClassVar[str] = "job_activated"
+    """A job's schedule was activated."""
 
 
 class JobDeactivated(JobEvent):
-    TYPE: ClassVar[str] = "job_deactivated"
+    """A job's schedule was deactivated: the job runs only on request."""
 
 
 class JobDeleted(JobEvent):
-    """``source_id`` and ``destination_id`` are what the job used until now."""
+    """A job was deleted.
 
-    TYPE: ClassVar[str] = "job_deleted"
+    Args:
+        source_id, destination_id: what the job used.
+    """
+
     source_id: int | None = None
     destination_id: int | None = None
 
 
 class JobRunRequested(JobEvent):
-    """The job started a run; ``scheduled_for`` is the tick that asked for it, None for a manual one."""
+    """A job started a run.
 
-    TYPE: ClassVar[str] = "job_run_requested"
+    Args:
+        run_id: the id in the name of the run's own stream on ``datasync.runs.v1``.
+        scheduled_for: the time in the job's schedule that the run was started for; absent for manual runs.
+    """
+
     run_id: str
     kind: RunKind
     trigger: RunTrigger
@@ -80,10 +87,7 @@ class JobRunRequested(JobEvent):
 
 
 class JobRunEnded(JobEvent):
-    TYPE: ClassVar[str] = "job_run_ended"
+    """A run of the job ended."""
+
     run_id: str
     outcome: RunOutcome
-
-
-EVENTS = (JobCreated, JobUpdated, JobActivated, JobDeactivated, JobDeleted, JobRunRequested, JobRunEnded)
-register(EVENTS)

@@ -1,17 +1,18 @@
 """Events of ``datasync.records.v1``: developer sync records. Streams ``record-<uuid>``."""
 
-from typing import ClassVar
-
-from libs.contracts.registry import register
-from libs.core.envelope import Event
+from libs.contracts.registry import PublicEvent
 
 TOPIC = "datasync.records.v1"
 
 
-class RecordEvent(Event):
-    """What every event of a record says, so that a reader needs no other: whose it is, and what it is about."""
+class RecordEvent(PublicEvent, topic=TOPIC):
+    """The fields that every event of a record has, so that a reader needs no earlier event to know the record.
 
-    TOPIC: ClassVar[str] = TOPIC
+    Args:
+        developer_id: the developer to whom the record belongs.
+        resource_type: the kind of resource that the record is about.
+        resource_key: the resource's key among those of its kind.
+    """
 
     developer_id: str
     resource_type: str
@@ -19,13 +20,11 @@ class RecordEvent(Event):
 
 
 class RecordCreated(RecordEvent):
-    """A record was made.
+    """A record was created.
 
     Args:
-        data_json, metadata_json: JSON objects as compact text, their numbers as they were sent.
+        data_json, metadata_json: a JSON object as compact text; numbers are as the client sent them.
     """
-
-    TYPE: ClassVar[str] = "record_created"
 
     data_json: str
     status: str
@@ -33,9 +32,12 @@ class RecordCreated(RecordEvent):
 
 
 class RecordUpdated(RecordEvent):
-    """A record was written again; a field that was not written is None."""
+    """A record was written again.
 
-    TYPE: ClassVar[str] = "record_updated"
+    Args:
+        data_json, metadata_json: the new JSON object as compact text; absent if it was not written.
+        status: the new status; absent if it was not written.
+    """
 
     data_json: str | None = None
     status: str | None = None
@@ -43,8 +45,4 @@ class RecordUpdated(RecordEvent):
 
 
 class RecordDeleted(RecordEvent):
-    TYPE: ClassVar[str] = "record_deleted"
-
-
-EVENTS = (RecordCreated, RecordUpdated, RecordDeleted)
-register(EVENTS)
+    """A record was deleted."""

@@ -1,6 +1,7 @@
 """Every public event by its type, and how stored older versions become the present one."""
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -14,12 +15,31 @@ _EVENTS: dict[str, type[Event]] = {}
 _UPCASTERS: dict[tuple[str, int], Upcaster] = {}
 
 
-def register(events: Iterable[type[Event]]) -> None:
-    """Make events known by their ``TYPE``; two classes with one type are a programming error."""
-    for event in events:
-        known = _EVENTS.setdefault(event.TYPE, event)
-        if known is not event:
-            raise ValueError(f"two events are called {event.TYPE!r}: {known} and {event}")
+class PublicEvent(Event):
+    """An event that is published on a topic; a subclass needs only its fields and a docstring.
+
+    ``class SourceCreated(CatalogEvent)`` registers the type ``source_created`` on the topic of ``CatalogEvent``.
+
+    Class keywords:
+        topic: given once, by the class that all events of the topic inherit from; that class is no event itself.
+        registered: False for a class that only gives events their common fields.
+    """
+
+    def __init_subclass__(cls, *, topic: str | None = None, registered: bool = True, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if topic is not None:
+            cls.TOPIC = topic
+            return
+        cls.TYPE = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+        if registered:
+            register(cls)
+
+
+def register(event: type[Event]) -> None:
+    """Make an event known by its ``TYPE``; two classes with one type are a programming error."""
+    known = _EVENTS.setdefault(event.TYPE, event)
+    if known is not event:
+        raise ValueError(f"two events have the type {event.TYPE!r}: {known} and {event}")
 
 
 def register_upcaster(event_type: str, from_version: int, upcaster: Upcaster) -> None:
@@ -28,11 +48,12 @@ def register_upcaster(event_type: str, from_version: int, upcaster: Upcaster) ->
 
 
 def registered_events() -> tuple[type[Event], ...]:
+    """In the order of their definition."""
     return tuple(_EVENTS.values())
 
 
 def is_known(event_type: str, schema_version: int) -> bool:
-    """Whether this version can read such events."""
+    """Whether this release can read such events."""
     event = _EVENTS.get(event_type)
     return event is not None and schema_version <= event.SCHEMA_VERSION
 
@@ -41,11 +62,11 @@ def decode(event_type: str, schema_version: int, data_json: bytes, topic: str) -
     """Parse an event's fields, upcasting as needed.
 
     Returns:
-        The event, and whether all that was written is in it. Fields that only a newer version knows are left out; an
-        event that only a newer version knows is an ``UnknownEvent``.
+        The event, and whether it holds everything that was written. Fields that only a newer release knows are left
+        out; an event that only a newer release knows becomes an ``UnknownEvent``.
 
     Raises:
-        LookupError: an older version without a way to the present one.
+        LookupError: an older version that no upcaster converts.
         ValueError: fields that don't fit the event.
     """
     if not is_known(event_type, schema_version):

@@ -1,44 +1,53 @@
-"""Events of ``datasync.runs.v1``: the short life of each run. Streams ``run-<uuid>``."""
+"""Events of ``datasync.runs.v1``: the progress of each run, from its queue to its end. Streams ``run-<uuid>``."""
 
 from datetime import datetime
-from typing import ClassVar
+from typing import Annotated
 
 from libs.contracts.jobs import RunKind, RunOutcome, RunTrigger
-from libs.contracts.registry import register
-from libs.core.envelope import Event, Frozen
+from libs.contracts.registry import PublicEvent
+from libs.core.envelope import Frozen
 
 TOPIC = "datasync.runs.v1"
 
+Count = Annotated[int, "double"]
+"""A number that may exceed an ``int32``: a ``double`` in the schema, since protobuf's JSON writes ``int64`` as text."""
 
-class RunEvent(Event):
-    TOPIC: ClassVar[str] = TOPIC
+
+class RunEvent(PublicEvent, topic=TOPIC):
+    pass
 
 
 class ValuesChanged(Frozen):
-    """How many ``values`` of a column its policy changed."""
+    """How many values of a column were changed by the column's policy.
+
+    Args:
+        values: the number of changed values.
+    """
 
     column: str
-    values: int
+    values: Count
 
 
 class StreamResult(Frozen):
     """What a run did for one stream.
 
     Args:
-        rows_read, rows_written, rows_skipped: counts of rows.
-        bytes_read: bytes on the wire from the source.
-        seconds: wall time spent on the stream.
-        verified: None when no verification was asked for, or the ends can't be compared.
-        verification: what was compared and what came out as JSON text, when asked for.
-        values_changed: by column that has a policy in force.
+        namespace: the stream's namespace, such as a database schema.
+        name: the stream's name, such as a table.
+        rows_read, rows_written, rows_skipped: numbers of rows.
+        bytes_read: bytes received from the source.
+        seconds: time spent on the stream.
+        verified: whether source and destination were equal; absent if they were not compared.
+        verification_json: what was compared, and with which result, as JSON text; absent if they were not compared.
+        values_changed: one entry per column whose policy was in force.
     """
 
     namespace: str
     name: str
-    rows_read: int
-    rows_written: int
-    rows_skipped: int = 0
-    bytes_read: int
+    rows_read: Count
+    rows_written: Count
+    rows_skipped: Count = 0
+    bytes_read: Count
     seconds: float
     verified: bool | None = None
     verification_json: str | None = None
@@ -46,9 +55,13 @@ class StreamResult(Frozen):
 
 
 class RunQueued(RunEvent):
-    """A run waits for a worker; ``streams_config_json`` is the catalog that it works on, None for the job's own."""
+    """A run waits for a worker.
 
-    TYPE: ClassVar[str] = "run_queued"
+    Args:
+        scheduled_for: the time in the job's schedule that the run was started for; absent for manual runs.
+        streams_config_json: the catalog that the run works on, as JSON text; absent if it is the job's own.
+    """
+
     job_id: int
     kind: RunKind
     trigger: RunTrigger
@@ -57,26 +70,28 @@ class RunQueued(RunEvent):
 
 
 class RunStarted(RunEvent):
-    """A worker claimed the run under ``epoch``; a higher epoch fences every lower one.
+    """A worker claimed the run.
 
     Args:
-        same_attempt: it goes on with an attempt that its worker could not report on.
+        epoch: the number of the claim. A destination that has seen it rejects every commit under a lower number.
+        same_attempt: whether this continues the previous attempt, whose worker could not report, instead of
+            starting another.
     """
 
-    TYPE: ClassVar[str] = "run_started"
     worker_id: str
     epoch: int
     same_attempt: bool = False
 
 
 class RunRetryScheduled(RunEvent):
-    """The attempt under ``epoch`` failed; the run waits until ``not_before``.
+    """An attempt of the run ended early, and the run waits for another one.
 
     Args:
-        same_attempt: the worker was stopped and gave the run back, which counts as no attempt.
+        epoch: the claim that the attempt was made under.
+        not_before: the earliest time of the next attempt.
+        same_attempt: whether the worker was stopped and gave the run back, which does not count as an attempt.
     """
 
-    TYPE: ClassVar[str] = "run_retry_scheduled"
     epoch: int
     error: str
     not_before: datetime
@@ -84,16 +99,19 @@ class RunRetryScheduled(RunEvent):
 
 
 class RunCancelRequested(RunEvent):
-    TYPE: ClassVar[str] = "run_cancel_requested"
+    """The worker was asked to stop the run."""
 
 
 class RunFinished(RunEvent):
-    TYPE: ClassVar[str] = "run_finished"
+    """A run ended.
+
+    Args:
+        epoch: the last claim of the run; 0 if no worker ever claimed it.
+        error: what went wrong; absent if nothing did.
+        streams: what the run did, stream by stream.
+    """
+
     epoch: int
     outcome: RunOutcome
     error: str | None = None
     streams: tuple[StreamResult, ...] = ()
-
-
-EVENTS = (RunQueued, RunStarted, RunRetryScheduled, RunCancelRequested, RunFinished)
-register(EVENTS)

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar
 
-from libs.contracts.registry import register
+from libs.contracts.registry import PublicEvent
 from libs.core.decider import Aggregate
 from libs.core.envelope import Envelope, Event, Frozen
 from libs.core.errors import Conflict, NotFound
@@ -13,25 +12,20 @@ from libs.core.errors import Conflict, NotFound
 TOPIC = "datasync.things.v1"
 
 
-class ThingEvent(Event):
-    TOPIC: ClassVar[str] = TOPIC
+class ThingEvent(PublicEvent, topic=TOPIC):
+    pass
 
 
 class ThingMade(ThingEvent):
-    TYPE: ClassVar[str] = "thing_made"
     name: str
 
 
 class ThingRenamed(ThingEvent):
-    TYPE: ClassVar[str] = "thing_renamed"
     name: str
 
 
 class ThingDiscarded(ThingEvent):
-    TYPE: ClassVar[str] = "thing_discarded"
-
-
-register((ThingMade, ThingRenamed, ThingDiscarded))
+    pass
 
 
 class Thing(Frozen):

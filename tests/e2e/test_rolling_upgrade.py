@@ -37,9 +37,8 @@ PATCHES = {
     "libs/contracts/catalog.py": [
         ("    secret_ref: str | None = None\n", "    secret_ref: str | None = None\n    note: str = ''\n"),
         (
-            "EVENTS = (\n",
-            "class SourceTagged(CatalogEvent):\n    TYPE: ClassVar[str] = 'source_tagged'\n    tag: str\n\n\n"
-            "EVENTS = (\n    SourceTagged,\n",
+            "class SourceDeleted(CatalogEvent):\n",
+            "class SourceTagged(CatalogEvent):\n    tag: str\n\n\nclass SourceDeleted(CatalogEvent):\n",
         ),
     ],
     "services/catalog/domain/connection.py": [

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -36,8 +36,7 @@ from libs.testing.things import (
 )
 
 
-class ThingPainted(ThingEvent):
-    TYPE: ClassVar[str] = "thing_painted"
+class ThingPainted(ThingEvent, registered=False):
     colour: str
 
 
@@ -81,7 +80,7 @@ def view_of(document: dict[str, Any] | None, envelope: Envelope) -> dict[str, An
 @contextmanager
 def newer_version() -> Iterator[None]:
     """Within it, this process is of the version that knows ``ThingPainted``."""
-    registry.register([ThingPainted])
+    registry.register(ThingPainted)
     event_store._newer_types.cache_clear()
     try:
         yield
@@ -280,8 +279,7 @@ async def test_a_topic_of_which_too_much_waits_for_a_newer_version_waits_too_wit
 async def test_a_field_that_an_older_consumer_did_not_know_is_there_after_its_upgrade(
     embedded: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class NewerThingMade(ThingEvent):
-        TYPE: ClassVar[str] = "thing_made"
+    class ThingMade(ThingEvent, registered=False):
         name: str
         colour: str = "plain"
 
@@ -296,7 +294,7 @@ async def test_a_field_that_an_older_consumer_did_not_know_is_there_after_its_up
         async with embedded.follower(Behaviour(apply)) as older:
             views = await until(lambda views: "1" in views, older)
             assert views["1"] == {"name": "lamp", "colour": None}
-        monkeypatch.setitem(registry._EVENTS, "thing_made", NewerThingMade)
+        monkeypatch.setitem(registry._EVENTS, "thing_made", ThingMade)
         async with embedded.follower(Behaviour(apply)) as newer:
             await until(lambda views: views["1"]["colour"] == "red", newer)
             assert await newer.echoes() == {"1": 1}
