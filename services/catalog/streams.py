@@ -1,11 +1,13 @@
-"""The catalog of a source's streams: what was discovered, and what a job has chosen of it."""
+"""The catalog that a discovery answers: the source's streams, with a job's choice if it has one.
+
+A saved catalog is read item by item here, since the choice has to survive whatever an earlier version stored beside it.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from libs.contracts.streams import STREAM_SETTINGS
 from libs.core.json import JsonObject
-
-_CHOSEN_PER_STREAM = ("sync_mode", "cursor_field", "destination_database", "destination_table")
 
 
 def new_catalog(entries: Sequence[JsonObject]) -> JsonObject:
@@ -18,7 +20,7 @@ def new_catalog(entries: Sequence[JsonObject]) -> JsonObject:
 
 
 def merged_catalog(entries: Sequence[JsonObject], saved: Any) -> JsonObject:
-    """The catalog for an existing job: its choice holds for what is still there; what is new is not selected."""
+    """The catalog for an existing job: its choice applies to streams that still exist; new ones are not selected."""
     saved = saved if isinstance(saved, dict) else {}
     chosen = {_name(entry["stream"]): entry["stream"] for entry in _entries(saved)}
     streams = [{**entry, "stream": _with_choice(entry["stream"], chosen)} for entry in entries]
@@ -46,7 +48,7 @@ def _with_choice(stream: JsonObject, chosen: Mapping[tuple[str, str], JsonObject
     before = chosen.get(_name(stream))
     if before is None:
         return stream
-    choice = {name: before[name] for name in _CHOSEN_PER_STREAM if name in before}
+    choice = {name: before[name] for name in STREAM_SETTINGS if name in before}
     if choice.get("sync_mode") not in stream.get("supported_sync_modes", ()):
         choice.pop("sync_mode", None)
         choice.pop("cursor_field", None)

@@ -13,7 +13,7 @@ from aiohttp import web
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from libs.contracts import internal
-from libs.contracts.streams import AdvancedSettings, StreamsConfig
+from libs.contracts.streams import AdvancedSettings, StreamsConfig, difference, parse_streams_config
 from libs.core.addresses import IPNetwork, outbound_fault
 from libs.core.clock import Clock
 from libs.core.errors import Conflict, FieldError, InvalidInput, NotFound
@@ -47,13 +47,7 @@ from services.job_orchestrator.claims import Claims
 from services.job_orchestrator.domain.job import JOB, JobState, SetActivation
 from services.job_orchestrator.domain.run import RUN, RunState
 from services.job_orchestrator.domain.schedule import FREQUENCY_LENGTH_MAX, parse_frequency
-from services.job_orchestrator.domain.streams import (
-    advanced_settings_text,
-    catalog_text,
-    difference,
-    honoured_catalog_text,
-    selects_streams,
-)
+from services.job_orchestrator.domain.streams import advanced_settings_text, catalog_of, supported_catalog_text
 from services.job_orchestrator.job_writing import EndpointGiven, JobGiven, JobWriting, name_taken
 from services.job_orchestrator.queries import RUNS_LISTED_MAX, JobQueries, Side, line_view, run_id_of
 from services.job_orchestrator.run_control import CancelledRun, RunControl
@@ -138,7 +132,7 @@ class JobBody(Body):
             source=self.source.given(),
             destination=self.destination.given(),
             frequency=parse_frequency(self.frequency or ""),
-            streams_config_json=honoured_catalog_text(self.streams_config),
+            streams_config_json=supported_catalog_text(self.streams_config),
             advanced_settings_json=advanced_settings_text(self.advanced_settings),
             activate=activate if self.activate is None else self.activate,
         )
@@ -152,8 +146,8 @@ class JobChangeBody(JobBody):
     def streams_to_clear(self) -> str | None:
         if self.difference_streams in (None, ""):
             return None
-        text = catalog_text(self.difference_streams, "difference_streams")
-        return text if selects_streams(parse_json(text.encode())) else None
+        text, catalog = catalog_of(self.difference_streams, "difference_streams")
+        return text if catalog.selections else None
 
 
 class ActivationBody(Body):
@@ -377,10 +371,9 @@ class JobRoutes:
     async def stream_difference(self, request: web.Request) -> web.StreamResponse:
         job = await self._job(request)
         body = await read_body(request, StreamsChoiceBody)
-        after = catalog_text(body.updated_streams_config, "updated_streams_config")
-        before = job.state.definition.streams_config_json
-        found = difference(parse_json(before.encode()), parse_json(after.encode()))
-        return success({"difference_streams": found})
+        _, after = catalog_of(body.updated_streams_config, "updated_streams_config")
+        found = difference(parse_streams_config(job.state.definition.streams_config_json), after)
+        return success({"difference_streams": found.model_dump(exclude_unset=True) if found.selections else {}})
 
     async def check_unique(self, request: web.Request) -> web.StreamResponse:
         project_id = project_of(request)

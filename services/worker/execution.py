@@ -33,12 +33,13 @@ from libs.contracts.internal import (
 )
 from libs.contracts.jobs import RunOutcome
 from libs.contracts.runs import StreamResult, ValuesChanged
+from libs.contracts.streams import parse_advanced_settings, parse_streams_config
 from libs.core.clock import Clock
 from libs.core.envelope import Frozen
 from libs.core.errors import DataSyncError, FixRequest, RetryLater, first_error
 from libs.core.json import dump_json
 from services.worker.report import RunReport, StreamReport
-from services.worker.selection import Wanted, entries_of, parse_advanced_settings, parse_streams_config, wanted_streams
+from services.worker.selection import Wanted, entries_of, wanted_streams
 
 RequestT = TypeVar("RequestT", bound=Frozen)
 ResponseT = TypeVar("ResponseT", bound=Frozen)

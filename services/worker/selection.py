@@ -2,23 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from libs.connectors.protocol import ConnectorRefused, StreamName, StreamPlan, Target
-from libs.contracts.streams import (
-    AdvancedSettings,
-    CatalogEntry,
-    ChosenStream,
-    SelectedStream,
-    StreamsConfig,
-    chosen_streams,
-)
-from libs.core.json import parse_json
-from libs.core.validation import field_errors
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
+from libs.contracts.streams import CatalogEntry, ChosenStream, SelectedStream, StreamsConfig, chosen_streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +14,6 @@ class Wanted:
 
     plan: StreamPlan
     refusal: ConnectorRefused | None = None
-
-
-def parse_streams_config(text: str) -> StreamsConfig:
-    """Raises ``ConnectorRefused`` naming what is wrong with it."""
-    return _parsed(StreamsConfig, text, "streams_config")
-
-
-def parse_advanced_settings(text: str) -> AdvancedSettings:
-    """Raises ``ConnectorRefused`` naming what is wrong with them."""
-    return _parsed(AdvancedSettings, text, "advanced_settings")
 
 
 def entries_of(discovered: Iterable[Mapping[str, Any]]) -> list[CatalogEntry]:
@@ -82,12 +59,3 @@ def _columns(selected: SelectedStream, known: Mapping[str, Any]) -> tuple[tuple[
     if choice.sync_new_columns:
         return None, frozenset(known) - frozenset(choice.columns)
     return tuple(choice.columns), frozenset()
-
-
-def _parsed(model: type[ModelT], text: str, subject: str) -> ModelT:
-    value = parse_json(text.encode(), subject=subject) if text.strip() else None
-    try:
-        return model.model_validate(value or {})
-    except ValidationError as error:
-        first = field_errors(error, subject)[0]
-        raise ConnectorRefused(f"{first.field}: {first.message}", code="validation_error") from None

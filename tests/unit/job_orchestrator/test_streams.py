@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
+from libs.contracts.streams import StreamsConfig, difference
 from libs.core.errors import InvalidInput, TooLarge
 from services.job_orchestrator.domain.streams import (
     advanced_settings_text,
-    catalog_text,
-    difference,
-    honoured_catalog_text,
+    catalog_of,
     object_text,
+    supported_catalog_text,
     takes_over,
 )
 
@@ -27,8 +27,8 @@ def catalog(**streams: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_catalog_is_kept_as_it_came() -> None:
     text = '{"selected_streams": {},  "streams": [], "x": 1.50}'
-    assert catalog_text(text) == text
-    assert catalog_text({"streams": []}) == '{"streams":[]}'
+    assert catalog_of(text, "streams_config")[0] == text
+    assert catalog_of({"streams": []}, "streams_config")[0] == '{"streams":[]}'
 
 
 @pytest.mark.parametrize(
@@ -43,16 +43,16 @@ def test_a_catalog_is_kept_as_it_came() -> None:
         ('{"a": 1, "a": 2}', "a"),
         ({"selected_streams": []}, "streams_config.selected_streams"),
         ({"selected_streams": {"public": {}}}, "streams_config.selected_streams.public"),
-        ({"selected_streams": {"public": [{}]}}, "streams_config.selected_streams.public[0]"),
+        ({"selected_streams": {"public": [{}]}}, "streams_config.selected_streams.public[0].stream_name"),
         ({"streams": {}}, "streams_config.streams"),
-        ({"streams": [{"name": "a"}]}, "streams_config.streams[0]"),
+        ({"streams": [{"name": "a"}]}, "streams_config.streams[0].stream"),
         ({"streams": [{"stream": {"name": "a", "namespace": ["b"]}}]}, "streams_config.streams[0].stream.namespace"),
         ({"streams": [{"stream": {"name": "a", "sync_mode": "magic"}}]}, "streams_config.streams[0].stream.sync_mode"),
     ],
 )
 def test_another_shape_is_refused_by_path(value: Any, field: str) -> None:
     with pytest.raises(InvalidInput) as refusal:
-        catalog_text(value)
+        catalog_of(value, "streams_config")
     assert not field or refusal.value.errors[0].field == field
 
 
@@ -102,7 +102,7 @@ def choosing(selected: dict[str, Any], *more: dict[str, Any], **stream: Any) -> 
     ],
 )
 def test_what_front_ends_send_by_default_passes(config: dict[str, Any]) -> None:
-    assert honoured_catalog_text(config)
+    assert supported_catalog_text(config)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_what_front_ends_send_by_default_passes(config: dict[str, Any]) -> None:
 )
 def test_what_a_run_can_not_honour_is_refused_by_path(config: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidInput) as refusal:
-        honoured_catalog_text(config)
+        supported_catalog_text(config)
     assert field in [error.field for error in refusal.value.errors]
     assert field in refusal.value.message
 
@@ -170,7 +170,7 @@ def test_an_unknown_field_of_the_choice_is_refused_with_a_similar_one(
     config: dict[str, Any], field: str, near: str | None
 ) -> None:
     with pytest.raises(InvalidInput) as refusal:
-        honoured_catalog_text(config)
+        supported_catalog_text(config)
     (error,) = refusal.value.errors
     assert (error.field, error.code) == (field, "unknown_field")
     assert (f"did you mean {near}?" in error.message) if near else ("did you mean" not in error.message)
@@ -215,10 +215,16 @@ def test_a_catalog_that_no_event_can_hold_is_too_large() -> None:
         object_text({"streams": ["x" * 900_000]}, "streams_config")
 
 
+def cleared(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The difference of two catalogs as it is answered."""
+    found = difference(StreamsConfig.model_validate(before), StreamsConfig.model_validate(after))
+    return found.model_dump(exclude_unset=True)
+
+
 def test_a_stream_whose_mode_changes_is_cleared_as_it_was_defined_before() -> None:
     before = catalog(flights={"sync_mode": "full_refresh"}, planes={"sync_mode": "full_refresh"})
     after = catalog(flights={"sync_mode": "incremental"}, planes={"sync_mode": "full_refresh"})
-    found = difference(before, after)
+    found = cleared(before, after)
     assert found["selected_streams"] == {"public": [{"stream_name": "flights"}]}
     assert found["streams"] == [{"stream": {"name": "flights", "namespace": "public", "sync_mode": "full_refresh"}}]
 
@@ -236,8 +242,11 @@ def test_a_stream_whose_mode_changes_is_cleared_as_it_was_defined_before() -> No
     ],
 )
 def test_each_setting_that_shapes_the_data_counts(setting: dict[str, Any]) -> None:
-    assert difference(catalog(a={}), catalog(a=setting))["selected_streams"] == {"public": [{"stream_name": "a"}]}
+    assert cleared(catalog(a={}), catalog(a=setting))["selected_streams"] == {"public": [{"stream_name": "a"}]}
 
 
 def test_streams_that_come_go_or_stay_are_not_cleared() -> None:
-    assert difference(catalog(a={}, gone={}), catalog(a={"chosen": {"filter": "", "append_mode": False}}, new={})) == {}
+    assert cleared(catalog(a={}, gone={}), catalog(a={"chosen": {"filter": "", "append_mode": False}}, new={})) == {
+        "selected_streams": {},
+        "streams": [],
+    }

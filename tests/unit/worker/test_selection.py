@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from libs.connectors.protocol import ConnectorRefused, StreamPlan, Target
-from services.worker.selection import Wanted, parse_advanced_settings, parse_streams_config, wanted_streams
+from libs.contracts.streams import parse_advanced_settings, parse_streams_config
+from services.worker.selection import Wanted, wanted_streams
 
 USERS = {"stream": {"name": "users", "namespace": "public", "type_schema": {"properties": {"id": {}, "mail": {}}}}}
 ORDERS = {"stream": {"name": "orders", "namespace": "sales"}}
