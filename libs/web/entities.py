@@ -150,8 +150,8 @@ class EntityRoutes(Generic[State, Shown]):
     """
 
     path: str
-    tag: ClassVar[str]
-    shown: ClassVar[Any]
+    tag: str
+    shown: Any
     id_pattern: ClassVar[str] = r":\d+"
     id_shape: ClassVar[Shape] = Number
     embeds_others: ClassVar[bool] = False
@@ -183,22 +183,28 @@ class EntityRoutes(Generic[State, Shown]):
 
     async def history(self, call: Call, query: HistoryQuery) -> list[EventShown]:
         """The events of one, newest first; those of a deleted one stay readable."""
-        return [event_view(event) for event in await self.entities.events(call, query)]
+        return [self.event_view(event) for event in await self.entities.events(call, query)]
+
+    def event_view(self, envelope: Envelope) -> EventShown:
+        """An event as histories show it."""
+        return event_view(envelope)
 
     def reading(self) -> list[DescribedRoute]:
         """The routes that list them, and show one and its history."""
         listed = list[self.shown]  # type: ignore[name-defined]
         return [self.route("GET", self.path, self.page, f"List the {self.noun}s", answer=listed), *self.reading_one()]
 
-    def reading_one(self, history: routes.CallHandler | None = None) -> list[DescribedRoute]:
+    def reading_one(
+        self, get: routes.CallHandler | None = None, history: routes.CallHandler | None = None
+    ) -> list[DescribedRoute]:
         """The routes that show one and its history.
 
         Args:
-            history: shows it in another shape than a list.
+            get, history: handlers in place of the usual ones, for what takes or shows more.
         """
         named = f"{'an' if self.noun[0] in 'aeiouAEIO' else 'a'} {self.noun}"
         return [
-            self.route("GET", self.one, self.get, f"Fetch {named}", answer=self.shown, versioned=True),
+            self.route("GET", self.one, get or self.get, f"Fetch {named}", answer=self.shown, versioned=True),
             self.route("GET", f"{self.one}/history", history or self.history, f"The history of {named}"),
         ]
 

@@ -378,7 +378,7 @@ class KeyRoutes(CredentialRoutes[ApiKey, KeyShown]):
         return [
             self.route("GET", self.path, self.list, "List API keys"),
             self.route("POST", self.path, self.issue, "Issue an API key", status=201, versioned=True, idempotent=True),
-            *self.reading_one(self.events),
+            *self.reading_one(history=self.events),
             self.route("PATCH", self.one, self.rename, "Rename an API key", versioned=True, conditional=True),
             self.route(
                 "POST",
@@ -435,7 +435,7 @@ class ClientRoutes(CredentialRoutes[OauthClient, ClientShown]):
                 "POST", self.path, self.issue, "Issue an OAuth client", status=201, versioned=True, idempotent=True
             ),
             self.route("GET", self.path, self.list, "List the OAuth clients"),
-            *self.reading_one(self.events),
+            *self.reading_one(history=self.events),
             self.route("DELETE", self.one, self.revoke, "Revoke an OAuth client", versioned=True, conditional=True),
         ]
 

@@ -8,10 +8,10 @@ from aiohttp import web
 from libs.mongodb.encryption import Keyring
 from libs.service.running import ServiceContext, ServiceDefinition
 from services.catalog.config import CatalogSettings
-from services.catalog.connections import Connections
+from services.catalog.connections import AGGREGATES, Connections
 from services.catalog.domain.destination import DESTINATION
 from services.catalog.domain.source import SOURCE
-from services.catalog.http import ConnectionRoutes, ConnectorRoutes, InternalRoutes
+from services.catalog.http import ConnectionRoutes, ConnectorRoutes, DiscoveryRoutes, InternalRoutes
 from services.catalog.projections import JOBS
 from services.catalog.queries import INDEXES, CatalogQueries
 from services.catalog.reactions import JOBS_REACTION
@@ -40,9 +40,13 @@ async def start(context: ServiceContext[CatalogSettings]) -> AsyncIterator[Seque
     sweep = ReservationSweep(queries, commands, context.internal, context.clock, settings.reservation_sweep_seconds)
     context.tasks.start("reservations", lambda: context.leases.run_while_leader("reservations", sweep.run))
     yield [
-        *ConnectorRoutes(queries, vault, context.internal).routes(),
-        *ConnectionRoutes("source", documents, queries, connections).routes(),
-        *ConnectionRoutes("destination", documents, queries, connections).routes(),
+        *DiscoveryRoutes(queries, vault, context.internal).routes(),
+        *(route for role in AGGREGATES for route in ConnectorRoutes(role, vault, context.internal).routes()),
+        *(
+            route
+            for role in AGGREGATES
+            for route in ConnectionRoutes(role, documents, commands, queries, connections).routes()
+        ),
         *InternalRoutes(reservations).routes(),
     ]
 

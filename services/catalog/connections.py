@@ -4,14 +4,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from libs.core.clock import Clock
-from libs.core.decider import Aggregate, ExpectedVersion
-from libs.core.envelope import Metadata
+from libs.core.decider import Aggregate
 from libs.core.errors import Conflict
 from libs.core.json import JsonObject
-from libs.eventsourcing.command_handler import CommandHandler, Entity, IdempotencyKey
+from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
 from libs.eventsourcing.event_store import SideWrite
+from libs.eventsourcing.requests import Entity
 from libs.mongodb.sequences import Sequences
+from libs.web.calls import Call
 from services.catalog.domain.connection import (
     SECRETS_CHANGED,
     Connection,
@@ -59,57 +60,50 @@ class Connections:
     vault: Vault
     clock: Clock
 
-    async def create(
-        self, role: Role, given: Given, metadata: Metadata, idempotency: IdempotencyKey | None = None
-    ) -> Entity[Connection]:
+    async def create(self, role: Role, given: Given, call: Call) -> Entity[Connection]:
         """Raises ``InvalidInput`` for a bad configuration, ``Conflict`` for a taken name."""
-        project_id = project_of(metadata)
-        configuration = await self.vault.configuration(project_id, role, given.type, given.config)
+        configuration = await self.vault.configuration(call.project_id, role, given.type, given.config)
         entity_id = await self.sequences.next(role)
-        written = self.written(project_id, entity_id, given, configuration)
+        written = self.written(call.project_id, entity_id, given, configuration)
         return await self.commands.handle(
             AGGREGATES[role],
             entity_id,
             Create(written.definition),
-            metadata,
+            call.metadata,
             side_writes=written.side_writes,
-            idempotency=idempotency,
+            idempotency=call.idempotency,
         )
 
-    async def update(
-        self, role: Role, entity_id: int, given: Given, metadata: Metadata, expected_version: ExpectedVersion
-    ) -> Entity[Connection]:
-        """Raises besides ``NotFound``, and ``PreconditionFailed`` where ``expected_version`` is not the current one."""
+    async def update(self, role: Role, entity_id: int, given: Given, call: Call) -> Entity[Connection]:
+        """Raises besides ``NotFound``, and ``PreconditionFailed`` where ``If-Match`` is not the current version."""
 
         async def attempt() -> Entity[Connection]:
-            before = await self.documents.require(AGGREGATES[role], entity_id, project_of(metadata))
+            before = await self.documents.require(AGGREGATES[role], entity_id, call.project_id)
             written = await self._changed(role, before, given)
             command = Update(written.definition, before.state.definition.secret_ref)
             return await self.commands.handle(
                 AGGREGATES[role],
                 entity_id,
                 command,
-                metadata,
-                expected_version=expected_version,
+                call.metadata,
+                expected_version=call.expected_version,
                 side_writes=written.side_writes,
             )
 
         return await _while_secrets_change(attempt)
 
-    async def delete(
-        self, role: Role, entity_id: int, metadata: Metadata, expected_version: ExpectedVersion
-    ) -> Entity[Connection]:
+    async def delete(self, role: Role, entity_id: int, call: Call) -> Entity[Connection]:
         """Raises ``Conflict`` naming the jobs while any holds on to it; its secrets go with it."""
 
         async def attempt() -> Entity[Connection]:
-            before = await self.documents.require(AGGREGATES[role], entity_id, project_of(metadata))
+            before = await self.documents.require(AGGREGATES[role], entity_id, call.project_id)
             secret_ref = before.state.definition.secret_ref
             return await self.commands.handle(
                 AGGREGATES[role],
                 entity_id,
                 Delete(secret_ref),
-                metadata,
-                expected_version=expected_version,
+                call.metadata,
+                expected_version=call.expected_version,
                 side_writes=[] if secret_ref is None else [self.vault.forget(secret_ref)],
             )
 
@@ -149,12 +143,6 @@ class Connections:
             config_json=configuration.masked_json(entity_id, secret_ref or ""),
             secret_ref=secret_ref,
         )
-
-
-def project_of(metadata: Metadata) -> int:
-    """The project that a command of a connection belongs to."""
-    assert metadata.project_id is not None
-    return metadata.project_id
 
 
 async def _while_secrets_change(attempt: Callable[[], Awaitable[Entity[Connection]]]) -> Entity[Connection]:

@@ -29,11 +29,12 @@ from libs.eventsourcing.command_handler import CommandHandler, Entity, Work
 from libs.eventsourcing.documents import Documents
 from libs.eventsourcing.event_store import SideWrite
 from libs.mongodb.sequences import Sequences
+from libs.web.inputs import canonical_name
 from libs.web.internal import InternalClient
 from libs.web.principals import PrincipalVerifier
+from libs.web.requests import invalid_field
 from services.catalog.connections import AGGREGATES, Connections, Given
 from services.catalog.domain.connection import Command, Confirm, Connection, Create, Expire, Reference, Reserve, Role
-from services.catalog.inputs import canonical_name
 from services.catalog.queries import CatalogQueries
 from services.catalog.vault import Vault
 from services.catalog.versions import canonical_version
@@ -238,7 +239,11 @@ def _given(wanted: EndpointWanted) -> Given:
     assert wanted.type is not None
     assert wanted.version is not None
     assert wanted.config is not None
-    return Given(canonical_name(wanted.name), wanted.type, canonical_version(wanted.version), wanted.config)
+    try:
+        name = canonical_name(wanted.name)
+    except ValueError as error:
+        raise invalid_field("name", str(error)) from None
+    return Given(name, wanted.type, canonical_version(wanted.version), wanted.config)
 
 
 def _reserved(entity: Entity[Connection] | None) -> EndpointReserved:

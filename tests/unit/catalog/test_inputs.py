@@ -1,31 +1,17 @@
-"""Names, versions, configurations, masks and catalogs of streams, as requests give them."""
+"""Versions, configurations, masks and catalogs of streams, as requests give them."""
 
 from typing import Any
 
 import pytest
 
 from libs.core.errors import InvalidInput
-from services.catalog.inputs import canonical_name, config_object, entity_id_of
+from services.catalog.inputs import config_object
 from services.catalog.masks import Mask, parse_mask, secrets_in, starred, with_secrets
 from services.catalog.streams import merged_catalog, new_catalog
 from services.catalog.versions import canonical_version
 
 PATHS = [("password",), ("ssl", "client_key")]
 CONFIG: dict[str, Any] = {"host": "db", "password": "p", "ssl": {"mode": "require", "client_key": ""}}
-
-
-@pytest.mark.parametrize(
-    ("text", "name"), [("flights", "flights"), ("  a b ", "a b"), ("e\u0301", "\u00e9"), ("n" * 255, "n" * 255)]
-)
-def test_a_name_is_trimmed_and_composed(text: str, name: str) -> None:
-    assert canonical_name(text) == name
-
-
-@pytest.mark.parametrize("text", ["", " ", "n" * 256, "a\tb", "a\u202eb", "a\x7fb"])
-def test_a_name_that_nobody_could_read_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInput) as refusal:
-        canonical_name(text)
-    assert refusal.value.errors[0].field == "name"
 
 
 @pytest.mark.parametrize(
@@ -47,14 +33,6 @@ def test_a_configuration_may_be_a_text_that_holds_it() -> None:
     for wrong in wrong_ones:
         with pytest.raises(InvalidInput):
             config_object(wrong)
-
-
-def test_an_id_is_a_number_that_fits() -> None:
-    assert entity_id_of("42") == 42
-    assert entity_id_of(str(2**63)) is None
-    for wrong in ("", "-1", "4.2", "four", "\u0664"):
-        with pytest.raises(InvalidInput):
-            entity_id_of(wrong)
 
 
 def test_secrets_are_found_and_replaced_without_touching_the_original() -> None:
