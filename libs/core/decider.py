@@ -1,7 +1,7 @@
 """The shape of a domain file: a state, the commands that it takes, ``decide`` and ``evolve``.
 
-After Emmett and Jérémie Chassaing's Decider: ``decide`` is pure and returns what happened, ``evolve`` is pure and
-folds it into the state. Time, ids and randomness come in with the command.
+After Emmett and Jérémie Chassaing's Decider: ``decide`` returns the events that a command causes, and ``evolve`` folds
+an event into the state. Both are pure; time, ids and randomness come in with the command.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from libs.core.envelope import Envelope, Event, Frozen
 State = TypeVar("State", bound=Frozen)
 
 ExpectedVersion = int | frozenset[int] | None
-"""The version, or any of several, that a caller bases a command on; None for whatever is current."""
+"""The version, or one of several, that the entity must have; None for any."""
 
 
 def claims_nothing(_: Any) -> Sequence[str]:
@@ -22,12 +22,12 @@ def claims_nothing(_: Any) -> Sequence[str]:
 
 @dataclass(frozen=True, slots=True)
 class Listing(Generic[State]):
-    """The lists that entities stand in: counted exactly, in the transaction of whatever changes them.
+    """Lists of entities with exact counts, which are updated in the same transaction as the entities.
 
     Args:
-        collection: where the counts are kept.
-        lists: the names of the lists that an entity stands in, such as ``[123,"ACTIVE"]``, none of which may begin
-            another; empty once it is deleted.
+        collection: the collection of the counts.
+        lists: the names of the lists that contain an entity, such as ``[123,"ACTIVE"]``; empty once it is deleted.
+            No name may be a prefix of another.
     """
 
     collection: str
@@ -36,19 +36,19 @@ class Listing(Generic[State]):
 
 @dataclass(frozen=True, slots=True)
 class Aggregate(Generic[State]):
-    """How one kind of entity decides and remembers.
+    """One kind of entity: its commands, events and state, and how the state is stored.
 
     Args:
-        name: the stream's prefix, ``source`` for ``source-42``.
-        collection: where the owner keeps the current state, one document an entity.
+        name: the prefix of its streams: ``source`` for ``source-42``.
+        collection: the owner's collection of current states, with one document per entity.
         state: the frozen model of the state.
-        decide: ``(state or None, command) -> events``; raises a ``FixRequest`` error to refuse.
-        evolve: ``(state or None, envelope) -> state``; never refuses.
-        unique_keys: texts that only one living entity of this collection may hold at a time, such as
-            ``123/my-source``; none once the entity is deleted, which frees them.
-        id_type: int where entity ids are integers, so that documents are keyed by the number.
-        conflict_message: what a caller reads when a unique key is taken by somebody else.
-        listing: for entities by the million: lists whose totals and pages are known without counting or skipping.
+        decide: ``(state or None, command) -> events``; raises a ``FixRequest`` error to reject the command.
+        evolve: ``(state or None, envelope) -> state``; accepts every event of the stream.
+        unique_keys: texts that only one entity of the collection can have at a time, such as ``123/my-source``; empty
+            once the entity is deleted.
+        id_type: int if entity ids are integers; documents then have a number as their key.
+        conflict_message, conflict_field: the error that a caller gets if another entity has a unique key.
+        listing: for millions of entities: lists whose totals and pages are read without counting or skipping.
     """
 
     name: str
@@ -68,13 +68,14 @@ class Aggregate(Generic[State]):
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """How documents about another service's entities follow that service's events.
+    """Documents about another service's entities, kept up to date from that service's events.
 
     Args:
-        collection: where the documents are kept in the reader's database.
-        topic: the log topic it follows.
-        key: the document's ``_id`` for an event, None when the event does not concern it.
-        apply: ``(document or None, envelope) -> document or None``; None deletes. Pure. ``_id`` is set by the runtime.
+        collection: the collection of the documents, in the reader's database.
+        topic: the topic of the events.
+        key: the ``_id`` of the document that an event concerns; None if it concerns none.
+        apply: ``(document or None, envelope) -> document or None``; None deletes the document. Pure. The result needs
+            no ``_id``.
     """
 
     collection: str
@@ -85,11 +86,11 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One command for one entity.
+    """A command for an entity.
 
     Args:
-        expected_version: what the caller read (``If-Match``).
-        ignore_refusal: for reactions: a refusal means there is nothing left to do.
+        expected_version: the version that the caller has read (``If-Match``).
+        ignore_refusal: for reactions: a rejected command means that nothing is left to do.
     """
 
     aggregate: Aggregate[Any]
@@ -101,11 +102,11 @@ class Act:
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """How a foreign event becomes commands of one's own, exactly once.
+    """Commands that another service's event causes, executed exactly once.
 
     Args:
-        topic: the log topic it follows.
-        react: pure; the acts to perform, often none.
+        topic: the topic of the events.
+        react: ``envelope -> acts``, often none. Pure.
     """
 
     topic: str

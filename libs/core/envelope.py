@@ -11,9 +11,9 @@ EVENT_SIZE_BYTES_MAX = 900 * 1024
 
 
 class Frozen(BaseModel):
-    """The parent of every message and state: immutable, and strict about the fields that it is made with.
+    """The parent of every message and state: immutable, and its constructor rejects unknown fields.
 
-    What another version wrote is read with ``extra="ignore"``, or ``extra="allow"`` where it is written back.
+    What another release wrote is validated with ``extra="ignore"``, or ``extra="allow"`` if it is written back.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,9 +23,9 @@ class Event(Frozen):
     """Something that happened, in the past tense.
 
     Class attributes:
-        TYPE: the name in the store and, inside ``datasync.<topic>.<TYPE>.v<schema>``, on the log.
-        TOPIC: the log topic that carries it.
-        SCHEMA_VERSION: raised when the fields change; older versions are upcast on read.
+        TYPE: the name in the store, and on the log within ``datasync.<topic>.<TYPE>.v<SCHEMA_VERSION>``.
+        TOPIC: the topic that it is published on.
+        SCHEMA_VERSION: raised by incompatible changes of the fields; older versions are upcast when they are read.
     """
 
     TYPE: ClassVar[str]
@@ -34,31 +34,31 @@ class Event(Frozen):
 
     @classmethod
     def versioned_type(cls) -> str:
-        """What a version can read or not: the type and the version of its fields."""
+        """The type with the version of its fields: what a release is able to read, or not."""
         return f"{cls.TYPE}.v{cls.SCHEMA_VERSION}"
 
 
 class UnknownEvent(Event):
-    """An event that only a newer version knows: passed on as it is, never decided on."""
+    """An event that only a newer release knows. It is passed on unchanged; no decision is based on it."""
 
 
 @lru_cache(maxsize=256)
 def unknown_event(event_type: str, topic: str) -> UnknownEvent:
-    """Stands for any event of this type; what it says is only in its envelope's ``data_json``."""
+    """The placeholder for events of this type. Their fields are only in the envelope's ``data_json``."""
     known_by_name: type[UnknownEvent] = type("UnknownEvent", (UnknownEvent,), {"TYPE": event_type, "TOPIC": topic})
     return known_by_name()
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """Who caused an event and in which conversation.
+    """Who caused an event, and as part of which request.
 
     Args:
-        actor: the username or key name shown in histories (``system`` for the platform itself).
-        project_id: the project that owns the stream, None outside projects.
-        correlation_id: the request id of the first cause.
-        causation_id: the id of the event that this one reacts to, None for a request.
-        traceparent: W3C trace context of the command.
+        actor: the username or key name that histories show; ``system`` for DataSync itself.
+        project_id: the project that owns the stream; None outside projects.
+        correlation_id: the id of the request that started the chain of events.
+        causation_id: the id of the event that this one reacts to; None if a request caused it.
+        traceparent: the command's W3C trace context.
     """
 
     actor: str = "system"
@@ -70,18 +70,18 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One event with its place in the store.
+    """An event with its place in the store.
 
     Args:
         id: UUIDv7.
         stream: ``source-42``.
         version: 1, 2, … within the stream.
-        position: 1, 2, … within the owner's store, without gaps; 0 while it is not committed.
-        store_id: the store that gave the position; another one means a restored or foreign database.
-        data_json: the event's fields as JSON text, the very bytes that the log carries.
-        data: the same, parsed and upcast.
-        schema_version: of ``data_json``; None: the present one of ``data``.
-        is_understood: False where ``data`` lacks something that a newer version wrote into ``data_json``.
+        position: 1, 2, … within the owner's store, without gaps; 0 until it is committed.
+        store_id: the store that assigned the position; it differs if the database was restored or replaced.
+        data: the event, parsed from ``data_json`` and upcast.
+        data_json: the event's fields as JSON text, byte for byte as on the log.
+        schema_version: the version of ``data_json``; None for the current one, ``data.SCHEMA_VERSION``.
+        is_understood: False if ``data`` lacks something that a newer release wrote into ``data_json``.
     """
 
     id: str
@@ -97,7 +97,7 @@ class Envelope:
     is_understood: bool = True
 
     def at(self, position: int) -> "Envelope":
-        """The same event at its place in the store (``dataclasses.replace`` costs ten times as much)."""
+        """A copy with this position. (``dataclasses.replace`` takes ten times as long.)"""
         return Envelope(
             self.id,
             self.stream,
