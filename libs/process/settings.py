@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -23,6 +23,7 @@ from pydantic import (
     FilePath,
     SecretStr,
     ValidationError,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -31,6 +32,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
+from libs.contracts.services import PLANNED, SERVICES, Service, called
 from libs.process.kafka_security import KafkaSecurity, Mechanism, Protocol
 from libs.process.signing_keys import public_key_of, trusted_key
 
@@ -158,6 +160,9 @@ def _kafka_servers(servers: str) -> str:
 
 
 KafkaServers = Annotated[str, Field(pattern=r"^[^\s,]+:\d+(\s*,\s*[^\s,]+:\d+)*$"), AfterValidator(_kafka_servers)]
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+"""A port to listen on; 0 takes a free one."""
 
 Descriptor = Annotated[int, Field(ge=3)]
 
@@ -289,6 +294,31 @@ class StoreSettings(BaseSettings):
         return init_settings, env_settings, YamlFile(settings_cls)
 
 
+AnySettingsT = TypeVar("AnySettingsT", bound=BaseSettings)
+SettingsT = TypeVar("SettingsT", bound="StoreSettings")
+
+
+def with_settings(cls: type[AnySettingsT], added: Mapping[str, tuple[Any, Any]]) -> type[AnySettingsT]:
+    """The same class with further settings: the type and the field of each, by its name."""
+    fields: dict[str, Any] = {**added}
+    return create_model(cls.__name__, __base__=cls, __module__=cls.__module__, __doc__=cls.__doc__, **fields)
+
+
+def with_url_settings(services: Iterable[Service]) -> Callable[[type[SettingsT]], type[SettingsT]]:
+    """Adds where each service is called that the others call: ``auth_url``, ``catalog_url`` and so on."""
+    return lambda cls: with_settings(
+        cls,
+        {
+            service.url_setting: (
+                HttpUrl,
+                Field(default=service.default_url, description=f"where the other services call `{service.name}`."),
+            )
+            for service in called(services)
+        },
+    )
+
+
+@with_url_settings((*SERVICES, *PLANNED))
 class ServiceSettings(StoreSettings):
     """What every service has; each adds its own in a subclass in its ``config.py``.
 
@@ -298,8 +328,6 @@ class ServiceSettings(StoreSettings):
         otlp_endpoint: where traces and metrics are pushed to, such as ``http://collector:4318``.
         host: the address to listen at.
         port: the port to listen at.
-        auth_url, catalog_url, job_orchestrator_url, record_sync_url, webhooks_url, worker_url: where the service of
-            that name is called by the others.
         signing_key: this service's Ed25519 private key, 32 bytes in base64.
         trusted_keys: Ed25519 public keys in base64, by the service that signs with them.
         shutdown_timeout_seconds: how long requests in flight may take to finish at shutdown.
@@ -311,16 +339,10 @@ class ServiceSettings(StoreSettings):
 
     data_dir: Path | None = None
     host: Host = "127.0.0.1"
-    port: int = Field(default=0, ge=0, le=65535)
+    port: Port = 0
     otlp_endpoint: HttpUrl | None = None
     signing_key: SecretStr | None = None
     trusted_keys: dict[str, str] = Field(default_factory=dict)
-    auth_url: HttpUrl = "http://127.0.0.1:8081"
-    catalog_url: HttpUrl = "http://127.0.0.1:8082"
-    job_orchestrator_url: HttpUrl = "http://127.0.0.1:8083"
-    record_sync_url: HttpUrl = "http://127.0.0.1:8084"
-    webhooks_url: HttpUrl = "http://127.0.0.1:8085"
-    worker_url: HttpUrl = "http://127.0.0.1:8086"
     shutdown_timeout_seconds: Seconds = 20.0
     inherited_sockets: Annotated[tuple[Descriptor, ...], NoDecode, BeforeValidator(listed)] = ()
     instance: str = Field(default="", max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")
@@ -350,9 +372,6 @@ def _is_mongodb_url(value: str) -> bool:
     except (PyMongoError, ValueError):
         return False
     return True
-
-
-SettingsT = TypeVar("SettingsT", bound=StoreSettings)
 
 
 class YamlFile(PydanticBaseSettingsSource):

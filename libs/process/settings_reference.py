@@ -66,7 +66,7 @@ def settings_of(readers: dict[str, type[BaseSettings]]) -> list[Setting]:
             ("all",) if set(who) >= set(readers) - {"suite"} else tuple(who),
             _kind_of(fields[name][1]),
             _default_of([readers[reader].model_fields[name] for reader in who], who),
-            about_of(fields[name][0]).get(name, ""),
+            fields[name][1].description or about_of(fields[name][0]).get(name, ""),
             "suite" in who and not _text_of(readers["suite"].model_fields[name]),
         )
         for name, who in found.items()

@@ -23,6 +23,7 @@ import uvloop
 from aiohttp import web
 
 from libs.contracts.internal import CALLS
+from libs.contracts.services import SERVICES, names_forwarded_to
 from libs.core.clock import Clock, SystemClock
 from libs.core.decider import Aggregate, Projection, Reaction
 from libs.core.errors import RetryLater
@@ -58,8 +59,6 @@ STORE_SILENCE_SECONDS_MAX = 3.0
 FRESH_SECONDS = 1.0
 GARBAGE_LOOKED_FOR_AFTER = 20_000
 SWITCH_INTERVAL_SECONDS = 0.0005
-FORWARDED_TO = frozenset({"auth", "catalog", "job_orchestrator", "record_sync"})
-"""The services that the gateway passes its callers' requests to."""
 
 log = structlog.get_logger(__name__)
 
@@ -288,7 +287,7 @@ def _missing_keys(service: str, settings: ServiceSettings) -> dict[str, str | No
             f"SIGNING_KEY is not set, so {service} can't call {', '.join(called)}" if lacks_key else None
         )
     callers = {caller for call in CALLS if call.service == service for caller in call.callers}
-    if service in FORWARDED_TO:
+    if service in names_forwarded_to(SERVICES):
         callers.add(GATEWAY)
     if callers:
         unknown = ", ".join(sorted(callers - settings.trusted_keys.keys()))

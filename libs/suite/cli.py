@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsError
 
+from libs.contracts.services import SERVICES
 from libs.core.clock import isoformat_z
 from libs.core.errors import DataSyncError
 from libs.eventsourcing.rebuild import RebuildFailed, RebuildReport
@@ -36,7 +37,7 @@ from libs.process.version import installed_version
 from libs.service import operations
 from libs.service.operations import RewrapSettings, StoreUnreachable
 from libs.suite.mongod import mongod_url
-from libs.suite.settings import SERVICES, CannotStart, SuiteSettings, new_encryption_keys
+from libs.suite.settings import CannotStart, SuiteSettings, new_encryption_keys
 from libs.suite.supervisor import up
 
 EXIT_DIFFERENT = 3
@@ -151,7 +152,7 @@ def _require_good_settings(suite: SuiteSettings) -> None:
         "log_format": suite.log_format,
     }
     refused: list[str] = []
-    for service in SERVICES:
+    for service in suite.services:
         settings = _config_of(service.name)
         try:
             settings(**{name: value for name, value in given_by_suite.items() if name in settings.model_fields})

@@ -5,23 +5,25 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from libs.contracts.services import GATEWAY, SERVICES, Secret, Service, called, service_named
 from libs.core.ids import checksum_base62, random_base62
 from libs.process.private_files import private_directory, write_private
-from libs.process.settings import EXIT_BAD_SETTINGS, MONGODB_SCHEMES, Host, YamlFile
+from libs.process.settings import EXIT_BAD_SETTINGS, MONGODB_SCHEMES, Host, YamlFile, with_settings
 from libs.process.signing_keys import new_signing_key, public_key_of
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
-_FOR_ONE_SERVICE = {"API_KEY", "ENCRYPTION_KEYS"}
+
+SuiteT = TypeVar("SuiteT", bound="SuiteSettings")
 
 
 class CannotStart(Exception):
@@ -32,6 +34,28 @@ class CannotStart(Exception):
         self.exit_code = exit_code
 
 
+def with_port_settings(services: Sequence[Service]) -> Callable[[type[SuiteT]], type[SuiteT]]:
+    """Makes it a suite of these services, with a setting for the port of each: ``auth_port`` and so on."""
+
+    def add(cls: type[SuiteT]) -> type[SuiteT]:
+        suite = with_settings(
+            cls,
+            {
+                service.port_setting: (
+                    Port,
+                    Field(default=service.port, description=f"where `{service.name}` listens in the suite."),
+                )
+                for service in services
+                if service.port_setting not in cls.model_fields
+            },
+        )
+        suite.services = tuple(services)
+        return suite
+
+    return add
+
+
+@with_port_settings(SERVICES)
 class SuiteSettings(BaseSettings):
     """What an installation on one machine may choose, by environment variable or in ``datasync.yaml``.
 
@@ -39,8 +63,6 @@ class SuiteSettings(BaseSettings):
         data_dir: where the databases, keys and logs of this installation are kept.
         host: where the gateway listens; everything else listens on 127.0.0.1 only.
         port: the gateway's.
-        auth_port, catalog_port, job_orchestrator_port, record_sync_port, worker_port: where the suite has the service
-            listen.
         mongodb_port: where the mongod that is started listens.
         mongodb_url: an existing MongoDB replica set; without it a mongod is started on ``mongodb_port``.
         db_url: the same, when it begins with ``mongodb://``; other schemes concern the services.
@@ -49,15 +71,11 @@ class SuiteSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True)
     public: ClassVar[bool] = True
+    services: ClassVar[tuple[Service, ...]] = ()
 
     data_dir: Path = Path(".datasync")
     host: Host = "127.0.0.1"
-    port: Port = 8080
-    auth_port: Port = 8081
-    catalog_port: Port = 8082
-    job_orchestrator_port: Port = 8083
-    record_sync_port: Port = 8084
-    worker_port: Port = 8086
+    port: Port = service_named(GATEWAY).port
     mongodb_port: Port = 27117
     mongodb_url: str | None = None
     db_url: SecretStr | None = None
@@ -82,44 +100,16 @@ class SuiteSettings(BaseSettings):
         db_url = self.db_url.get_secret_value() if self.db_url else ""
         return self.mongodb_url or (db_url if db_url.startswith(MONGODB_SCHEMES) else None)
 
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """One process of the suite.
-
-    Args:
-        stop_stage: services stop in the order of their stages, those of one stage together.
-    """
-
-    name: str
-    stop_stage: int
-
-    def port(self, settings: SuiteSettings) -> int:
-        port: int = getattr(settings, self.port_setting)
+    def port_of(self, service: Service) -> int:
+        port: int = getattr(self, service.port_setting)
         return port
 
-    @property
-    def port_setting(self) -> str:
-        """The setting that names its port."""
-        return "port" if self.name == "gateway" else f"{self.name}_port"
+    def host_of(self, service: Service) -> str:
+        """Only what is public listens for other machines."""
+        return self.host if service.is_public else "127.0.0.1"
 
-    def host(self, settings: SuiteSettings) -> str:
-        """Only the gateway is for other machines."""
-        return settings.host if self.name == "gateway" else "127.0.0.1"
-
-    def url(self, settings: SuiteSettings) -> str:
-        return f"http://127.0.0.1:{self.port(settings)}"
-
-
-# The gateway stops taking requests first; a worker then gives its runs back to an orchestrator that still listens.
-SERVICES = (
-    Service("auth", stop_stage=3),
-    Service("catalog", stop_stage=3),
-    Service("record_sync", stop_stage=3),
-    Service("job_orchestrator", stop_stage=2),
-    Service("worker", stop_stage=1),
-    Service("gateway", stop_stage=0),
-)
+    def url_of(self, service: Service) -> str:
+        return f"http://127.0.0.1:{self.port_of(service)}"
 
 
 @dataclass(frozen=True)
@@ -169,7 +159,8 @@ def load_keys(directory: Path, settings: SuiteSettings) -> Keys:
     """The keys kept in the data directory; those that are missing are made."""
     folder = private_directory(directory / "keys")
     signing = {
-        service.name: _kept(folder / f"{service.name}.ed25519", lambda: new_signing_key()[0]) for service in SERVICES
+        service.name: _kept(folder / f"{service.name}.ed25519", lambda: new_signing_key()[0])
+        for service in settings.services
     }
     encryption = _kept(folder / "encryption.json", new_encryption_keys)
     api_key = settings.api_key.get_secret_value() if settings.api_key else _kept(directory / "api_key", _new_api_key)
@@ -179,20 +170,20 @@ def load_keys(directory: Path, settings: SuiteSettings) -> Keys:
 
 def service_environment(service: Service, settings: SuiteSettings, keys: Keys, mongodb_url: str) -> dict[str, str]:
     """Our own environment and the variables that make a service a part of this suite; secrets go where they belong."""
-    environment = {name: value for name, value in os.environ.items() if name not in _FOR_ONE_SERVICE}
+    secrets: dict[Secret, str] = {
+        "api_key": keys.api_key,
+        "encryption_keys": json.dumps(dict(keys.encryption_keys)),
+    }
+    environment = {name: value for name, value in os.environ.items() if name.lower() not in secrets}
     environment |= {
-        "HOST": service.host(settings),
-        "PORT": str(service.port(settings)),
+        "HOST": settings.host_of(service),
+        "PORT": str(settings.port_of(service)),
         "MONGODB_URL": mongodb_url,
         "SIGNING_KEY": keys.signing_keys[service.name],
         "TRUSTED_KEYS": json.dumps(dict(keys.trusted_keys)),
     }
-    environment |= {f"{other.name.upper()}_URL": other.url(settings) for other in SERVICES}
-    if service.name == "auth":
-        environment["API_KEY"] = keys.api_key
-    if service.name == "catalog":
-        environment["ENCRYPTION_KEYS"] = json.dumps(dict(keys.encryption_keys))
-    return environment
+    environment |= {other.url_setting.upper(): settings.url_of(other) for other in called(settings.services)}
+    return environment | {name.upper(): secrets[name] for name in service.secrets}
 
 
 def _kept(path: Path, make: Callable[[], str]) -> str:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
+from libs.contracts.services import SERVICES, Service
 from libs.core.clock import isoformat_z
 from libs.process.listeners import Listeners, PortTaken
 from libs.process.settings import EXIT_BAD_SETTINGS
@@ -30,7 +31,7 @@ from libs.suite.mongod import (
     mongod_command,
     mongod_url,
 )
-from libs.suite.settings import SERVICES, CannotStart, Service, SuiteSettings, locked_data_dir, service_environment
+from libs.suite.settings import CannotStart, SuiteSettings, locked_data_dir, service_environment
 
 READY_TIMEOUT_SECONDS = 90.0
 STOP_TIMEOUT_SECONDS = 60.0
@@ -259,7 +260,7 @@ class Supervisor:
     async def _run(self, tasks: asyncio.TaskGroup) -> None:
         self._output.say("starting", f"starting, with the data in {self._directory.resolve()}")
         mongodb_url = self._settings.external_mongodb_url or await self._start_mongod(tasks)
-        for service in SERVICES:
+        for service in self._settings.services:
             self._services[service.name] = child = self._child_of(service, mongodb_url)
             tasks.create_task(child.run(self._output), name=service.name)
         if await self._become_ready():
@@ -305,7 +306,7 @@ class Supervisor:
     async def _become_ready(self) -> bool:
         """Wait until every service is; False when we were told to stop meanwhile."""
         deadline = time.monotonic() + READY_TIMEOUT_SECONDS
-        waiting = {service.name: f"{service.url(self._settings)}/readyz" for service in SERVICES}
+        waiting = {service.name: f"{self._settings.url_of(service)}/readyz" for service in self._settings.services}
         while waiting:
             # One at a time, the gateway last: it asks the others each time that it is asked.
             name, url = next(iter(waiting.items()))
@@ -357,8 +358,8 @@ class Supervisor:
         for child in self._services.values():
             # A service that dies from now on stays down.
             child.stopping.set()
-        for stage in sorted({service.stop_stage for service in SERVICES}):
-            names = [service.name for service in SERVICES if service.stop_stage == stage]
+        for stage in sorted({service.stop_stage for service in self._settings.services}):
+            names = [service.name for service in self._settings.services if service.stop_stage == stage]
             children = [self._services[name] for name in names if name in self._services]
             left_seconds = max(2.0, min(STAGE_STOP_TIMEOUT_SECONDS, deadline - time.monotonic()))
             await asyncio.gather(*(child.stop(left_seconds) for child in children))
@@ -387,16 +388,17 @@ def opened_listeners(settings: SuiteSettings) -> Iterator[Mapping[str, Listeners
     Raises:
         CannotStart: names every port that is taken, mongod's too, and the setting that moves it.
     """
-    listeners = {service.name: Listeners(service.host(settings), service.port(settings)) for service in SERVICES}
+    services = settings.services
+    listeners = {service.name: Listeners(settings.host_of(service), settings.port_of(service)) for service in services}
     taken = []
     try:
-        for service in SERVICES:
+        for service in services:
             try:
                 listeners[service.name].open()
             except PortTaken:
-                taken.append((service.port_setting, service.port(settings)))
+                taken.append((service.port_setting, settings.port_of(service)))
             except OSError as error:
-                raise CannotStart(f"HOST: can't listen on {service.host(settings)}: {error.strerror}") from None
+                raise CannotStart(f"HOST: can't listen on {settings.host_of(service)}: {error.strerror}") from None
         if settings.external_mongodb_url is None and port_is_taken("127.0.0.1", settings.mongodb_port):
             taken.append(("mongodb_port", settings.mongodb_port))
         if taken:

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from libs.contracts.services import SERVICES, service_named
 from libs.suite.child_process import die_with_parent, free_port
-from libs.suite.settings import SERVICES
 from libs.suite.supervisor import answers_200
 
 START_TIMEOUT_SECONDS = 100.0
@@ -86,7 +86,7 @@ class Suite:
 
     def url_of(self, service: str) -> str:
         """Where one service listens."""
-        return f"http://127.0.0.1:{self._environment['PORT' if service == 'gateway' else f'{service.upper()}_PORT']}"
+        return f"http://127.0.0.1:{self._environment[service_named(service).port_setting.upper()]}"
 
     @property
     def mongodb_url(self) -> str:

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field, SecretStr
 
-from libs.process.settings import Seconds, ServiceSettings
+from libs.contracts.services import service_named
+from libs.process.settings import Port, Seconds, ServiceSettings
 
 DAY_SECONDS = 24 * 60 * 60
 
@@ -24,7 +25,7 @@ class AuthSettings(ServiceSettings):
         login_delay_seconds_max: where the doubling ends.
     """
 
-    port: int = 8081
+    port: Port = service_named("auth").port
     auth_signup: Literal["open", "invite"] = "open"
     api_key: SecretStr | None = Field(default=None, min_length=8, max_length=512)
     session_ttl_seconds: Seconds = Field(default=7.0 * DAY_SECONDS, ge=60)

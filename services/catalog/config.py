@@ -2,8 +2,9 @@
 
 from pydantic import Field, SecretStr, field_validator
 
+from libs.contracts.services import service_named
 from libs.mongodb.encryption import Keyring
-from libs.process.settings import ServiceSettings
+from libs.process.settings import Port, ServiceSettings
 
 
 class CatalogSettings(ServiceSettings):
@@ -16,7 +17,7 @@ class CatalogSettings(ServiceSettings):
         reservation_sweep_seconds: how often reservations without a job are looked for.
     """
 
-    port: int = 8082
+    port: Port = service_named("catalog").port
     encryption_keys: dict[str, SecretStr] = Field(min_length=1)
     reservation_seconds: float = Field(default=30.0, ge=1)
     reservation_sweep_seconds: float = Field(default=10.0, gt=0)

@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
+from libs.contracts.services import service_named
 from libs.core.addresses import IPNetwork
-from libs.process.settings import Seconds, ServiceSettings, is_port_in_range, listed
+from libs.process.settings import Port, Seconds, ServiceSettings, is_port_in_range, listed
 
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@*]+")
 
@@ -41,7 +42,7 @@ class GatewaySettings(ServiceSettings):
     public: ClassVar[bool] = True
 
     signing_key: SecretStr
-    port: int = Field(default=8080, ge=0, le=65535)
+    port: Port = service_named("gateway").port
     server_timeout: Seconds = Field(default=30.0, gt=0)
     allowed_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(listed)] = ("http://localhost:8000",)
     trusted_proxies: Annotated[tuple[IPNetwork, ...], NoDecode, BeforeValidator(listed)] = ()

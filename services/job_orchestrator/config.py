@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
 
+from libs.contracts.services import service_named
 from libs.core.addresses import IPNetwork
-from libs.process.settings import Seconds, ServiceSettings, listed
+from libs.process.settings import Port, Seconds, ServiceSettings, listed
 
 
 class JobOrchestratorSettings(ServiceSettings):
@@ -22,7 +23,7 @@ class JobOrchestratorSettings(ServiceSettings):
         run_lease_seconds: how long a worker that does not report keeps its run.
     """
 
-    port: int = 8083
+    port: Port = service_named("job_orchestrator").port
     max_retries: int = Field(default=3, ge=0, le=100)
     retry_backoff_seconds: float = Field(default=5.0, gt=0, le=3600)
     sync_backoff: Literal["exponential", "linear", "constant"] = "exponential"

@@ -5,7 +5,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
-from libs.process.settings import Seconds, ServiceSettings, listed
+from libs.contracts.services import service_named
+from libs.process.settings import Port, Seconds, ServiceSettings, listed
 
 
 def _absolute(path: str) -> str:
@@ -28,7 +29,7 @@ class WorkerSettings(ServiceSettings):
         parquet_roots: the directories below which Parquet files may be written; anywhere when empty.
     """
 
-    port: int = 8086
+    port: Port = service_named("worker").port
     worker_id: str = Field(default="", max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")
     worker_runs_max: int = Field(default=2, ge=1, le=64)
     worker_heartbeat_seconds: Seconds = Field(default=5.0, gt=0)

@@ -12,8 +12,8 @@ from typing import Any
 
 import aiohttp
 
+from libs.contracts.services import SERVICES
 from libs.core.ids import uuid7
-from libs.suite.settings import SERVICES
 from libs.testing.rest import READS, Rest, rest
 from libs.testing.suite import Suite
 

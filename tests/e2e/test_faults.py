@@ -15,8 +15,9 @@ import aiohttp
 import asyncpg
 import pytest
 
+from libs.contracts.services import SERVICES
 from libs.suite.child_process import die_with_parent, free_port
-from libs.suite.settings import SERVICES, SuiteSettings, load_keys, service_environment
+from libs.suite.settings import SuiteSettings, load_keys, service_environment
 from libs.testing.rest import Rest, rest
 from libs.testing.servers import Kafka
 from libs.testing.suite import Suite

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from libs.contracts.services import SERVICES
 from libs.suite.child_process import free_port
-from libs.suite.settings import SERVICES
 from libs.testing.rest import rest
 from libs.testing.servers import A_PROXY_THAT_IS_GONE
 from libs.testing.suite import Suite

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from libs.service.running import running_service
 from libs.testing.servers import Kafka, Mongod, ServerUnavailable
+from libs.testing.urls import url_settings
 from services.gateway.app import SERVICE as GATEWAY
 from services.gateway.config import GatewaySettings
 from tests.integration.auth.auth_service import GATEWAY_KEY, Answer, Auth, Gateway
@@ -69,7 +70,7 @@ async def test_a_key_revoked_while_kafka_is_stopped_is_refused_within_a_second(
     key = (await issue(direct, session)).body
     fallible_kafka.kill()
     settings = GatewaySettings(
-        port=0, auth_url=direct.service.base_url, signing_key=SecretStr(GATEWAY_KEY), rate_limits=False
+        port=0, **url_settings(auth=direct.service.base_url), signing_key=SecretStr(GATEWAY_KEY), rate_limits=False
     )
     async with running_service(GATEWAY, settings) as public, aiohttp.ClientSession(public.base_url) as client:
         opened = {"Authorization": f"Bearer {key['secret']}"}

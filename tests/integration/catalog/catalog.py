@@ -37,6 +37,7 @@ from libs.mongodb.client import connect
 from libs.process.health import Health
 from libs.process.signing_keys import new_signing_key
 from libs.service.running import ServiceContext, running_service
+from libs.testing.urls import url_settings
 from libs.web.internal import InternalClient, internal_route
 from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner, PrincipalVerifier
 from libs.web.shell import create_app
@@ -278,9 +279,11 @@ async def running_catalog(
             signing_key=SecretStr(KEYS["catalog"][0]),
             trusted_keys=trusted_keys(),
             encryption_keys=settings.pop("encryption_keys", ENCRYPTION_KEYS),
-            worker_url=await stack.enter_async_context(served("worker", worker_routes)),
-            job_orchestrator_url=await stack.enter_async_context(
-                served("job_orchestrator", [internal_route(JOBS_EXISTING, jobs.existing)])
+            **url_settings(
+                worker=await stack.enter_async_context(served("worker", worker_routes)),
+                job_orchestrator=await stack.enter_async_context(
+                    served("job_orchestrator", [internal_route(JOBS_EXISTING, jobs.existing)])
+                ),
             ),
             **settings,
         )

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from libs.process.health import Health
 from libs.service.running import running_service
+from libs.testing.urls import url_settings
 from services.gateway.app import SERVICE
 from services.gateway.config import GatewaySettings
 from tests.integration.gateway.backends import (
@@ -62,10 +63,12 @@ async def suite(mongod: str, database_prefix: str) -> AsyncIterator[Suite]:
             mongodb_url=mongod,
             database_prefix=database_prefix,
             rate_limit_project_per_minute=1_000_000,
-            auth_url=auth.backend.url,
-            catalog_url=catalog.backend.url,
-            job_orchestrator_url=jobs.url,
-            record_sync_url=records.url,
+            **url_settings(
+                auth=auth.backend.url,
+                catalog=catalog.backend.url,
+                job_orchestrator=jobs.url,
+                record_sync=records.url,
+            ),
             signing_key=SecretStr(GATEWAY_KEY),
             trusted_keys={"gateway": GATEWAY_PUBLIC_KEY},
             server_timeout=1.0,

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from libs.core.principal import Principal
 from libs.process.signing_keys import new_signing_key
 from libs.service.running import running_service
+from libs.testing.urls import url_settings
 from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
 from services.auth.app import SERVICE as AUTH
 from services.auth.config import AuthSettings
@@ -37,7 +38,7 @@ async def ends(mongod: str, database_prefix: str) -> AsyncIterator[Mapping[str, 
     async with AsyncExitStack() as stack:
         settings = AuthSettings(**shared, signing_key=SecretStr(auth_key), api_key=SecretStr(BOOTSTRAP_KEY))
         auth = await stack.enter_async_context(running_service(AUTH, settings))
-        front = GatewaySettings(**shared, signing_key=SecretStr(GATEWAY_KEY), auth_url=auth.base_url)
+        front = GatewaySettings(**shared, signing_key=SecretStr(GATEWAY_KEY), **url_settings(auth=auth.base_url))
         gateway = await stack.enter_async_context(running_service(GATEWAY, front))
         principal = PrincipalSigner("gateway", SecretStr(GATEWAY_KEY)).sign(ADA, "auth")
         yield {

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from libs.mongodb.client import connect
 from libs.process.signing_keys import new_signing_key
 from libs.service.running import running_service
+from libs.testing.urls import url_settings
 from services.auth.app import SERVICE as AUTH
 from services.auth.config import AuthSettings
 from services.gateway.app import SERVICE as GATEWAY
@@ -53,8 +54,7 @@ async def url(mongod: str, database_prefix: str) -> AsyncIterator[str]:
                     mongodb_url=mongod,
                     database_prefix=database_prefix,
                     rate_limit_project_per_minute=1_000_000,
-                    auth_url=auth.base_url,
-                    catalog_url=catalog.url,
+                    **url_settings(auth=auth.base_url, catalog=catalog.url),
                     signing_key=SecretStr(GATEWAY_KEY),
                     trusted_keys=trusted_keys,
                 ),

@@ -36,6 +36,7 @@ from libs.core.principal import Principal
 from libs.process.health import Health
 from libs.process.signing_keys import new_signing_key
 from libs.service.running import ServiceContext, running_service
+from libs.testing.urls import url_settings
 from libs.web.internal import InternalClient, internal_route
 from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner, PrincipalVerifier
 from libs.web.shell import create_app
@@ -229,7 +230,7 @@ async def running_orchestrator(
         mongodb_url=mongod,
         database_prefix=database_prefix,
         port=0,
-        catalog_url=catalog_url,
+        **url_settings(catalog=catalog_url),
         signing_key=SecretStr(KEYS["job_orchestrator"][0]),
         trusted_keys=trusted_keys(),
         **settings,

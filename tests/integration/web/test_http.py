@@ -37,6 +37,7 @@ from libs.core.principal import Principal
 from libs.process.health import Degraded, Health
 from libs.process.settings import ServiceSettings
 from libs.process.signing_keys import new_signing_key
+from libs.testing.urls import url_settings
 from libs.web import body as http_body
 from libs.web.answers import json_answer, success
 from libs.web.conditions import if_match_of
@@ -193,7 +194,7 @@ async def client(shell: Shell) -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.fixture
 async def internal(shell: Shell) -> AsyncIterator[InternalClient]:
-    client = InternalClient(ServiceSettings(auth_url=shell.url), GATEWAY)
+    client = InternalClient(ServiceSettings(**url_settings(auth=shell.url)), GATEWAY)
     yield client
     await client.close()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from libs.contracts.services import SERVICES
 from libs.mongodb import client as mongo_module
 from libs.process.kept_settings import OtherInstallation, keep_settings, settings_of_installation
 from libs.process.settings import StoreSettings, load_settings
@@ -20,7 +21,7 @@ from libs.service.operations import RewrapSettings
 from libs.suite.child_process import free_port
 from libs.suite.cli import main
 from libs.suite.installation import Installation
-from libs.suite.settings import SERVICES, SuiteSettings
+from libs.suite.settings import SuiteSettings
 
 pytestmark = pytest.mark.usefixtures("logs_put_back")
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from libs.contracts.services import SERVICES
 from libs.process.version import installed_version
 from libs.suite.installation import Installation
-from libs.suite.settings import SERVICES, CannotStart, SuiteSettings, load_keys, locked_data_dir, service_environment
+from libs.suite.settings import CannotStart, SuiteSettings, load_keys, locked_data_dir, service_environment
 from libs.suite.supervisor import Output
 
 URL = "mongodb://127.0.0.1:1/?replicaSet=datasync"
