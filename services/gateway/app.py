@@ -23,7 +23,7 @@ from services.gateway.http import Gateway, OwnRoutes
 from services.gateway.origins import Origins
 from services.gateway.rate_limits.limiter import RateLimiter
 from services.gateway.rate_limits.policies import Policies
-from services.gateway.upstream import Upstream
+from services.gateway.upstream.forwarding import Upstream
 
 FORWARDED_TO = ("auth", "catalog", "job_orchestrator", "record_sync", "webhooks")
 NEEDED = ("auth", "catalog", "job_orchestrator", "record_sync")
@@ -40,7 +40,7 @@ async def start(context: ServiceContext[GatewaySettings]) -> AsyncIterator[Seque
             settings.server_timeout,
         )
         stack.callback(upstream.close)
-        context.health.on_stop(upstream.let_go)
+        context.health.on_stop(upstream.stop)
         credentials = Credentials(context.internal)
         stack.push_async_callback(credentials.close)
         probes = await stack.enter_async_context(

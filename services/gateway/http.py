@@ -26,7 +26,8 @@ from services.gateway.description import Description
 from services.gateway.docs import MEDIA_TYPES, PAGE, SECURITY_POLICY, content_of, etag_of
 from services.gateway.origins import SAFE_METHODS, Origins
 from services.gateway.routes import Target, target_of, target_of_entity_type
-from services.gateway.upstream import Upstream, forwarded_headers
+from services.gateway.upstream.forwarding import Upstream
+from services.gateway.upstream.headers import forwarded_headers
 
 OWN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"})
 CLIENT_ADDRESS_HEADER = "X-DataSync-Client-Address"

@@ -8,7 +8,9 @@ import pytest
 from multidict import CIMultiDict
 
 from libs.suite.child_process import free_port
-from services.gateway.connections import CONNECTIONS_MAX, Body, BrokenOff, Connections, NoAnswer, NotConnected, Sent
+from services.gateway.upstream.exchange import ResponseTimeout
+from services.gateway.upstream.pool import CONNECTIONS_MAX, ConnectFailed, ConnectionPool
+from services.gateway.upstream.wire import Body, ResponseBroken, UpstreamRequest
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -51,19 +53,19 @@ async def server() -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-async def connections(server: Server) -> AsyncIterator[Connections]:
-    found = Connections(server.url)
+async def pool(server: Server) -> AsyncIterator[ConnectionPool]:
+    found = ConnectionPool(server.url)
     yield found
     found.close()
 
 
-async def test_a_connection_is_used_again(server: Server, connections: Connections) -> None:
+async def test_a_connection_is_used_again(server: Server, pool: ConnectionPool) -> None:
     for _ in range(5):
-        assert await _exchange(connections) == b"ok"
+        assert await _exchange(pool) == b"ok"
     assert server.connections == 1
 
 
-async def test_concurrent_requests_have_connections_of_their_own(server: Server, connections: Connections) -> None:
+async def test_concurrent_requests_have_connections_of_their_own(server: Server, pool: ConnectionPool) -> None:
     both = asyncio.Barrier(2)
 
     async def together(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -71,32 +73,30 @@ async def test_concurrent_requests_have_connections_of_their_own(server: Server,
         writer.write(OK)
 
     server.behave = together
-    assert set(await asyncio.gather(_exchange(connections), _exchange(connections))) == {b"ok"}
+    assert set(await asyncio.gather(_exchange(pool), _exchange(pool))) == {b"ok"}
     assert server.connections == 2
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
 async def test_a_kept_connection_that_just_ended_is_replaced_for_what_changes_nothing(
-    server: Server, connections: Connections, method: str
+    server: Server, pool: ConnectionPool, method: str
 ) -> None:
-    await _exchange(connections)
+    await _exchange(pool)
     server.behave = _end_once(server)
-    assert await _exchange(connections, method) == (b"" if method == "HEAD" else b"ok")
+    assert await _exchange(pool, method) == (b"" if method == "HEAD" else b"ok")
     assert server.connections == 2
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-async def test_what_may_change_something_is_never_sent_twice(
-    server: Server, connections: Connections, method: str
-) -> None:
-    await _exchange(connections)
+async def test_what_may_change_something_is_never_sent_twice(server: Server, pool: ConnectionPool, method: str) -> None:
+    await _exchange(pool)
     server.behave = _end_once(server)
-    with pytest.raises(BrokenOff):
-        await _exchange(connections, method, b"{}")
+    with pytest.raises(ResponseBroken):
+        await _exchange(pool, method, b"{}")
     assert len(server.heads) == 2
 
 
-async def test_what_changes_nothing_is_sent_twice_at_most(server: Server, connections: Connections) -> None:
+async def test_what_changes_nothing_is_sent_twice_at_most(server: Server, pool: ConnectionPool) -> None:
     both = asyncio.Barrier(3)
 
     async def together(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -104,37 +104,37 @@ async def test_what_changes_nothing_is_sent_twice_at_most(server: Server, connec
         writer.write(OK)
 
     server.behave = together
-    await asyncio.gather(*(_exchange(connections) for _ in range(3)))
+    await asyncio.gather(*(_exchange(pool) for _ in range(3)))
     server.behave = _end
-    with pytest.raises(BrokenOff):
-        await _exchange(connections)
+    with pytest.raises(ResponseBroken):
+        await _exchange(pool)
     assert (server.connections, len(server.heads)) == (4, 5)
 
 
 async def test_a_read_is_sent_again_when_its_new_connection_ends_unanswered(
-    server: Server, connections: Connections
+    server: Server, pool: ConnectionPool
 ) -> None:
     server.behave = _end_once(server)
-    assert await _exchange(connections) == b"ok"
+    assert await _exchange(pool) == b"ok"
     assert (server.connections, len(server.heads)) == (2, 2)
 
 
-async def test_nothing_is_sent_again_once_an_answer_has_begun(server: Server, connections: Connections) -> None:
+async def test_nothing_is_sent_again_once_an_answer_has_begun(server: Server, pool: ConnectionPool) -> None:
     async def begin(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200")
         await writer.drain()
         raise ConnectionResetError
 
-    await _exchange(connections)
+    await _exchange(pool)
     server.behave = begin
-    with pytest.raises(BrokenOff):
-        await _exchange(connections)
+    with pytest.raises(ResponseBroken):
+        await _exchange(pool)
     assert len(server.heads) == 2
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_kept_connection_that_ended_before_its_use_is_not_used(
-    server: Server, connections: Connections, method: str
+    server: Server, pool: ConnectionPool, method: str
 ) -> None:
     """The end has arrived, but the event loop has not seen it yet: not a byte is written."""
 
@@ -144,19 +144,19 @@ async def test_a_kept_connection_that_ended_before_its_use_is_not_used(
         raise ConnectionResetError
 
     server.behave = answer_and_end
-    assert await _exchange(connections, method) == b"ok"
+    assert await _exchange(pool, method) == b"ok"
     server.behave = server._answer
     await asyncio.to_thread(time.sleep, 0.02)
-    assert await _exchange(connections, method) == b"ok"
+    assert await _exchange(pool, method) == b"ok"
     assert len(server.heads) == 2
 
 
 async def test_a_read_whose_connections_end_without_an_answer_is_sent_twice_at_most(
-    server: Server, connections: Connections
+    server: Server, pool: ConnectionPool
 ) -> None:
     server.behave = _end
-    with pytest.raises(BrokenOff):
-        await _exchange(connections)
+    with pytest.raises(ResponseBroken):
+        await _exchange(pool)
     assert server.connections == 2
 
 
@@ -175,14 +175,14 @@ async def test_a_read_whose_connections_end_without_an_answer_is_sent_twice_at_m
     ],
 )
 async def test_every_way_to_frame_an_answer_is_read(
-    server: Server, connections: Connections, answer: bytes, body: bytes
+    server: Server, pool: ConnectionPool, answer: bytes, body: bytes
 ) -> None:
     async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
 
     server.behave = say
     for _ in range(2):
-        assert await _exchange(connections) == body
+        assert await _exchange(pool) == body
     assert server.connections == (2 if b"close" in answer else 1)
 
 
@@ -209,7 +209,7 @@ async def test_every_way_to_frame_an_answer_is_read(
     ],
 )
 async def test_an_answer_that_is_cut_or_no_http_is_broken_off(
-    server: Server, connections: Connections, answer: bytes
+    server: Server, pool: ConnectionPool, answer: bytes
 ) -> None:
     async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
@@ -217,8 +217,8 @@ async def test_an_answer_that_is_cut_or_no_http_is_broken_off(
         raise ConnectionResetError
 
     server.behave = say
-    with pytest.raises(BrokenOff):
-        await _exchange(connections)
+    with pytest.raises(ResponseBroken):
+        await _exchange(pool)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -237,20 +237,20 @@ async def test_an_answer_that_is_cut_or_no_http_is_broken_off(
     ],
 )
 async def test_a_connection_that_may_hold_something_is_not_used_again(
-    server: Server, connections: Connections, answer: bytes, method: str
+    server: Server, pool: ConnectionPool, answer: bytes, method: str
 ) -> None:
     async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
 
     server.behave = say
     for expected in range(1, 4):
-        async with await connections.exchange(_request(method)) as exchange:
+        async with await pool.exchange(_request(method)) as exchange:
             body = await exchange.whole()
         assert body == (b"ok" if b" 200 " in answer[:13] and method == "GET" else b"")
         assert server.connections == expected
 
 
-async def test_bytes_that_come_while_a_connection_is_idle_end_it(server: Server, connections: Connections) -> None:
+async def test_bytes_that_come_while_a_connection_is_idle_end_it(server: Server, pool: ConnectionPool) -> None:
     late = asyncio.Event()
 
     async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -260,15 +260,15 @@ async def test_bytes_that_come_while_a_connection_is_idle_end_it(server: Server,
         await writer.drain()
 
     server.behave = say
-    assert await _exchange(connections) == b"ok"
+    assert await _exchange(pool) == b"ok"
     late.set()
     await asyncio.to_thread(time.sleep, 0.02)
     server.behave = server._answer
-    assert await _exchange(connections) == b"ok"
+    assert await _exchange(pool) == b"ok"
     assert server.connections == 2
 
 
-async def test_an_answer_byte_by_byte_is_the_same_answer(server: Server, connections: Connections) -> None:
+async def test_an_answer_byte_by_byte_is_the_same_answer(server: Server, pool: ConnectionPool) -> None:
     answers = [
         OK,
         b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
@@ -283,12 +283,12 @@ async def test_an_answer_byte_by_byte_is_the_same_answer(server: Server, connect
 
     server.behave = drip
     while answers:
-        assert await _exchange(connections) == b"ok"
+        assert await _exchange(pool) == b"ok"
         answers.pop()
     assert server.connections == 1
 
 
-async def test_an_answer_without_a_length_ends_with_its_connection(server: Server, connections: Connections) -> None:
+async def test_an_answer_without_a_length_ends_with_its_connection(server: Server, pool: ConnectionPool) -> None:
     async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\nwhatever")
         await writer.drain()
@@ -296,33 +296,33 @@ async def test_an_answer_without_a_length_ends_with_its_connection(server: Serve
 
     server.behave = say
     for expected in (1, 2):
-        assert await _exchange(connections) == b"whatever"
+        assert await _exchange(pool) == b"whatever"
         assert server.connections == expected
 
 
-async def test_a_connection_whose_caller_is_gone_is_not_used_again(server: Server, connections: Connections) -> None:
+async def test_a_connection_whose_caller_is_gone_is_not_used_again(server: Server, pool: ConnectionPool) -> None:
     request = _request()
     request.caller_is_there = lambda: False
-    async with await connections.exchange(request) as exchange:
+    async with await pool.exchange(request) as exchange:
         assert await exchange.whole() == b"ok"
-    assert await _exchange(connections) == b"ok"
+    assert await _exchange(pool) == b"ok"
     assert server.connections == 2
 
 
-async def test_an_answer_that_does_not_begin_in_time_is_no_answer(server: Server, connections: Connections) -> None:
+async def test_an_answer_that_does_not_begin_in_time_is_no_answer(server: Server, pool: ConnectionPool) -> None:
     async def hang(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
         await reader.read()
 
     server.behave = hang
-    with pytest.raises(NoAnswer):
-        await connections.exchange(_request(), timeout_seconds=0.01)
+    with pytest.raises(ResponseTimeout):
+        await pool.exchange(_request(), timeout_seconds=0.01)
 
 
-async def test_a_place_that_does_not_get_free_in_time_is_no_answer(server: Server, connections: Connections) -> None:
-    held = [await connections.exchange(_request()) for _ in range(CONNECTIONS_MAX)]
-    with pytest.raises(NoAnswer):
-        await connections.exchange(_request(), timeout_seconds=0.01)
-    waiting = asyncio.ensure_future(_exchange(connections))
+async def test_a_place_that_does_not_get_free_in_time_is_no_answer(server: Server, pool: ConnectionPool) -> None:
+    held = [await pool.exchange(_request()) for _ in range(CONNECTIONS_MAX)]
+    with pytest.raises(ResponseTimeout):
+        await pool.exchange(_request(), timeout_seconds=0.01)
+    waiting = asyncio.ensure_future(_exchange(pool))
     held.pop().close()
     assert await waiting == b"ok"
     for exchange in held:
@@ -331,16 +331,16 @@ async def test_a_place_that_does_not_get_free_in_time_is_no_answer(server: Serve
 
 
 @pytest.mark.parametrize("line", ["a\r\nX-Smuggled: 1", "a\nb", "a\rb", "a\0b"])
-async def test_a_line_break_in_a_header_is_never_sent(server: Server, connections: Connections, line: str) -> None:
+async def test_a_line_break_in_a_header_is_never_sent(server: Server, pool: ConnectionPool, line: str) -> None:
     request = _request()
     request.headers["X-Value"] = line
     with pytest.raises(ValueError, match="line break"):
-        await connections.exchange(request)
+        await pool.exchange(request)
     assert server.heads == []
 
 
 async def test_a_body_of_another_length_than_announced_is_not_passed_for_whole(
-    server: Server, connections: Connections
+    server: Server, pool: ConnectionPool
 ) -> None:
     async def drain(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -350,11 +350,11 @@ async def test_a_body_of_another_length_than_announced_is_not_passed_for_whole(
 
     server.behave = drain
     for announced in (2, 4):
-        with pytest.raises(BrokenOff):
-            await connections.exchange(Sent("POST", "/", CIMultiDict(), body(), announced))
+        with pytest.raises(ResponseBroken):
+            await pool.exchange(UpstreamRequest("POST", "/", CIMultiDict(), body(), announced))
 
 
-async def test_an_empty_piece_does_not_end_a_body_in_chunks(server: Server, connections: Connections) -> None:
+async def test_an_empty_piece_does_not_end_a_body_in_chunks(server: Server, pool: ConnectionPool) -> None:
     seen: list[bytes] = []
 
     async def body() -> AsyncIterator[bytes]:
@@ -367,37 +367,37 @@ async def test_an_empty_piece_does_not_end_a_body_in_chunks(server: Server, conn
         writer.write(OK)
 
     server.behave = drain
-    assert await _exchange(connections, "POST", body()) == b"ok"
+    assert await _exchange(pool, "POST", body()) == b"ok"
     assert seen == [b"1\r\na\r\n1\r\nb\r\n0\r\n\r\n"]
 
 
 async def test_an_answer_that_was_not_read_to_its_end_costs_its_connection(
-    server: Server, connections: Connections
+    server: Server, pool: ConnectionPool
 ) -> None:
     async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun")
 
     server.behave = say
-    (await connections.exchange(_request())).close()
+    (await pool.exchange(_request())).close()
     server.behave = server._answer
-    assert await _exchange(connections) == b"ok"
+    assert await _exchange(pool) == b"ok"
     assert server.connections == 2
 
 
-async def test_an_answer_before_the_end_of_the_body_is_read(server: Server, connections: Connections) -> None:
+async def test_an_answer_before_the_end_of_the_body_is_read(server: Server, pool: ConnectionPool) -> None:
     never = asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
         yield b"begun"
         await never.wait()
 
-    async with await connections.exchange(_request("POST", body())) as exchange:
+    async with await pool.exchange(_request("POST", body())) as exchange:
         assert await exchange.whole() == b"ok"
-    assert await _exchange(connections) == b"ok"
+    assert await _exchange(pool) == b"ok"
     assert server.connections == 2
 
 
-async def test_a_body_that_fails_ends_the_request_with_its_error(server: Server, connections: Connections) -> None:
+async def test_a_body_that_fails_ends_the_request_with_its_error(server: Server, pool: ConnectionPool) -> None:
     async def wait(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
         await reader.read()
 
@@ -407,10 +407,10 @@ async def test_a_body_that_fails_ends_the_request_with_its_error(server: Server,
 
     server.behave = wait
     with pytest.raises(LookupError):
-        await connections.exchange(_request("POST", body()))
+        await pool.exchange(_request("POST", body()))
 
 
-async def test_bodies_are_framed_by_their_length_or_in_chunks(server: Server, connections: Connections) -> None:
+async def test_bodies_are_framed_by_their_length_or_in_chunks(server: Server, pool: ConnectionPool) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"ab"
 
@@ -428,21 +428,21 @@ async def test_bodies_are_framed_by_their_length_or_in_chunks(server: Server, co
         (body(), 2, b"Content-Length: 2"),
         (body(), None, b"Transfer-Encoding: chunked"),
     ):
-        async with await connections.exchange(Sent("POST", "/", CIMultiDict(), content, announced)) as exchange:
+        async with await pool.exchange(UpstreamRequest("POST", "/", CIMultiDict(), content, announced)) as exchange:
             assert await exchange.whole() == b"ok"
         assert framing in server.heads[-1]
-    assert await _exchange(connections) == b"ok"
+    assert await _exchange(pool) == b"ok"
     assert b"Content-Length" not in server.heads[-1]
 
 
 async def test_nobody_listening_is_not_connected() -> None:
-    connections = Connections(f"http://127.0.0.1:{free_port()}")
+    pool = ConnectionPool(f"http://127.0.0.1:{free_port()}")
     for _ in range(3):
-        with pytest.raises(NotConnected):
-            await _exchange(connections)
+        with pytest.raises(ConnectFailed):
+            await _exchange(pool)
 
 
-async def test_a_request_that_is_given_up_leaves_nothing_behind(server: Server, connections: Connections) -> None:
+async def test_a_request_that_is_given_up_leaves_nothing_behind(server: Server, pool: ConnectionPool) -> None:
     async def hang(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
         await reader.read()
 
@@ -450,9 +450,9 @@ async def test_a_request_that_is_given_up_leaves_nothing_behind(server: Server, 
     for _ in range(300):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
-                await _exchange(connections)
+                await _exchange(pool)
     server.behave = server._answer
-    assert await _exchange(connections) == b"ok"
+    assert await _exchange(pool) == b"ok"
 
 
 async def _end(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -468,10 +468,10 @@ def _end_once(server: Server) -> Behave:
     return end
 
 
-def _request(method: str = "GET", body: Body = None) -> Sent:
-    return Sent(method, "/path?query", CIMultiDict({"Host": "x"}), body)
+def _request(method: str = "GET", body: Body = None) -> UpstreamRequest:
+    return UpstreamRequest(method, "/path?query", CIMultiDict({"Host": "x"}), body)
 
 
-async def _exchange(connections: Connections, method: str = "GET", body: Body = None) -> bytes:
-    async with await connections.exchange(_request(method, body)) as exchange:
+async def _exchange(pool: ConnectionPool, method: str = "GET", body: Body = None) -> bytes:
+    async with await pool.exchange(_request(method, body)) as exchange:
         return await exchange.whole()

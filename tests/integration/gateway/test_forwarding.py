@@ -15,7 +15,7 @@ from yarl import URL
 from libs.process.health import Degraded
 from libs.process.signing_keys import new_signing_key
 from libs.web import body as http_body
-from services.gateway.connections import CONNECTIONS_MAX
+from services.gateway.upstream.pool import CONNECTIONS_MAX
 from tests.integration.gateway.backends import API_KEY, PROJECT, SESSION, a_key
 from tests.integration.gateway.conftest import Suite
 
@@ -474,7 +474,7 @@ async def test_a_read_that_waits_is_let_go_when_the_gateway_stops(
     suite: Suite, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long poll would keep the gateway from stopping; this one has longer than the others of this file."""
-    monkeypatch.setattr("services.gateway.upstream.LET_GO_SECONDS", 0.05)
+    monkeypatch.setattr("services.gateway.upstream.forwarding.STOP_GRACE_SECONDS", 0.05)
     url = f"/api/v1/project/{PROJECT}/source/hang"
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(_answer_of(client, url))

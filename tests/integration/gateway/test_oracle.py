@@ -1,4 +1,4 @@
-"""aiohttp's client as the oracle: the same requests through it and through our connections give the same answers."""
+"""aiohttp's client as the oracle: the same requests through it and through our pool give the same answers."""
 
 import asyncio
 import random
@@ -9,7 +9,8 @@ import pytest
 from multidict import CIMultiDict
 from yarl import URL
 
-from services.gateway.connections import Connections, Sent
+from services.gateway.upstream.pool import ConnectionPool
+from services.gateway.upstream.wire import UpstreamRequest
 
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 
@@ -79,14 +80,14 @@ async def _say(writer: asyncio.StreamWriter, method: str, rng: random.Random) ->
 
 
 async def test_answers_are_what_aiohttps_client_makes_of_them(url: str) -> None:
-    connections = Connections(url)
+    pool = ConnectionPool(url)
     async with aiohttp.ClientSession(auto_decompress=False) as session:
         for number in range(EXCHANGES):
             method = random.Random(number).choice(METHODS)
             body = b"x" * number if method in ("POST", "PUT", "PATCH") else None
             expected = await _through_aiohttp(session, url, method, f"/{number}", body)
-            assert await _through_ours(connections, method, f"/{number}", body) == expected, number
-    connections.close()
+            assert await _through_ours(pool, method, f"/{number}", body) == expected, number
+    pool.close()
 
 
 async def _through_aiohttp(
@@ -96,6 +97,6 @@ async def _through_aiohttp(
         return response.status, list(response.raw_headers), await response.read()
 
 
-async def _through_ours(connections: Connections, method: str, path: str, body: bytes | None) -> Answer:
-    async with await connections.exchange(Sent(method, path, CIMultiDict({"Host": "x"}), body)) as exchange:
+async def _through_ours(pool: ConnectionPool, method: str, path: str, body: bytes | None) -> Answer:
+    async with await pool.exchange(UpstreamRequest(method, path, CIMultiDict({"Host": "x"}), body)) as exchange:
         return exchange.status, exchange.headers, await exchange.whole()

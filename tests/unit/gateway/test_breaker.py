@@ -1,6 +1,6 @@
 """When a service that refuses connections is tried."""
 
-from services.gateway.breaker import FAILURES_MAX, OPEN_SECONDS, Breaker
+from services.gateway.upstream.breaker import FAILURES_MAX, OPEN_SECONDS, Breaker
 
 
 class _Clock:

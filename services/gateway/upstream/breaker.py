@@ -1,6 +1,6 @@
-"""A circuit breaker: a service that refuses connections is not tried by every request.
+"""A circuit breaker: while a service rejects connections, not every request tries to connect.
 
-After Nygard's "Release It!": closed, open for a moment, then half open, where one request probes for all.
+After Nygard's "Release It!": closed, open for a second, then half open, where one request probes for all.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ OPEN_SECONDS = 1.0
 
 
 class Breaker:
-    """Counts the failures in a row to connect to one service.
+    """Counts consecutive failures to connect to one service.
 
     Args:
         clock: monotonic seconds.
@@ -23,7 +23,7 @@ class Breaker:
         self._probing = False
 
     def refuses_for_seconds(self) -> float | None:
-        """None when a request may try; else how long it is not worth trying. A probe counts as given out."""
+        """None if the request may try, in the half-open state as the probe; else for how long requests are rejected."""
         if self._failures < FAILURES_MAX:
             return None
         wait_seconds = self._open_until - self._clock()
@@ -38,11 +38,11 @@ class Breaker:
         self._probing = False
 
     def failed(self) -> None:
-        """The service could not be connected to."""
+        """The service did not accept a connection."""
         self._failures += 1
         self._probing = False
         self._open_until = self._clock() + OPEN_SECONDS
 
     def gave_up(self) -> None:
-        """The attempt ended without telling whether the service is there."""
+        """The attempt ended without showing whether the service accepts connections."""
         self._probing = False
