@@ -3,8 +3,8 @@
 Names and types come from the models' fields, comments from their docstrings, field numbers from ``fields.lock.json``.
 The lock holds every field that ever had a number, as the schema declares it (``optional string = 5``). A new field gets
 the message's next number and is added to the lock. A field that a model no longer has stays there, and its number and
-name become ``reserved``. A change that would make a reader of earlier schemas misread an event is refused, after
-https://protobuf.dev/programming-guides/proto3/#updating for the binary and the JSON form.
+name become ``reserved``. Changes are refused that would make consumers with an earlier schema misread events, in binary
+or in JSON: https://protobuf.dev/programming-guides/proto3/#updating.
 """
 
 import importlib
@@ -32,19 +32,19 @@ TIMESTAMP = "google.protobuf.Timestamp"
 SCALARS = {str: "string", bool: "bool", int: "int32", float: "double", datetime: TIMESTAMP}
 
 Lock = dict[str, dict[str, str]]
-"""Message -> field -> declaration, such as ``optional string = 5``; both messages and fields that are gone included."""
+"""Message -> field -> declaration, such as ``optional string = 5``; removed fields included."""
 
 
-class IncompatibleChange(Exception):
-    """A model was changed in a way that readers of earlier schemas would stumble over."""
+class SchemaError(Exception):
+    """A model has no schema, or one that is incompatible with its earlier schema."""
 
 
 def main() -> int:
     """Write the schemas and the lock."""
     try:
         files, lock = generate(json.loads(LOCK.read_text()))
-    except IncompatibleChange as refusal:
-        sys.stderr.write(f"{refusal}\n")
+    except SchemaError as error:
+        sys.stderr.write(f"{error}\n")
         return 1
     for name, text in files.items():
         (FOLDER / name).write_text(text)
@@ -56,7 +56,7 @@ def generate(lock: Lock) -> tuple[dict[str, str], Lock]:
     """The text of each schema by its file name, and the lock with the fields that are new.
 
     Raises:
-        IncompatibleChange: see ``numbered``.
+        SchemaError: see ``numbered``, ``proto_type`` and ``documentation``.
     """
     modules = {f"{module.__name__.rpartition('.')[2]}.proto": module for module in _topics()}
     models = {name: _with_parts(_events_of(module)) for name, module in modules.items()}
@@ -68,11 +68,11 @@ def numbered(models: Sequence[type[Frozen]], lock: Lock) -> Lock:
     """The lock with a number for every new field of these models.
 
     Raises:
-        IncompatibleChange: a locked message has no model, a field has another type than before, or a new field of a
-            locked message has no default, so that stored events could no longer be read.
+        SchemaError: a locked message has no model, the type of a field changed, or a new field of a locked message has
+            no default, so that stored events could no longer be read.
     """
     if gone := lock.keys() - {model.__name__ for model in models}:
-        raise IncompatibleChange(f"{', '.join(sorted(gone))}: no model, but stored events have this type")
+        raise SchemaError(f"{', '.join(sorted(gone))}: there is no model, but stored events may have this type")
     fields = {model.__name__: _numbered_fields(model, lock.get(model.__name__)) for model in models}
     return dict(sorted(fields.items()))
 
@@ -104,7 +104,7 @@ def documentation(model: type[Frozen]) -> tuple[str, dict[str, str]]:
     """What a model's docstring says about it, and about its fields under ``Args``, inherited ones included.
 
     Raises:
-        ValueError: there is no docstring, or it describes a field that the model does not have.
+        SchemaError: there is no docstring, or it describes a field that the model does not have.
     """
     summary = ""
     about: dict[str, str] = {}
@@ -112,12 +112,10 @@ def documentation(model: type[Frozen]) -> tuple[str, dict[str, str]]:
         summary, _, arguments = inspect.cleandoc(parent.__doc__ or "").partition("\n\nArgs:\n")
         described = dict(_arguments(arguments))
         if unknown := described.keys() - parent.model_fields.keys():
-            raise ValueError(
-                f"the docstring of {parent.__name__} describes {', '.join(sorted(unknown))}: no such field"
-            )
+            raise SchemaError(f"{parent.__name__}: the docstring describes unknown fields {', '.join(sorted(unknown))}")
         about |= described
     if not summary:
-        raise ValueError(f"{model.__name__} has no docstring; readers of the topic need to know what happened")
+        raise SchemaError(f"{model.__name__}: a docstring is missing; consumers of the topic read it in the schema")
     for name, annotation in _annotations(model).items():
         if values := _values(annotation):
             about[name] = f"{about.get(name, '')} One of: {', '.join(values)}.".strip()
@@ -128,7 +126,7 @@ def proto_type(annotation: Any) -> str:
     """``optional string`` for ``str | None``; ``Annotated[int, "double"]`` names a type other than its usual one.
 
     Raises:
-        TypeError: no type of the schemas has this one's JSON.
+        SchemaError: no type in ``SCALARS`` has the same JSON.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
@@ -143,7 +141,7 @@ def proto_type(annotation: Any) -> str:
     if _is_model(annotation):
         return str(annotation.__name__)
     if annotation not in SCALARS:
-        raise TypeError(f"{annotation} has no type in the schemas")
+        raise SchemaError(f"{annotation} has no type in the schemas; it can be one of {', '.join(SCALARS.values())}")
     return SCALARS[annotation]
 
 
@@ -178,10 +176,10 @@ def _numbered_fields(model: type[Frozen], locked: Mapping[str, str] | None) -> d
         kind = proto_type(annotation)
         if name not in fields:
             if locked is not None and model.model_fields[name].is_required():
-                raise IncompatibleChange(f"{model.__name__}.{name}: a new field needs a default for events without it")
+                raise SchemaError(f"{model.__name__}.{name}: a new field needs a default, which stored events get")
             fields[name] = f"{kind} = {1 + max(map(_number, fields.values()), default=0)}"
         elif _kind(fields[name]) != kind:
-            raise IncompatibleChange(f"{model.__name__}.{name} is {kind!r}, but was {fields[name]!r}")
+            raise SchemaError(f"{model.__name__}.{name}: the type is {kind!r}, but was {fields[name]!r}")
     return fields
 
 
@@ -209,7 +207,11 @@ def _leaves(annotation: Any) -> Iterator[Any]:
 
 
 def _values(annotation: Any) -> tuple[str, ...]:
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
+    """The values of a ``Literal``, an optional one included; empty for other annotations."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return arguments
+    return tuple(value for argument in arguments for value in _values(argument))
 
 
 def _is_model(annotation: Any) -> bool:

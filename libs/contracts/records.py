@@ -32,7 +32,7 @@ class RecordCreated(RecordEvent):
 
 
 class RecordUpdated(RecordEvent):
-    """A record was written again.
+    """A record was updated.
 
     Args:
         data_json, metadata_json: the new JSON object as compact text; absent if it was not written.

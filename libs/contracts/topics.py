@@ -1,4 +1,4 @@
-"""The topics of the log and the service that owns each: the only one that publishes on it."""
+"""The topics of the log, each with its owner: the only service that publishes on it."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -16,5 +16,5 @@ OWNERS: Mapping[str, str] = MappingProxyType(
 
 
 def owner_of(topic: str) -> str:
-    """The service that publishes on a topic; for one that is not listed, the word that the topic is named for."""
+    """The service that publishes on a topic; for a topic that is not listed, the second word of its name."""
     return OWNERS.get(topic) or topic.split(".")[1]

@@ -1,4 +1,4 @@
-"""A program in another language follows a topic with nothing but the stock Kafka client and what CloudEvents says."""
+"""A Java program reads a topic with only the stock Kafka client and the CloudEvents specification."""
 
 import asyncio
 import json

@@ -20,7 +20,7 @@ from libs.core.envelope import Event, Frozen
 from libs.event_log.cloudevents import message_name
 from libs.testing import protobuf
 from proto import generate
-from proto.generate import IncompatibleChange
+from proto.generate import SchemaError
 
 EVENTS = [event for event in registered_events() if event.__module__.startswith("libs.contracts.")]
 INT32 = st.integers(-(2**31), 2**31 - 1)
@@ -143,24 +143,24 @@ def test_a_new_field_gets_the_next_number_and_a_removed_one_is_reserved_for_ever
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"room": str, "watts": float}, "LampLit.watts is 'double', but was 'int32 = 2'"),
-        ({"room": str | None, "watts": int}, "LampLit.room is 'optional string', but was 'string = 1'"),
-        ({"room": tuple[str, ...], "watts": int}, "LampLit.room is 'repeated string', but was 'string = 1'"),
+        ({"room": str, "watts": float}, "LampLit.watts: the type is 'double', but was 'int32 = 2'"),
+        ({"room": str | None, "watts": int}, "LampLit.room: the type is 'optional string', but was 'string = 1'"),
+        ({"room": tuple[str, ...], "watts": int}, "LampLit.room: the type is 'repeated string', but was 'string = 1'"),
         ({"room": str, "watts": int, "colour": str}, "LampLit.colour: a new field needs a default"),
     ],
 )
-def test_a_change_that_readers_would_stumble_over_is_refused(fields: dict[str, Any], reason: str) -> None:
-    with pytest.raises(IncompatibleChange, match=reason):
+def test_an_incompatible_change_is_refused(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(SchemaError, match=reason):
         generate.numbered([changed(fields)], generate.numbered([LampLit], {}))
 
 
-def test_a_type_that_json_would_carry_otherwise_is_refused() -> None:
-    with pytest.raises(TypeError, match="bytes"):
+def test_a_type_without_an_equal_in_json_is_refused() -> None:
+    with pytest.raises(SchemaError, match="bytes"):
         generate.numbered([changed({"room": bytes})], {})
 
 
-def test_an_event_that_is_gone_is_refused() -> None:
-    with pytest.raises(IncompatibleChange, match="LampLit"):
+def test_removing_an_event_is_refused() -> None:
+    with pytest.raises(SchemaError, match="LampLit"):
         generate.numbered([], generate.numbered([LampLit], {}))
 
 
@@ -175,7 +175,7 @@ def test_an_event_that_is_gone_is_refused() -> None:
     ],
 )
 def test_a_schema_that_departs_from_the_lock_is_found(edit: Callable[[str], str], breach: str, tmp_path: Path) -> None:
-    """Whoever wrote it: the generator or a hand."""
+    """Whether the generator wrote it or somebody edited it."""
     lock = generate.numbered([LampLit], {})
     text = schema_of(LampLit, lock)
     assert protobuf.breaches(lock, declared(text, tmp_path)) == []
@@ -184,7 +184,7 @@ def test_a_schema_that_departs_from_the_lock_is_found(edit: Callable[[str], str]
 
 def test_docstrings_become_comments() -> None:
     lit = changed(
-        {"room": str, "kind": Literal["gas", "oil"]},
+        {"room": str, "kind": (Literal["gas", "oil"] | None, None)},
         doc="A ``lamp`` was lit.\n\n    Args:\n        room, kind: where\n            it stands.\n    ",
     )
     text = generate.message(lit, generate.numbered([lit], {})["LampLit"])
@@ -194,12 +194,12 @@ def test_docstrings_become_comments() -> None:
         "  // Where it stands.",
         "  string room = 1;",
         "  // Where it stands. One of: gas, oil.",
-        "  string kind = 2;",
+        "  optional string kind = 2;",
         "}",
     ]
 
 
 @pytest.mark.parametrize("doc", ["", "A lamp was lit.\n\nArgs:\n    lumen: how bright it is."])
 def test_a_docstring_that_is_missing_or_describes_a_field_that_is_not_there_is_refused(doc: str) -> None:
-    with pytest.raises(ValueError, match="LampLit"):
+    with pytest.raises(SchemaError, match="LampLit"):
         generate.documentation(changed({"room": str}, doc))
