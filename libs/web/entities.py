@@ -161,8 +161,8 @@ class EntityRoutes(Generic[State, Shown]):
         self.noun = entities.noun
         self.one = f"{self.path}/{{{entities.parameter}{self.id_pattern}}}"
 
-    async def view(self, call: Call, entity: Entity[State], *, is_past: bool = False) -> Shown:
-        """What the API shows of an entity; ``is_past`` where it is shown as it stood at an earlier moment."""
+    async def view(self, call: Call, entity: Entity[State], as_of: datetime | None = None) -> Shown:
+        """What the API shows of an entity; ``as_of`` is the moment at which it stood so, None for now."""
         raise NotImplementedError
 
     async def answer(self, call: Call, entity: Entity[State], message: str = "") -> Answer[Shown]:
@@ -177,9 +177,9 @@ class EntityRoutes(Generic[State, Shown]):
     async def get(self, call: Call, query: OneQuery) -> Answer[Shown]:
         """One as it stands; with ``as_of`` as it stood at that moment."""
         entity = await self.entities.at(call, query.as_of)
-        is_past = query.as_of is not None
-        shown = await self.view(call, entity, is_past=is_past)
-        return Answer(shown, None if is_past else entity.version, embeds_others=self.embeds_others)
+        shown = await self.view(call, entity, query.as_of)
+        version = entity.version if query.as_of is None else None
+        return Answer(shown, version, embeds_others=self.embeds_others)
 
     async def history(self, call: Call, query: HistoryQuery) -> list[EventShown]:
         """The events of one, newest first; those of a deleted one stay readable."""
@@ -259,8 +259,9 @@ class EntityRoutes(Generic[State, Shown]):
         self, method: str, path: str, handler: routes.CallHandler, summary: str, **described: Any
     ) -> DescribedRoute:
         """A route of this kind, see ``libs.web.routes.route``."""
-        shapes = {self.entities.parameter: self.id_shape} if path.startswith(self.one) else None
-        return routes.route(method, path, handler, summary, tag=self.tag, path_shapes=shapes, **described)
+        if path.startswith(self.one) and self.id_shape is not None:
+            described["path_shapes"] = {self.entities.parameter: self.id_shape, **described.get("path_shapes", {})}
+        return routes.route(method, path, handler, summary, tag=self.tag, **described)
 
 
 class Deleted(TypedDict):

@@ -3,6 +3,7 @@ resolves a credential."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from typing import Annotated, ClassVar
 
@@ -192,7 +193,7 @@ class ProjectRoutes(EntityRoutes[Project, ProjectDetail]):
             *self.reading_one(),
         ]
 
-    async def view(self, call: Call, entity: Entity[Project], *, is_past: bool = False) -> ProjectDetail:
+    async def view(self, call: Call, entity: Entity[Project], as_of: datetime | None = None) -> ProjectDetail:
         return project_detail(entity, call.caller.projects[call.project_id])
 
     async def list_own(self, call: Call) -> list[ProjectShown]:
@@ -243,7 +244,7 @@ class UserRoutes(EntityRoutes[User, UserShown]):
             self.route("DELETE", self.one, self.remove, "Remove a user from a project", refuses=(409,)),
         ]
 
-    async def view(self, call: Call, entity: Entity[User], *, is_past: bool = False) -> UserShown:
+    async def view(self, call: Call, entity: Entity[User], as_of: datetime | None = None) -> UserShown:
         return user_view(entity)
 
     async def members(self, call: Call) -> list[UserShown]:
@@ -338,8 +339,8 @@ class CredentialRoutes(EntityRoutes[State, Shown]):
         super().__init__(entities)
         self._queries = queries
 
-    async def view(self, call: Call, entity: Entity[State], *, is_past: bool = False) -> Shown:
-        usage = {} if is_past else await self._queries.usage_of([entity.id])
+    async def view(self, call: Call, entity: Entity[State], as_of: datetime | None = None) -> Shown:
+        usage = {} if as_of else await self._queries.usage_of([entity.id])
         return self.shown_of(entity, usage.get(str(entity.id)))
 
     def shown_of(self, entity: Entity[State], usage: Document | None) -> Shown:

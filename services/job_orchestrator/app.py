@@ -72,7 +72,7 @@ async def start(context: ServiceContext[JobOrchestratorSettings]) -> AsyncIterat
     context.tasks.start("measurements", Measurements(documents, clock).run)
     yield [
         *JobRoutes(documents, commands, queries, writing, control).routes(),
-        *TaskRoutes(queries, records).routes(),
+        *TaskRoutes(documents, commands, queries, records).routes(),
         *SettingsRoutes(documents, clock, context.settings.outbound_allowed_networks).routes(),
         *InternalRoutes(documents, claims, workers).routes(),
     ]

@@ -1,32 +1,31 @@
 """The routes: jobs, their tasks and logs, settings; and the internal calls of workers and catalog."""
 
 import contextlib
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from aiohttp import web
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from libs.contracts import internal
-from libs.contracts.streams import AdvancedSettings, StreamsConfig, difference, parse_streams_config
+from libs.contracts.streams import difference, parse_streams_config
 from libs.core.addresses import IPNetwork, outbound_fault
 from libs.core.clock import Clock
-from libs.core.errors import Conflict, FieldError, InvalidInput, NotFound
-from libs.core.json import JsonObject, parse_json
-from libs.core.text import number_of
-from libs.core.validation import PastMoment
-from libs.eventsourcing.command_handler import CommandHandler, Entity
+from libs.core.errors import Conflict, FieldError, NotFound
+from libs.core.json import parse_json
+from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
-from libs.web.answers import EventShown, success
-from libs.web.conditions import if_match_of
+from libs.eventsourcing.requests import Entity
+from libs.web import routes
+from libs.web.answers import Answer
+from libs.web.calls import Call
+from libs.web.entities import Entities, EntityRoutes, number
+from libs.web.files import attachment
 from libs.web.internal import internal_route
-from libs.web.openapi import Content, ReadAs, describe
-from libs.web.requests import idempotency_of, metadata_of, project_of, read_body, read_query
+from libs.web.openapi import Content
+from libs.web.requests import invalid_field
 from services.job_orchestrator.answers import (
     ActivationEchoed,
     Cancelled,
@@ -42,369 +41,192 @@ from services.job_orchestrator.answers import (
     TaskDetail,
     TaskLogs,
     TaskShown,
+    line_view,
+    task_detail,
 )
 from services.job_orchestrator.claims import Claims
 from services.job_orchestrator.domain.job import JOB, JobState, SetActivation
 from services.job_orchestrator.domain.run import RUN, RunState
-from services.job_orchestrator.domain.schedule import FREQUENCY_LENGTH_MAX, parse_frequency
-from services.job_orchestrator.domain.streams import advanced_settings_text, catalog_of, supported_catalog_text
-from services.job_orchestrator.job_writing import EndpointGiven, JobGiven, JobWriting, name_taken
-from services.job_orchestrator.queries import RUNS_LISTED_MAX, JobQueries, Side, line_view, run_id_of
+from services.job_orchestrator.domain.streams import catalog_of
+from services.job_orchestrator.inputs import (
+    ActivationBody,
+    DownloadQuery,
+    IdText,
+    JobBody,
+    JobChangeBody,
+    JobNameBody,
+    JobQuery,
+    JobsQuery,
+    LogsBody,
+    LogsQuery,
+    SettingsBody,
+    StreamsChoiceBody,
+    TasksQuery,
+    filter_of,
+)
+from services.job_orchestrator.job_writing import JobWriting, name_taken
+from services.job_orchestrator.queries import JobQueries, Side
 from services.job_orchestrator.run_control import CancelledRun, RunControl
-from services.job_orchestrator.run_records import PAGE_LINES_MAX, RunRecords
+from services.job_orchestrator.run_records import RunRecords
 from services.job_orchestrator.workers import Workers
 
 PROJECT = "/api/v1/project/{projectid}"
 JOBS = f"{PROJECT}/jobs"
-ID_MAX = 2**53
-NAME_LENGTH_MAX = 255
-HISTORY_EVENTS_MAX = 1000
-JOBS_LISTED_MAX = 1000
 SETTINGS = "project_settings"
 
-
-def _canonical_name(name: str) -> str:
-    """Composed (Unicode NFC) and trimmed, so that names that look equal are equal."""
-    cleaned = unicodedata.normalize("NFC", name).strip()
-    if not 1 <= len(cleaned) <= NAME_LENGTH_MAX:
-        raise ValueError(f"must be 1 to {NAME_LENGTH_MAX} characters")
-    if not cleaned.isprintable():
-        raise ValueError("must not contain control characters")
-    return cleaned
-
-
-Name = Annotated[str, AfterValidator(_canonical_name), Field(examples=["shop to lake"])]
-Id = Annotated[int, Field(ge=1, le=ID_MAX)]
-IdText = Annotated[str, Field(min_length=1, description="The id, with or without quotes.", examples=["1"])]
-
-_CATALOG = {"selected_streams": {"public": [{"stream_name": "orders"}]}, "streams": []}
 _ABOUT_ITS_RUN: Mapping[CancelledRun, str] = {
     None: "",
     "cancelled": "; its run was cancelled",
     "being cancelled": "; its run is being cancelled",
 }
-_describe = partial(describe, tag="Jobs", path={"id": Id})
 
 
-class Body(BaseModel):
-    """A body of the project family: what it does not know it does not mind, and gives back in its echo."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, hide_input_in_errors=True)
-
-
-class EndpointBody(Body):
-    """An id uses what is there and ignores the rest; without one it is created."""
-
-    id: Id | None = None
-    name: Name | None = None
-    type: str | None = Field(default=None, max_length=64)
-    version: str | None = Field(default=None, max_length=64)
-    config: Any = None
-
-    def given(self) -> EndpointGiven:
-        return EndpointGiven(self.id, self.name, self.type, self.version, self.config)
-
-
-class JobBody(Body):
-    name: Name
-    source: EndpointBody = Field(examples=[{"id": 1}])
-    destination: EndpointBody = Field(examples=[{"id": 1}])
-    streams_config: Annotated[Any, ReadAs(StreamsConfig | str)] = Field(
-        description="The streams to move: an object, or a string that holds it as JSON.", examples=[_CATALOG]
-    )
-    frequency: Annotated[str, StringConstraints(max_length=FREQUENCY_LENGTH_MAX)] | None = Field(
-        default="",
-        description="When the job runs, in UTC: five cron fields (`30 2 * * 1-5`), `@hourly`, `@daily`, `@weekly`, "
-        "`@monthly` or `@yearly`, `every 15 minutes` or `every 2 hours`; empty for a job that is started by hand.",
-        examples=["@hourly"],
-    )
-    advanced_settings: Annotated[Any, ReadAs(AdvancedSettings | str | None)] = Field(
-        default=None,
-        description="An object, or a string that holds it as JSON.",
-        examples=[{"verify": True}],
-    )
-    activate: bool | None = None
-
-    def given(self, *, activate: bool) -> JobGiven:
-        """The checked job; ``activate`` is what holds when the body does not say."""
-        return JobGiven(
-            name=self.name,
-            source=self.source.given(),
-            destination=self.destination.given(),
-            frequency=parse_frequency(self.frequency or ""),
-            streams_config_json=supported_catalog_text(self.streams_config),
-            advanced_settings_json=advanced_settings_text(self.advanced_settings),
-            activate=activate if self.activate is None else self.activate,
-        )
-
-
-class JobChangeBody(JobBody):
-    difference_streams: Annotated[Any, ReadAs(StreamsConfig | str | None)] = Field(
-        default=None, description="What `stream-difference` answered: streams to clear before the next sync."
-    )
-
-    def streams_to_clear(self) -> str | None:
-        if self.difference_streams in (None, ""):
-            return None
-        text, catalog = catalog_of(self.difference_streams, "difference_streams")
-        return text if catalog.selections else None
-
-
-class ActivationBody(Body):
-    activate: bool
-
-
-class LogsBody(Body):
-    file_path: str = Field(min_length=1, max_length=512, examples=["jobs/1/runs/01980f0a-7c1e-7d54-9f2b-1f2e5a7c9d10"])
-
-
-class StreamsChoiceBody(Body):
-    updated_streams_config: Annotated[Any, ReadAs(StreamsConfig | str)] = Field(examples=[_CATALOG])
-
-
-class JobNameBody(Body):
-    name: Name
-    entity_type: Literal["source", "destination", "job"]
-
-
-class SettingsBody(Body):
-    webhook_alert_url: Annotated[str, StringConstraints(max_length=2048)]
-
-
-class Query(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class JobsQuery(Query):
-    """``before``: only jobs with a lower id; ``limit``: all when left out."""
-
-    before: Id | None = None
-    limit: int | None = Field(default=None, ge=1, le=JOBS_LISTED_MAX)
-    source_id: Id | None = None
-    dest_id: Id | None = None
-    expand: Literal["config"] | None = None
-
-
-class JobQuery(Query):
-    as_of: PastMoment | None = None
-    expand: Literal["config"] | None = None
-
-
-class TaskQuery(Query):
-    as_of: PastMoment | None = None
-
-
-class TasksQuery(Query):
-    """``before``: the last task of the page before."""
-
-    before: str | None = Field(default=None, min_length=1, max_length=64)
-    limit: int = Field(default=RUNS_LISTED_MAX, ge=1, le=RUNS_LISTED_MAX)
-
-
-class LogsQuery(Query):
-    cursor: int = Field(default=-1, ge=-1, le=ID_MAX)
-    limit: int = Field(default=1000, ge=1, le=PAGE_LINES_MAX)
-    direction: Literal["older", "newer"] = "older"
-
-
-class DownloadQuery(Query):
-    file_path: str = Field(min_length=1, max_length=512)
-
-
-class HistoryQuery(Query):
-    before: int = Field(default=ID_MAX, ge=1, le=ID_MAX)
-    limit: int = Field(default=100, ge=1, le=HISTORY_EVENTS_MAX)
-
-
-@dataclass(frozen=True, slots=True)
-class JobRoutes:
+class JobRoutes(EntityRoutes[JobState, JobShown]):
     """The handlers of a project's jobs."""
 
-    documents: Documents
-    commands: CommandHandler
-    queries: JobQueries
-    writing: JobWriting
-    control: RunControl
+    path = JOBS
+    tag = "Jobs"
+    shown = JobShown
+    embeds_others = True
+
+    def __init__(
+        self,
+        documents: Documents,
+        commands: CommandHandler,
+        queries: JobQueries,
+        writing: JobWriting,
+        control: RunControl,
+    ) -> None:
+        super().__init__(Entities(JOB, documents, commands))
+        self._queries = queries
+        self._writing = writing
+        self._control = control
 
     def routes(self) -> Sequence[web.RouteDef]:
-        one = f"{JOBS}/{{id:\\d+}}"
-        create = partial(_describe, answer=JobEchoed, versioned=True)
-        listing = partial(_describe, answer=list[JobShown])
-        act = partial(_describe, idempotent=True, refuses=(409,))
+        get, post = partial(self.route, "GET"), partial(self.route, "POST")
+        act = partial(post, idempotent=True, refuses=(409,))
         by_source, by_destination = (f"{JOBS}/{name}_id={{{name}_id:.*}}" for name in ("source", "dest"))
+        listed = {"path_shapes": {"source_id": IdText, "dest_id": IdText}}
+        echoed: dict[str, Any] = {"answer": JobEchoed, "versioned": True}
         return [
-            create(web.post(JOBS, self.create), "Create a job", body=JobBody, idempotent=True),
-            listing(web.get(JOBS, self.list), "List the jobs", query=JobsQuery),
-            listing(web.get(by_source, self.list), "List the jobs of a source", path={"source_id": IdText}),
-            listing(web.get(by_destination, self.list), "List the jobs of a destination", path={"dest_id": IdText}),
-            _describe(web.get(one, self.get), "Fetch a job", query=JobQuery, answer=JobShown, versioned=True),
-            create(web.put(one, self.update), "Change a job", body=JobChangeBody, conditional=True, refuses=(409,)),
-            _describe(web.delete(one, self.delete), "Delete a job", answer=JobDeleted, conditional=True),
-            _describe(
-                web.get(f"{one}/history", self.history),
-                "The history of a job",
-                query=HistoryQuery,
-                answer=list[EventShown],
-            ),
+            post(self.path, self.create, "Create a job", idempotent=True, **echoed),
+            get(self.path, self.jobs, "List the jobs"),
+            get(by_source, self.jobs_of, "List the jobs of a source", **listed),
+            get(by_destination, self.jobs_of, "List the jobs of a destination", **listed),
+            *self.reading_one(self.fetch),
+            self.route("PUT", self.one, self.update, "Change a job", conditional=True, refuses=(409,), **echoed),
+            self.route("DELETE", self.one, self.delete, "Delete a job", conditional=True),
             act(
-                web.post(f"{one}/activate", self.activate),
+                f"{self.one}/activate",
+                self.activate,
                 "Pause or resume a job",
-                body=ActivationBody,
                 answer=ActivationEchoed,
                 conditional=True,
             ),
-            act(web.post(f"{one}/sync", self.sync), "Run a job now", answer=RunBegun),
-            _describe(
-                web.get(f"{one}/cancel", self.cancel),
-                "Cancel a job's run",
-                answer=Cancelled,
-                refuses=(409,),
-                changes=True,
-            ),
-            act(web.post(f"{one}/cancel", self.cancel), "Cancel a job's run", answer=Cancelled),
-            _describe(
-                web.get(f"{one}/clear-destination", self.clearing),
+            act(f"{self.one}/sync", self.sync, "Run a job now"),
+            get(f"{self.one}/cancel", self.cancel, "Cancel a job's run", refuses=(409,), changes=True),
+            act(f"{self.one}/cancel", self.cancel, "Cancel a job's run"),
+            get(
+                f"{self.one}/clear-destination",
+                self.clearing,
                 "Ask whether a job's destination is being cleared",
-                answer=Clearing,
             ),
-            act(web.post(f"{one}/clear-destination", self.clear), "Clear a job's destination", answer=RunBegun),
-            _describe(
-                web.post(f"{one}/stream-difference", self.stream_difference),
-                "Which streams another choice would clear",
-                body=StreamsChoiceBody,
-                answer=StreamsDiffer,
-            ),
-            describe(
-                web.post(f"{PROJECT}/check-unique", self.check_unique),
+            act(f"{self.one}/clear-destination", self.clear, "Clear a job's destination"),
+            post(f"{self.one}/stream-difference", self.stream_difference, "Which streams another choice would clear"),
+            routes.post(
+                f"{PROJECT}/check-unique",
+                self.check_unique,
                 "Ask whether a name is free",
                 tag="Project",
-                body=JobNameBody,
-                answer=JobNameIsFree,
                 refuses=(409,),
             ),
         ]
 
-    async def create(self, request: web.Request) -> web.StreamResponse:
-        project_id = project_of(request)
-        body = await read_body(request, JobBody)
+    async def create(self, call: Call, body: JobBody) -> Answer[Any]:
         given = body.given(activate=True)
-        job = await self.writing.create(project_id, given, metadata_of(request), idempotency_of(request))
+        job = await self._writing.create(call.project_id, given, call.metadata, call.idempotency)
         return await self._echo(job, body, f"job {given.name} created")
 
-    async def list(self, request: web.Request) -> web.StreamResponse:
-        project_id = project_of(request)
-        query = _filter_of(request) or read_query(request, JobsQuery)
-        jobs = await self.queries.jobs(
-            project_id,
+    async def jobs(self, call: Call, query: JobsQuery) -> list[JobShown]:
+        return await self._queries.jobs(
+            call.project_id,
             source_id=query.source_id,
             destination_id=query.dest_id,
             objects=query.expand is not None,
             before=query.before,
             limit=query.limit or 0,
         )
-        return success(jobs)
 
-    async def get(self, request: web.Request) -> web.StreamResponse:
-        project_id = project_of(request)
-        query = read_query(request, JobQuery)
-        if query.as_of is None:
-            job = await self._job(request)
-        else:
-            job = await self._as_of(await self.queries.past_or_present_job(project_id, path_id(request)), query.as_of)
-        view = await self.queries.job(project_id, job, objects=query.expand is not None)
-        return success(view, etag=job.version, embeds_others=True)
+    async def jobs_of(self, call: Call) -> list[JobShown]:
+        return await self.jobs(call, filter_of(call))
 
-    async def update(self, request: web.Request) -> web.StreamResponse:
-        job = await self._job(request)
-        body = await read_body(request, JobChangeBody)
+    async def fetch(self, call: Call, query: JobQuery) -> Answer[JobShown]:
+        """One as it stands; with ``as_of`` as it was defined at that moment."""
+        job = await self.entities.at(call, query.as_of)
+        shown = await self._queries.job(call.project_id, job, objects=query.expand is not None)
+        return Answer(shown, job.version if query.as_of is None else None, embeds_others=True)
+
+    async def update(self, call: Call, body: JobChangeBody) -> Answer[Any]:
+        job = await self.entities.require(call)
         given, clear = body.given(activate=job.state.definition.activate), body.streams_to_clear()
-        metadata = metadata_of(request)
-        changed = await self.writing.update(job, given, clear, metadata, expected_version=if_match_of(request))
+        changed = await self._writing.update(job, given, clear, call.metadata, expected_version=call.expected_version)
         if clear is not None and changed.state.active_run_id is not None:
             with contextlib.suppress(Conflict):
-                await self.control.cancel(changed, metadata)
-        self.control.changed()
+                await self._control.cancel(changed, call.metadata)
+        self._control.changed()
         return await self._echo(changed, body, f"job {given.name} updated")
 
-    async def delete(self, request: web.Request) -> web.StreamResponse:
-        job = await self._job(request)
-        run = await self.control.delete(job, metadata_of(request), expected_version=if_match_of(request))
+    async def delete(self, call: Call) -> Answer[JobDeleted]:
+        job = await self.entities.require(call)
+        run = await self._control.delete(job, call.metadata, expected_version=call.expected_version)
         name = job.state.definition.name
-        return success({"name": name}, message=f"job {name} deleted{_ABOUT_ITS_RUN[run]}")
+        return Answer({"name": name}, message=f"job {name} deleted{_ABOUT_ITS_RUN[run]}")
 
-    async def history(self, request: web.Request) -> web.StreamResponse:
-        query = read_query(request, HistoryQuery)
-        job = await self.queries.past_or_present_job(project_of(request), path_id(request))
-        return success(await self.queries.history(JOB, job.id, before_version=query.before, limit=query.limit))
-
-    async def activate(self, request: web.Request) -> web.StreamResponse:
-        job = await self._job(request)
-        body = await read_body(request, ActivationBody)
-        await self.commands.handle(
-            JOB,
-            job.id,
-            SetActivation(activate=body.activate),
-            metadata_of(request),
-            expected_version=if_match_of(request),
-            idempotency=idempotency_of(request),
-        )
-        self.control.changed()
+    async def activate(self, call: Call, body: ActivationBody) -> Answer[Any]:
+        job = await self.entities.change(call, SetActivation(activate=body.activate))
+        self._control.changed()
         verb = "resumed" if body.activate else "paused"
-        return success(body.model_dump(), message=f"job {job.state.definition.name} {verb}")
+        return Answer(body.model_dump(), message=f"job {job.state.definition.name} {verb}")
 
-    async def sync(self, request: web.Request) -> web.StreamResponse:
-        return await self._begin(request, "sync", "sync started")
+    async def sync(self, call: Call) -> Answer[RunBegun]:
+        return await self._begin(call, "sync", "sync started")
 
-    async def clear(self, request: web.Request) -> web.StreamResponse:
-        return await self._begin(request, "clear", "clearing the destination started")
+    async def clear(self, call: Call) -> Answer[RunBegun]:
+        return await self._begin(call, "clear", "clearing the destination started")
 
-    async def clearing(self, request: web.Request) -> web.StreamResponse:
-        job = await self._job(request)
-        return success({"running": job.state.is_clearing})
+    async def clearing(self, call: Call) -> Clearing:
+        job = await self.entities.require(call)
+        return {"running": job.state.is_clearing}
 
-    async def cancel(self, request: web.Request) -> web.StreamResponse:
-        job = await self._job(request)
-        ended = await self.control.cancel(job, metadata_of(request), idempotency=idempotency_of(request))
+    async def cancel(self, call: Call) -> Answer[Cancelled]:
+        job = await self.entities.require(call)
+        ended = await self._control.cancel(job, call.metadata, idempotency=call.idempotency)
         message = "the run is cancelled" if ended else "the run is being cancelled"
-        return success({"message": message}, message=message)
+        return Answer({"message": message}, message=message)
 
-    async def stream_difference(self, request: web.Request) -> web.StreamResponse:
-        job = await self._job(request)
-        body = await read_body(request, StreamsChoiceBody)
+    async def stream_difference(self, call: Call, body: StreamsChoiceBody) -> StreamsDiffer:
+        job = await self.entities.require(call)
         _, after = catalog_of(body.updated_streams_config, "updated_streams_config")
         found = difference(parse_streams_config(job.state.definition.streams_config_json), after)
-        return success({"difference_streams": found.model_dump(exclude_unset=True) if found.selections else {}})
+        return {"difference_streams": found.model_dump(exclude_unset=True) if found.selections else {}}
 
-    async def check_unique(self, request: web.Request) -> web.StreamResponse:
-        project_id = project_of(request)
-        body = await read_body(request, JobNameBody)
+    async def check_unique(self, call: Call, body: JobNameBody) -> JobNameIsFree:
         if body.entity_type == "job":
-            if await self.queries.job_named(project_id, body.name) is not None:
+            if await self._queries.job_named(call.project_id, body.name) is not None:
                 raise name_taken()
-        elif await self.queries.endpoint_named(body.entity_type, project_id, body.name) is not None:
+        elif await self._queries.endpoint_named(body.entity_type, call.project_id, body.name) is not None:
             message = f"a {body.entity_type} of this name exists in the project"
             raise Conflict(message, code="already_exists", errors=[FieldError("name", message, "taken")])
-        return success({"unique": True})
+        return {"unique": True}
 
-    async def _begin(self, request: web.Request, kind: Literal["sync", "clear"], message: str) -> web.StreamResponse:
-        job = await self._job(request)
-        run_id = await self.control.begin(
-            int(job.id), kind, "manual", metadata_of(request), idempotency=idempotency_of(request)
-        )
-        return success({"task_id": run_id, "message": message}, message=message)
+    async def _begin(self, call: Call, kind: Literal["sync", "clear"], message: str) -> Answer[RunBegun]:
+        job = await self.entities.require(call)
+        run_id = await self._control.begin(int(job.id), kind, "manual", call.metadata, idempotency=call.idempotency)
+        return Answer({"task_id": run_id, "message": message}, message=message)
 
-    async def _job(self, request: web.Request) -> Entity[JobState]:
-        return await self.documents.require(JOB, path_id(request), project_of(request))
-
-    async def _as_of(self, job: Entity[JobState], moment: datetime) -> Entity[JobState]:
-        before = await self.documents.as_of(JOB, job.id, moment)
-        if before is None or before.state.deleted:
-            raise NotFound(f"job {job.id} did not exist then")
-        return before
-
-    async def _echo(self, job: Entity[JobState], body: JobBody, message: str) -> web.StreamResponse:
-        """What was sent and the id; each ``config`` as catalog keeps it, its secrets replaced by references."""
-        view = await self.queries.job(job.state.project_id, job, objects=False)
+    async def _echo(self, job: Entity[JobState], body: JobBody, message: str) -> Answer[Any]:
+        """What was sent and the id; each ``config`` as catalog stores it, its secrets replaced by references."""
+        view = await self._queries.job(job.state.project_id, job, objects=False)
         echo = body.model_dump(exclude_unset=True)
         sides: tuple[Side, ...] = ("source", "destination")
         for side in sides:
@@ -412,115 +234,91 @@ class JobRoutes:
                 masked = view[side]["config"]
                 as_text = isinstance(echo[side]["config"], str)
                 echo[side]["config"] = masked if as_text else parse_json(masked.encode())
-        return success(echo | {"id": job.id}, message=message, etag=job.version)
+        return Answer(echo | {"id": job.id}, job.version, message)
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRoutes:
+class TaskRoutes(EntityRoutes[RunState, TaskDetail]):
     """The handlers of a job's tasks (its runs) and their logs; those of a deleted job stay readable."""
 
-    queries: JobQueries
-    records: RunRecords
+    path = f"{JOBS}/{{id:\\d+}}/tasks"
+    tag = "Tasks"
+    shown = TaskDetail
+    id_pattern = ""
+    id_shape = None
+    embeds_others = True
+
+    def __init__(
+        self, documents: Documents, commands: CommandHandler, queries: JobQueries, records: RunRecords
+    ) -> None:
+        super().__init__(Entities(RUN, documents, commands, parameter="taskid", identify=str, permit=_of_the_job))
+        self._jobs = Entities(JOB, documents, commands)
+        self._queries = queries
+        self._records = records
 
     def routes(self) -> Sequence[web.RouteDef]:
-        one = f"{JOBS}/{{id:\\d+}}"
         archive = Content("The log as a tar.gz", bytes, "application/gzip", ("Content-Disposition",))
         a_part = Content("The range that was asked for", bytes, "application/gzip", ("Content-Range",))
-        described = partial(_describe, tag="Tasks")
+        get, post = partial(self.route, "GET"), partial(self.route, "POST")
+        job = f"{JOBS}/{{id:\\d+}}"
         return [
-            described(
-                web.get(f"{one}/tasks", self.list), "List a job's runs", query=TasksQuery, answer=list[TaskShown]
-            ),
-            described(
-                web.get(f"{one}/tasks/{{taskid}}", self.get),
-                "Fetch a run",
-                query=TaskQuery,
-                answer=TaskDetail,
-                versioned=True,
-            ),
-            described(
-                web.get(f"{one}/tasks/{{taskid}}/history", self.history),
-                "The history of a run",
-                query=HistoryQuery,
-                answer=list[EventShown],
-            ),
-            described(
-                web.post(f"{one}/tasks/{{taskid}}/logs", self.page),
-                "Page through a run's log",
-                query=LogsQuery,
-                body=LogsBody,
-                answer=LogPage,
-            ),
-            described(web.get(f"{one}/task/{{taskid}}/logs", self.logs), "A run's log", answer=TaskLogs),
-            described(
-                web.get(f"{one}/logs/download", self.download),
+            get(self.path, self.tasks, "List a job's runs"),
+            *self.reading_one(),
+            post(f"{self.one}/logs", self.page_of_log, "Page through a run's log"),
+            get(f"{job}/task/{{taskid}}/logs", self.logs, "A run's log"),
+            get(
+                f"{job}/logs/download",
+                self.download,
                 "Download a run's log",
-                query=DownloadQuery,
                 headers={"Range": "A single range of bytes (RFC 9110 section 14)."},
                 answer=archive,
                 also={206: a_part, 416: Content("No such range", headers=("Content-Range",))},
             ),
         ]
 
-    async def list(self, request: web.Request) -> web.StreamResponse:
-        query = read_query(request, TasksQuery)
-        project_id, job_id = await self._job(request)
-        return success(await self.queries.tasks(project_id, job_id, query.limit, query.before))
+    async def view(self, call: Call, entity: Entity[RunState], as_of: datetime | None = None) -> TaskDetail:
+        if as_of is not None:
+            # How far it was then is not stored.
+            return task_detail(entity, (), as_of)
+        return await self._queries.task(entity)
 
-    async def get(self, request: web.Request) -> web.StreamResponse:
-        moment = read_query(request, TaskQuery).as_of
-        run = await self._run(request)
-        if moment is not None:
-            return success(await self.queries.task_as_of(run, moment))
-        return success(await self.queries.task_detail(run), etag=run.version, embeds_others=True)
+    async def tasks(self, call: Call, query: TasksQuery) -> list[TaskShown]:
+        job = await self._jobs.require(call, deleted_too=True)
+        return await self._queries.tasks(call.project_id, int(job.id), query.limit, query.before)
 
-    async def history(self, request: web.Request) -> web.StreamResponse:
-        query = read_query(request, HistoryQuery)
-        run = await self._run(request)
-        return success(await self.queries.history(RUN, run.id, before_version=query.before, limit=query.limit))
+    async def logs(self, call: Call) -> TaskLogs:
+        run = await self.entities.require(call)
+        return {"task_logs": await self._queries.task_logs(str(run.id))}
 
-    async def logs(self, request: web.Request) -> web.StreamResponse:
-        run = await self._run(request)
-        return success({"task_logs": await self.queries.task_logs(str(run.id))})
+    async def page_of_log(self, call: Call, query: LogsQuery, body: LogsBody) -> LogPage:
+        run = await self._run_of(call, body.file_path)
+        page = await self._records.page(str(run.id), query.cursor, query.limit, newer=query.direction == "newer")
+        return {
+            "logs": [line_view(line) for line in page.lines],
+            "older_cursor": page.older_cursor,
+            "newer_cursor": page.newer_cursor,
+            "has_more_older": page.has_more_older,
+            "has_more_newer": page.has_more_newer,
+        }
 
-    async def page(self, request: web.Request) -> web.StreamResponse:
-        query = read_query(request, LogsQuery)
-        body = await read_body(request, LogsBody)
-        project_id, job_id = await self._job(request)
-        run = await self.queries.task(project_id, job_id, run_id_of(body.file_path, job_id))
-        page = await self.records.page(str(run.id), query.cursor, query.limit, newer=query.direction == "newer")
-        return success(
-            {
-                "logs": [line_view(line) for line in page.lines],
-                "older_cursor": page.older_cursor,
-                "newer_cursor": page.newer_cursor,
-                "has_more_older": page.has_more_older,
-                "has_more_newer": page.has_more_newer,
-            },
-        )
+    async def download(self, call: Call, query: DownloadQuery) -> web.StreamResponse:
+        run = await self._run_of(call, query.file_path)
+        name = f"job-{run.state.job_id}-run-{run.id}.tar.gz"
+        return attachment(call.request, name, await self._queries.log_archive(run))
 
-    async def download(self, request: web.Request) -> web.StreamResponse:
-        query = read_query(request, DownloadQuery)
-        project_id, job_id = await self._job(request)
-        run = await self.queries.task(project_id, job_id, run_id_of(query.file_path, job_id))
-        return _attachment(request, f"job-{job_id}-run-{run.id}.tar.gz", await self.queries.log_archive(run))
-
-    async def _run(self, request: web.Request) -> Entity[RunState]:
-        project_id, job_id = await self._job(request)
-        return await self.queries.task(project_id, job_id, request.match_info["taskid"])
-
-    async def _job(self, request: web.Request) -> tuple[int, int]:
-        project_id = project_of(request)
-        job = await self.queries.past_or_present_job(project_id, path_id(request))
-        return project_id, int(job.id)
+    async def _run_of(self, call: Call, path: str) -> Entity[RunState]:
+        """The run that a ``file_path`` of this job names; raises ``NotFound`` for any other."""
+        job_id, run_id = call.path("id"), path.rsplit("/", 1)[-1]
+        if path != f"jobs/{job_id}/runs/{run_id}" or not run_id:
+            raise NotFound(f"file_path is not one of job {job_id[:20]}")
+        return await self.entities.named(call, run_id)
 
 
 @dataclass(frozen=True, slots=True)
 class SettingsRoutes:
-    """The handlers of a project's settings: a plain document, there when somebody first changed it.
+    """The handlers of a project's settings: a plain document, written when they are first changed.
 
     Args:
-        allowed_networks: those of private addresses that may be called all the same.
+        allowed_networks: private addresses that may be called all the same.
     """
 
     documents: Documents
@@ -529,32 +327,28 @@ class SettingsRoutes:
 
     def routes(self) -> Sequence[web.RouteDef]:
         path = f"{PROJECT}/settings"
-        described = partial(describe, tag="Project", answer=SettingsShown)
         return [
-            described(web.get(path, self.get), "Fetch the project's settings"),
-            described(web.put(path, self.put), "Change the project's settings", body=SettingsBody),
+            routes.get(path, self.get, "Fetch the project's settings", tag="Project"),
+            routes.put(path, self.put, "Change the project's settings", tag="Project"),
         ]
 
-    async def get(self, request: web.Request) -> web.StreamResponse:
-        project_id = project_of(request)
-        kept = await self.documents.plain(SETTINGS).find_one({"_id": project_id}) or {}
-        return success(_settings_view(project_id, kept.get("webhook_alert_url", "")))
+    async def get(self, call: Call) -> SettingsShown:
+        kept = await self.documents.plain(SETTINGS).find_one({"_id": call.project_id}) or {}
+        return _settings_view(call.project_id, kept.get("webhook_alert_url", ""))
 
-    async def put(self, request: web.Request) -> web.StreamResponse:
-        project_id = project_of(request)
-        body = await read_body(request, SettingsBody)
+    async def put(self, call: Call, body: SettingsBody) -> Answer[SettingsShown]:
         url = body.webhook_alert_url.strip()
         fault = outbound_fault(url, self.allowed_networks) if url else None
         if fault is not None:
-            raise InvalidInput(f"webhook_alert_url {fault}", errors=[FieldError("webhook_alert_url", fault)])
+            raise invalid_field("webhook_alert_url", fault)
         document = {
             "webhook_alert_url": url,
             "updated_at": self.clock.now(),
-            "updated_by": metadata_of(request).actor,
+            "updated_by": call.metadata.actor,
         }
-        await self.documents.plain(SETTINGS).replace_one({"_id": project_id}, document, upsert=True)
+        await self.documents.plain(SETTINGS).replace_one({"_id": call.project_id}, document, upsert=True)
         message = "settings updated; alerts are not sent yet" if url else "settings updated"
-        return success(_settings_view(project_id, url), message=message)
+        return Answer(_settings_view(call.project_id, url), message=message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -591,43 +385,9 @@ class InternalRoutes:
         return internal.JobsExisting(job_ids=tuple(item.job_id for item in endpoints), endpoints=tuple(endpoints))
 
 
-def path_id(request: web.Request) -> int:
-    """The job's id in the path; a number that no id can have names nothing."""
-    text = request.match_info["id"]
-    identifier = number_of(text)
-    if identifier is None or identifier > ID_MAX:
-        raise NotFound(f"job {text[:20]} does not exist")
-    return identifier
+async def _of_the_job(call: Call, run: Entity[RunState]) -> bool:
+    return run.project_id == call.project_id and run.state.job_id == number(call.path("id"))
 
 
-def _filter_of(request: web.Request) -> JobsQuery | None:
-    """The seed's literal filter ``/jobs/dest_id=5``, the number with or without quotes."""
-    field = next((name for name in ("source_id", "dest_id") if name in request.match_info), None)
-    if field is None:
-        return None
-    number = request.match_info[field].strip("\"'")
-    if not re.fullmatch(r"[1-9][0-9]{0,15}", number):
-        message = f"{field} must be an id"
-        raise InvalidInput(message, errors=[FieldError(field, message)])
-    return JobsQuery(source_id=int(number)) if field == "source_id" else JobsQuery(dest_id=int(number))
-
-
-def _settings_view(project_id: int, webhook_alert_url: str) -> JsonObject:
+def _settings_view(project_id: int, webhook_alert_url: str) -> SettingsShown:
     return {"id": project_id, "project_id": project_id, "webhook_alert_url": webhook_alert_url}
-
-
-def _attachment(request: web.Request, name: str, content: bytes) -> web.Response:
-    """A file of which a single range may be asked for (RFC 9110 section 14)."""
-    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Accept-Ranges": "bytes"}
-    try:
-        asked = request.http_range
-    except ValueError:
-        asked = slice(None)
-    if asked.start is None and asked.stop is None:
-        return web.Response(body=content, content_type="application/gzip", headers=headers)
-    start, stop, _ = asked.indices(len(content))
-    if start >= stop:
-        headers["Content-Range"] = f"bytes */{len(content)}"
-        return web.Response(status=416, headers=headers)
-    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
-    return web.Response(status=206, body=content[start:stop], content_type="application/gzip", headers=headers)

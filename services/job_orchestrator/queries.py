@@ -8,25 +8,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-import orjson
-
-from libs.contracts.internal import EndpointReserved, StreamProgress
-from libs.contracts.runs import StreamResult
+from libs.contracts.internal import EndpointReserved
 from libs.core.clock import Clock, isoformat_z
-from libs.core.decider import Aggregate
-from libs.core.envelope import Envelope
-from libs.core.errors import FieldError, InvalidInput, NotFound
-from libs.core.json import JsonObject
+from libs.core.errors import FieldError, InvalidInput
 from libs.eventsourcing.command_handler import Entity
 from libs.eventsourcing.documents import Documents
 from libs.eventsourcing.event_store import SideWrite
 from libs.mongodb.client import ASCENDING, DESCENDING, Document, IndexModel
 from libs.process.read_budget import counted
+from services.job_orchestrator.answers import (
+    JobShown,
+    LogLineShown,
+    TaskDetail,
+    TaskShown,
+    job_view,
+    line_view,
+    task_detail,
+    task_view,
+)
 from services.job_orchestrator.domain.job import JOB, JobState
-from services.job_orchestrator.domain.run import RUN, RunState, RunStatus
+from services.job_orchestrator.domain.run import RUN, RunState
 from services.job_orchestrator.projections import DESTINATIONS, SOURCES
 from services.job_orchestrator.readable import Readable
-from services.job_orchestrator.run_records import PAGE_LINES_MAX, RunRecords, percent_done
+from services.job_orchestrator.run_records import PAGE_LINES_MAX, RunRecords
 
 RUNS_LISTED_MAX = 1000
 JOBS_VIEWED_TOGETHER = 200
@@ -35,13 +39,6 @@ RESERVED_INDEXES = [IndexModel([("created_at", ASCENDING)], expireAfterSeconds=2
 
 Side = Literal["source", "destination"]
 _PROJECTIONS = {"source": SOURCES, "destination": DESTINATIONS}
-_FAMILY_STATES: dict[RunStatus, str] = {
-    "queued": "scheduled",
-    "running": "running",
-    "completed": "completed",
-    "failed": "failed",
-    "cancelled": "canceled",
-}
 
 
 def reserved_endpoint(side: Side, project_id: int, endpoint: EndpointReserved, now: datetime) -> SideWrite:
@@ -70,7 +67,7 @@ class JobQueries:
         objects: bool,
         before: int | None = None,
         limit: int = 0,
-    ) -> list[JsonObject]:
+    ) -> list[JobShown]:
         """The project's jobs, newest first.
 
         Args:
@@ -86,22 +83,15 @@ class JobQueries:
             criteria["_id"] = {"$lt": before}
         cursor = self._documents.collection(JOB.collection).find(criteria).sort("_id", DESCENDING).limit(limit)
         jobs = [job async for job in self._readable.entities(counted(cursor))]
-        views: list[JsonObject] = []
+        views: list[JobShown] = []
         for first in range(0, len(jobs), JOBS_VIEWED_TOGETHER):
             page = jobs[first : first + JOBS_VIEWED_TOGETHER]
             views += await self._views(project_id, page, objects=objects)
         return views
 
-    async def job(self, project_id: int, job: Entity[JobState], *, objects: bool) -> JsonObject:
+    async def job(self, project_id: int, job: Entity[JobState], *, objects: bool) -> JobShown:
         """One job with everything about it."""
         return (await self._views(project_id, [job], objects=objects))[0]
-
-    async def past_or_present_job(self, project_id: int, job_id: int) -> Entity[JobState]:
-        """A job of the project, deleted or not; raises ``NotFound`` when there never was one."""
-        job = await self._documents.get(JOB, job_id)
-        if job is None or job.state.project_id != project_id:
-            raise NotFound(f"job {job_id} does not exist")
-        return job
 
     async def job_named(self, project_id: int, name: str) -> int | None:
         """The id of the project's living job of that name."""
@@ -116,14 +106,7 @@ class JobQueries:
         )
         return int(found["_id"]) if found else None
 
-    async def history(
-        self, aggregate: Aggregate[Any], entity_id: int | str, *, before_version: int, limit: int
-    ) -> list[JsonObject]:
-        """A job's or a run's events below a version, newest first."""
-        events = await self._documents.events_before(aggregate, entity_id, before_version, limit)
-        return [event_view(event) for event in events]
-
-    async def _views(self, project_id: int, jobs: Sequence[Entity[JobState]], *, objects: bool) -> list[JsonObject]:
+    async def _views(self, project_id: int, jobs: Sequence[Entity[JobState]], *, objects: bool) -> list[JobShown]:
         sources = await self._endpoints("source", project_id, {job.state.definition.source_id for job in jobs})
         destinations = await self._endpoints(
             "destination", project_id, {job.state.definition.destination_id for job in jobs}
@@ -133,7 +116,7 @@ class JobQueries:
             RUN, {"_id": {"$in": sorted(active, key=str)}, "state.status": "running"}, limit=len(active) or 1
         )
         running_ids = {str(run.id) for run in running}
-        return [_job_view(job, sources, destinations, running_ids, objects=objects) for job in jobs]
+        return [job_view(job, sources, destinations, running_ids, objects=objects) for job in jobs]
 
     async def _endpoints(self, side: Side, project_id: int, wanted: Iterable[int]) -> dict[int, Document]:
         """Sources or destinations by id; one whose event has not arrived yet as catalog reserved it."""
@@ -152,14 +135,7 @@ class JobQueries:
 
     # Tasks
 
-    async def task(self, project_id: int, job_id: int, run_id: str) -> Entity[RunState]:
-        """A run of the job; raises ``NotFound`` otherwise."""
-        run = await self._documents.require(RUN, run_id, project_id)
-        if run.state.job_id != job_id:
-            raise NotFound(f"task {run_id} is not one of job {job_id}")
-        return run
-
-    async def tasks(self, project_id: int, job_id: int, limit: int, before: str | None = None) -> list[JsonObject]:
+    async def tasks(self, project_id: int, job_id: int, limit: int, before: str | None = None) -> list[TaskShown]:
         """The job's runs, newest first.
 
         Args:
@@ -183,51 +159,13 @@ class JobQueries:
             sort=[("state.queued_at", -1), ("_id", -1)],
             limit=limit,
         )
-        return [self.task_view(run) for run in runs]
+        return [task_view(run, self._clock.now()) for run in runs]
 
-    def task_view(self, run: Entity[RunState], moment: datetime | None = None) -> JsonObject:
-        """A run as lists show it, now or at a moment; a run that waits has the time since when as its start."""
-        state = run.state
-        start = state.started_at or state.queued_at
-        end = state.finished_at or moment or self._clock.now()
-        runtime_seconds = max(0, int((end - start).total_seconds())) if state.started_at else 0
-        return {
-            "id": str(run.id),
-            "start_time": isoformat_z(start),
-            "runtime": runtime_seconds,
-            "status": _FAMILY_STATES[state.status],
-            "job_type": state.kind,
-            "file_path": file_path(run),
-            "attempts": state.attempts,
-            "error": state.error,
-            "verified": _verified(state),
-        }
+    async def task(self, run: Entity[RunState]) -> TaskDetail:
+        """A run with its progress."""
+        return task_detail(run, await self._records.progress(str(run.id)), self._clock.now())
 
-    async def task_detail(self, run: Entity[RunState]) -> JsonObject:
-        """A run with its progress and, once it has ended, its counts per stream."""
-        return self._detail(run, await self._records.progress(str(run.id)), None)
-
-    async def task_as_of(self, run: Entity[RunState], moment: datetime) -> JsonObject:
-        """A run as it stood at a moment; how far it was then is not kept.
-
-        Raises:
-            NotFound: it was not there yet.
-        """
-        then = await self._documents.as_of(RUN, run.id, moment)
-        if then is None:
-            raise NotFound(f"task {run.id} did not exist then")
-        return self._detail(then, (), moment)
-
-    def _detail(self, run: Entity[RunState], progress: Sequence[StreamProgress], moment: datetime | None) -> JsonObject:
-        done = 100 if run.state.status == "completed" else percent_done(progress)
-        return self.task_view(run, moment) | {
-            "trigger": run.state.trigger,
-            "progress": done,
-            "cancel_requested": run.state.cancel_requested,
-            "streams": _stream_views(progress, run.state.streams),
-        }
-
-    async def task_logs(self, run_id: str) -> list[JsonObject]:
+    async def task_logs(self, run_id: str) -> list[LogLineShown]:
         """The last ``PAGE_LINES_MAX`` lines of a run's log, oldest first."""
         page = await self._records.page(run_id, -1, PAGE_LINES_MAX)
         return [line_view(line) for line in page.lines]
@@ -242,122 +180,6 @@ class JobQueries:
             text.writelines(_line_text(line) for line in page.lines)
             cursor, more = page.newer_cursor, page.has_more_newer
         return await asyncio.to_thread(_archive, f"run-{run.id}.log", text.getvalue(), written_at)
-
-
-def file_path(run: Entity[RunState]) -> str:
-    """The opaque key by which the page asks for a run's log."""
-    return f"jobs/{run.state.job_id}/runs/{run.id}"
-
-
-def run_id_of(path: str, job_id: int) -> str:
-    """The run that a ``file_path`` of this job names; raises ``NotFound`` for any other."""
-    prefix, run_id = f"jobs/{job_id}/runs/", path.rsplit("/", 1)[-1]
-    if path != prefix + run_id or not run_id:
-        raise NotFound(f"file_path is not one of job {job_id}")
-    return run_id
-
-
-def line_view(line: Mapping[str, Any]) -> JsonObject:
-    """A log line as answers carry it."""
-    return {"level": line["level"], "time": isoformat_z(line["time"]), "message": line["message"]}
-
-
-def event_view(envelope: Envelope) -> JsonObject:
-    """An event as histories show it."""
-    return {
-        "id": envelope.id,
-        "version": envelope.version,
-        "type": envelope.type,
-        "time": isoformat_z(envelope.time),
-        "actor": envelope.metadata.actor,
-        "data": orjson.Fragment(envelope.data_json),
-    }
-
-
-def _job_view(
-    job: Entity[JobState],
-    sources: Mapping[int, Document],
-    destinations: Mapping[int, Document],
-    running: set[str],
-    *,
-    objects: bool,
-) -> JsonObject:
-    state, definition = job.state, job.state.definition
-    view: JsonObject = {
-        "id": job.id,
-        "name": definition.name,
-        "source": _endpoint_view(definition.source_id, sources, objects=objects),
-        "destination": _endpoint_view(definition.destination_id, destinations, objects=objects),
-        "streams_config": json_of(definition.streams_config_json, objects=objects),
-        "frequency": definition.frequency,
-        "advanced_settings": orjson.Fragment(definition.advanced_settings_json),
-        "activate": definition.activate,
-        "created_at": isoformat_z(state.created_at),
-        "updated_at": isoformat_z(state.updated_at),
-        "created_by": state.created_by,
-        "updated_by": state.updated_by,
-    }
-    if (last := state.last_run) is not None:
-        status: RunStatus = last.outcome or ("running" if last.run_id in running else "queued")
-        view |= {
-            "last_run_time": isoformat_z(last.requested_at),
-            "last_run_state": _FAMILY_STATES[status],
-            "last_run_type": last.kind,
-        }
-    if state.next_tick is not None:
-        view["next_run_time"] = isoformat_z(state.next_tick)
-    return view
-
-
-def _endpoint_view(identifier: int, known: Mapping[int, Document], *, objects: bool) -> JsonObject:
-    endpoint = known.get(identifier, {"name": "", "type": "", "version": "", "config_json": "{}"})
-    return {
-        "id": identifier,
-        "name": endpoint["name"],
-        "type": endpoint["type"],
-        "version": endpoint["version"],
-        "config": json_of(endpoint["config_json"], objects=objects),
-    }
-
-
-def json_of(text: str, *, objects: bool) -> Any:
-    """JSON text as the string that the page parses or, with ``?expand=config``, as the object itself."""
-    return orjson.Fragment(text) if objects else text
-
-
-_UNREPORTED: JsonObject = {"rows_total": None, "state": "failed", "error": None}
-
-
-def _stream_views(progress: Sequence[StreamProgress], results: Sequence[StreamResult]) -> list[JsonObject]:
-    """Per stream what it came to, or how far it is."""
-    views = {(item.namespace, item.name): _progress_view(item) for item in progress}
-    for result in results:
-        key = (result.namespace, result.name)
-        views[key] = _UNREPORTED | views.get(key, {}) | _result_view(result)
-    return list(views.values())
-
-
-def _progress_view(item: StreamProgress) -> JsonObject:
-    return item.model_dump() | {"seconds": None, "verified": None, "verification": None, "values_changed": {}}
-
-
-def _result_view(result: StreamResult) -> JsonObject:
-    verification = orjson.Fragment(result.verification_json) if result.verification_json else None
-    # Progress tells how a stream whose ends differ ended, for as long as it is kept.
-    end = {} if result.verified is False else {"state": "completed", "error": None}
-    return result.model_dump(exclude={"verification_json"}) | {
-        "verification": verification,
-        "values_changed": {changed.column: changed.values for changed in result.values_changed},
-        **end,
-    }
-
-
-def _verified(run: RunState) -> bool | None:
-    """False if a stream's ends differ, True if the run completed and those of all its streams are equal, else None."""
-    verdicts = {result.verified for result in run.streams}
-    if False in verdicts:
-        return False
-    return True if run.status == "completed" and verdicts == {True} else None
 
 
 def _line_text(line: Mapping[str, Any]) -> bytes:
