@@ -1,7 +1,8 @@
 """Every public event by its type, and how stored older versions become the present one."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -45,6 +46,18 @@ def register(event: type[Event]) -> None:
 def register_upcaster(event_type: str, from_version: int, upcaster: Upcaster) -> None:
     """``upcaster`` turns the fields of version ``from_version`` into those of the next."""
     _UPCASTERS[event_type, from_version] = upcaster
+
+
+@contextmanager
+def known_meanwhile(events: Iterable[type[Event]]) -> Iterator[None]:
+    """Within it, these events are known as well, in place of others of the same type: as a newer version knows them."""
+    before = dict(_EVENTS)
+    _EVENTS.update({event.TYPE: event for event in events})
+    try:
+        yield
+    finally:
+        _EVENTS.clear()
+        _EVENTS.update(before)
 
 
 def registered_events() -> tuple[type[Event], ...]:

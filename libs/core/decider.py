@@ -111,3 +111,7 @@ class Reaction:
 
     topic: str
     react: Callable[[Envelope], Sequence[Act]]
+
+
+class PureCodeFailed(Exception):
+    """``decide``, ``evolve`` or ``apply`` raised something other than a refusal: a defect, the same every time."""

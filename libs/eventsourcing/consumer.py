@@ -19,12 +19,13 @@ from types import MappingProxyType
 import structlog
 
 from libs.core.clock import Clock, SystemClock
-from libs.core.decider import Act, Projection, Reaction
+from libs.core.decider import Act, Projection, PureCodeFailed, Reaction
 from libs.core.envelope import Envelope, Metadata
 from libs.core.errors import Conflict, FixRequest, NewerVersion, RetryLater
 from libs.event_log.port import EventLog, Message, OffsetOutOfRange, Subscription
-from libs.eventsourcing.command_handler import CommandHandler, ConsumerWork, PureCodeFailed
-from libs.eventsourcing.event_store import EventStore, OffsetMove, OffsetMoved, SideWrite
+from libs.eventsourcing.batch import OffsetMove, OffsetMoved, SideWrite
+from libs.eventsourcing.command_handler import CommandHandler
+from libs.eventsourcing.event_store import EventStore
 from libs.eventsourcing.parking import STREAM_IS_PARKED, Parking, parking_write, unparking_write
 from libs.eventsourcing.passed_over import (
     PassedOver,
@@ -34,6 +35,7 @@ from libs.eventsourcing.passed_over import (
     is_unknown,
     passing_over_write,
 )
+from libs.eventsourcing.requests import ConsumerStep
 from libs.eventsourcing.stops import forget_stop, note_stop
 from libs.mongodb.client import ConnectionFailure, PyMongoError, in_short
 from libs.process.health import Health
@@ -316,7 +318,7 @@ class Consumer:
         after = step.place
         move = OffsetMove(self._topic, partition, before.offset, after.offset, after.position, after.store_id)
         passing_over = [passing_over_write(item) for item in step.passed_over]
-        await self._commands.consume(ConsumerWork(move, step.projections, step.acts, [*side_writes, *passing_over]))
+        await self._commands.consume(ConsumerStep(move, step.projections, step.acts, [*side_writes, *passing_over]))
 
     async def _chores(self, subscription: Subscription) -> None:
         now = time.monotonic()

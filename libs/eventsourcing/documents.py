@@ -7,11 +7,11 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from libs.core.decider import Aggregate
+from libs.core.entity import Entity
 from libs.core.envelope import Envelope, Frozen
 from libs.core.errors import NotFound
-from libs.eventsourcing.command_handler import Entity, fold_stream
+from libs.eventsourcing.entities import entity_of, fold_entity
 from libs.eventsourcing.event_store import EventStore
-from libs.eventsourcing.requests import state_of
 from libs.mongodb.client import ClientSession, Collection, Document, SyncCollection
 from libs.process.read_budget import counted, note_read
 
@@ -112,7 +112,7 @@ class Documents:
         if version is None:
             return None
         envelopes = self._store.read_stream(stream, version_max=version)
-        return Entity(entity_id, version, await fold_stream(aggregate, envelopes))
+        return await fold_entity(aggregate, entity_id, version, envelopes)
 
 
 class _Lookups:
@@ -154,8 +154,3 @@ class _Lookups:
             for future in futures:
                 if not future.done():
                     future.set_result(found.get(key))
-
-
-def entity_of(aggregate: Aggregate[State], document: Document) -> Entity[State]:
-    """The entity in an owner's document; raises ``NewerVersion``."""
-    return Entity(document["_id"], document["version"], state_of(aggregate, document), document.get("project_id"))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from libs.mongodb.client import DURABLE, ClientSession, Document, SyncDatabase
-from libs.mongodb.pipeline import Write, raise_for, removal, update, write_commands
+from libs.mongodb.commands import Write, raise_for, removal, update, write_commands
 
 ERA = 1 << 20
 BLOCK = 1 << 10

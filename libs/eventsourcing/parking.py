@@ -14,7 +14,7 @@ import structlog
 
 from libs.event_log.cloudevents import decode_message
 from libs.event_log.port import Message
-from libs.eventsourcing.event_store import SideWrite
+from libs.eventsourcing.batch import SideWrite
 from libs.mongodb.client import ASCENDING, Collection, Database, Document
 from libs.process.telemetry import CONSUMER_PARKED
 

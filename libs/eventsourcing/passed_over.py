@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from libs.core.envelope import UnknownEvent
 from libs.event_log.port import Message
-from libs.eventsourcing.event_store import SideWrite
+from libs.eventsourcing.batch import SideWrite
 from libs.eventsourcing.parking import document_of, message_of
 from libs.mongodb.client import ASCENDING, Collection, Database
 from libs.process.telemetry import CONSUMER_PASSED_OVER

@@ -19,27 +19,23 @@ from typing import Any, NoReturn, TypeVar
 
 import structlog
 
-from libs.core.decider import Aggregate, Projection
+from libs.core.decider import Aggregate, Projection, PureCodeFailed
 from libs.core.envelope import Envelope, Frozen, UnknownEvent
 from libs.core.errors import NewerVersion
 from libs.core.ids import uuid7
 from libs.event_log.port import EventLog, Message, OffsetOutOfRange, Subscription
 from libs.eventsourcing.consumer import Place
-from libs.eventsourcing.decisions import known_of
-from libs.eventsourcing.event_store import (
-    PAGE_BYTES_MAX,
-    EventStore,
-    Head,
-    SwapEnded,
-    canonical_document,
-    envelope_of,
-    head_of,
-)
+from libs.eventsourcing.entities import state_of, stored_document
+from libs.eventsourcing.event_store import PAGE_BYTES_MAX, EventStore
+from libs.eventsourcing.head import Head, head_of
 from libs.eventsourcing.list_changes import ListChanges
 from libs.eventsourcing.parking import COLLECTION as PARKED
 from libs.eventsourcing.passed_over import COLLECTION as PASSED_OVER
-from libs.eventsourcing.requests import PureCodeFailed, state_of, stored_document
 from libs.eventsourcing.retention import forget_again
+from libs.eventsourcing.schema import create_indexes
+from libs.eventsourcing.stored_events import canonical_document, envelope_of
+from libs.eventsourcing.swap import SwapEnded, swap_collections
+from libs.eventsourcing.view import known_of
 from libs.mongodb.client import (
     ASCENDING,
     MAJORITY,
@@ -184,7 +180,7 @@ class Rebuild:
                 await self._open_topics(stack)
                 await self._catch_up()
                 for logical, shadow in self._shadows.items():
-                    await self._store.create_indexes(shadow, self._indexes.get(logical, ()))
+                    await create_indexes(self._store.database, shadow, self._indexes.get(logical, ()))
                 await forget_again(self._store.database, self._shadows)
                 compared = await self._compare()
                 if swap:
@@ -363,7 +359,7 @@ class Rebuild:
         for _ in range(CATCH_UPS_MAX):
             await self._catch_up()
             try:
-                return await asyncio.to_thread(self._store.swap_blocking, self._shadows, self._last_step)
+                return await asyncio.to_thread(swap_collections, self._store, self._shadows, self._last_step)
             except (_NotReadFar, SwapEnded):
                 continue
         raise RebuildFailed("the service's consumers are faster than the log can be read; try again later")

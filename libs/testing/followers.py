@@ -8,11 +8,12 @@ from typing import Any
 
 from libs.core.clock import SystemClock
 from libs.core.decider import Act, Aggregate, Projection, Reaction
+from libs.core.entity import Entity
 from libs.core.envelope import Envelope, Metadata
 from libs.event_log.embedded import EmbeddedEventLog
 from libs.event_log.kafka import DeclaredTopic, KafkaEventLog, ensure_topics
 from libs.event_log.port import EventLog
-from libs.eventsourcing.command_handler import CommandHandler, Entity
+from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.consumer import Consumer
 from libs.eventsourcing.event_store import EventStore
 from libs.eventsourcing.rebuild import Rebuild

@@ -7,7 +7,7 @@ import asyncio
 import sys
 import threading
 
-from libs.eventsourcing.event_store import Head
+from libs.eventsourcing.head import Head
 from libs.eventsourcing.rebuild import Rebuild
 from libs.mongodb.client import ClientSession
 from libs.testing.followers import installation

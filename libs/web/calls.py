@@ -9,9 +9,9 @@ from aiohttp import web
 from libs.core.decider import ExpectedVersion
 from libs.core.envelope import Metadata
 from libs.core.errors import Forbidden, NotFound, Unauthenticated
+from libs.core.idempotency import IdempotencyKey
 from libs.core.principal import Principal
 from libs.core.text import number_of
-from libs.eventsourcing.requests import IdempotencyKey
 from libs.process.telemetry import current_traceparent
 from libs.web.requests import PRINCIPAL, REQUEST_ID, invalid_field
 

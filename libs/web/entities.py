@@ -13,12 +13,12 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from libs.core.decider import Aggregate
+from libs.core.entity import Entity
 from libs.core.envelope import Envelope, Frozen
 from libs.core.errors import NotFound
 from libs.core.text import number_of
 from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
-from libs.eventsourcing.requests import Entity
 from libs.web import routes
 from libs.web.answers import Answer, EventShown, event_view
 from libs.web.calls import Call

@@ -19,11 +19,11 @@ from libs.core.errors import (
     Unauthenticated,
     UnsupportedMediaType,
 )
+from libs.core.idempotency import IdempotencyKey
 from libs.core.json import parse_json
 from libs.core.principal import Principal
 from libs.core.text import is_text, number_of, readable
 from libs.core.validation import field_errors
-from libs.eventsourcing.command_handler import IdempotencyKey
 from libs.process.telemetry import (
     current_traceparent,
 )

@@ -17,7 +17,7 @@ from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 from aiohttp import web
 from pydantic import BaseModel
 
-from libs.eventsourcing.requests import IdempotencyKey
+from libs.core.idempotency import IdempotencyKey
 from libs.web.answers import Answer, respond
 from libs.web.calls import Call, ProjectFrom, Reader, call_of
 from libs.web.conditions import if_match_of

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from libs.core.decider import Act, ExpectedVersion
+from libs.core.entity import Entity
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, FieldError, Forbidden, InvalidInput, NotFound, Unauthenticated
+from libs.core.idempotency import IdempotencyKey
 from libs.core.principal import FIRST_PROJECT_ID, Principal, Role
-from libs.eventsourcing.command_handler import CommandHandler, Entity, IdempotencyKey, Work
-from libs.eventsourcing.event_store import SideWrite
+from libs.eventsourcing.batch import SideWrite
+from libs.eventsourcing.command_handler import CommandHandler
+from libs.eventsourcing.requests import CommandRequest
 from libs.mongodb.sequences import Sequences
 from services.auth.domain.api_key import API_KEY, RevokeApiKey
 from services.auth.domain.oauth_client import OAUTH_CLIENT, RevokeOauthClient
@@ -148,7 +151,7 @@ class Accounts:
             Act(PROJECT, project_id, AddMember(user_id=user_id, role=role)),
         ]
         return await self._execute_user(
-            new.username, new.email, Work(acts, metadata, [new.secret(user_id)], idempotency)
+            new.username, new.email, CommandRequest(acts, metadata, [new.secret(user_id)], idempotency)
         )
 
     async def change(
@@ -180,7 +183,7 @@ class Accounts:
                 side_writes.append(self._sessions.carried_over(session_token, user_id, version))
         if not acts:
             return user
-        return await self._execute_user(None, email, Work(acts, metadata, side_writes))
+        return await self._execute_user(None, email, CommandRequest(acts, metadata, side_writes))
 
     async def remove_member(self, project_id: int, user_id: int, metadata: Metadata) -> None:
         """End a membership, and with it every key and client that acts on the member's behalf.
@@ -190,9 +193,9 @@ class Accounts:
         """
         revocations = await self._revocations(project_id, user_id)
         removal = Act(PROJECT, project_id, RemoveMember(user_id))
-        await self._commands.execute(Work([removal, *revocations], metadata))
+        await self._commands.execute(CommandRequest([removal, *revocations], metadata))
         while revocations := await self._revocations(project_id, user_id):
-            await self._commands.execute(Work(revocations, metadata))
+            await self._commands.execute(CommandRequest(revocations, metadata))
 
     async def _revocations(self, project_id: int, user_id: int) -> list[Act]:
         keys, clients = await asyncio.gather(
@@ -222,10 +225,10 @@ class Accounts:
             Act(PROJECT, project_id, CreateProject(name=f"{new.username}'s project", owner_id=user_id)),
         ]
         placed = replace(metadata, project_id=project_id)
-        work = Work(acts, placed, [new.secret(user_id)], idempotency)
+        work = CommandRequest(acts, placed, [new.secret(user_id)], idempotency)
         return await self._execute_user(new.username, new.email, work)
 
-    async def _execute_user(self, username: str | None, email: str | None, work: Work) -> Entity[User]:
+    async def _execute_user(self, username: str | None, email: str | None, work: CommandRequest) -> Entity[User]:
         try:
             outcome = await self._commands.execute(work)
         except Conflict as conflict:

@@ -6,8 +6,8 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from libs.contracts.auth import Plan
+from libs.core.entity import Entity
 from libs.core.principal import Role
-from libs.eventsourcing.requests import Entity
 from libs.mongodb.client import Document
 from libs.web.answers import EventShown, Moment
 from services.auth.domain.api_key import ApiKey

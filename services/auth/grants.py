@@ -6,13 +6,14 @@ from typing import Any, Generic, TypeVar
 
 from libs.contracts.auth import Plan
 from libs.core.decider import Act
+from libs.core.entity import Entity
 from libs.core.envelope import Frozen
 from libs.core.errors import FieldError, Forbidden
 from libs.core.principal import FIRST_PROJECT_ID, Principal
 from libs.core.scopes import ALL_SCOPES
+from libs.eventsourcing.batch import SideWrite
 from libs.eventsourcing.command_handler import CommandHandler
-from libs.eventsourcing.event_store import SideWrite
-from libs.eventsourcing.requests import Entity, Work
+from libs.eventsourcing.requests import CommandRequest
 from libs.web.calls import Call
 from services.auth.domain.api_key import ApiKey
 from services.auth.domain.oauth_client import OauthClient
@@ -30,7 +31,7 @@ class Issued(Generic[State]):
 
 async def issue_once(commands: CommandHandler, call: Call, act: Act, secret: str, kept: SideWrite) -> Issued[Any]:
     """Store a credential's event together with ``kept``, the document that holds its secret's hash."""
-    outcome = await commands.execute(Work([act], call.metadata, [kept], call.idempotency))
+    outcome = await commands.execute(CommandRequest([act], call.metadata, [kept], call.idempotency))
     entity = outcome.entities[0]
     assert entity is not None
     return Issued(replace(entity, project_id=call.project_id), None if outcome.replayed else secret)

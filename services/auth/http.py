@@ -12,12 +12,13 @@ from pydantic import Field
 
 from libs.contracts.internal import RESOLVE_CREDENTIAL
 from libs.core.addresses import one_client
+from libs.core.entity import Entity
 from libs.core.errors import Forbidden
+from libs.core.idempotency import IdempotencyKey
 from libs.core.json import canonical_json
 from libs.core.principal import Principal
 from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
-from libs.eventsourcing.requests import Entity, IdempotencyKey
 from libs.mongodb.client import Document
 from libs.web import routes
 from libs.web.answers import Answer, event_view, respond

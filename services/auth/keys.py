@@ -4,11 +4,11 @@ from datetime import timedelta
 
 from libs.core.clock import Clock
 from libs.core.decider import Act
+from libs.core.entity import Entity
 from libs.core.ids import uuid7
+from libs.eventsourcing.batch import SideWrite
 from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
-from libs.eventsourcing.event_store import SideWrite
-from libs.eventsourcing.requests import Entity
 from libs.mongodb.client import Document
 from libs.web.calls import Call
 from libs.web.entities import Entities, in_any_project

@@ -13,13 +13,14 @@ from urllib.parse import unquote_plus
 
 from libs.core.clock import Clock
 from libs.core.decider import Act
+from libs.core.entity import Entity
 from libs.core.errors import FixRequest, InvalidInput, Unauthenticated
 from libs.core.ids import uuid7
 from libs.core.scopes import ALL_SCOPES, SCOPES
+from libs.eventsourcing.batch import SideWrite
 from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
-from libs.eventsourcing.event_store import SideWrite
-from libs.eventsourcing.requests import Entity, state_of
+from libs.eventsourcing.entities import state_of
 from libs.web.calls import Call
 from libs.web.entities import Entities, in_any_project
 from services.auth.domain.oauth_client import OAUTH_CLIENT, IssueOauthClient, OauthClient, RevokeOauthClient

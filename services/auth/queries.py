@@ -6,10 +6,11 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from libs.core.decider import Aggregate
+from libs.core.entity import Entity
 from libs.core.envelope import Frozen
 from libs.core.principal import Principal, Role
-from libs.eventsourcing.command_handler import Entity
-from libs.eventsourcing.documents import Documents, entity_of
+from libs.eventsourcing.documents import Documents
+from libs.eventsourcing.entities import entity_of
 from libs.mongodb.client import ASCENDING, Document, IndexModel
 from services.auth.domain.api_key import API_KEY, ApiKey
 from services.auth.domain.oauth_client import OAUTH_CLIENT, OauthClient

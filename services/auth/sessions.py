@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from libs.core.clock import Clock
-from libs.eventsourcing.command_handler import Entity
+from libs.core.entity import Entity
+from libs.eventsourcing.batch import SideWrite
 from libs.eventsourcing.documents import Documents
-from libs.eventsourcing.event_store import SideWrite
 from libs.mongodb.client import Document
 from services.auth.domain.user import User
 from services.auth.queries import KNOWN_ADDRESSES, SESSIONS

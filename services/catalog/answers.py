@@ -7,8 +7,8 @@ from pydantic import Field, WithJsonSchema
 from typing_extensions import TypedDict
 
 from libs.contracts.internal import CheckResult
+from libs.core.entity import Entity
 from libs.core.envelope import Envelope
-from libs.eventsourcing.requests import Entity
 from libs.mongodb.client import Document
 from libs.web.answers import EventShown, Moment
 from libs.web.answers import event_view as usual_event_view

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from libs.core.clock import Clock
 from libs.core.decider import Aggregate
+from libs.core.entity import Entity
 from libs.core.errors import Conflict
 from libs.core.json import JsonObject
+from libs.eventsourcing.batch import SideWrite
 from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
-from libs.eventsourcing.event_store import SideWrite
-from libs.eventsourcing.requests import Entity
 from libs.mongodb.sequences import Sequences
 from libs.web.calls import Call
 from services.catalog.domain.connection import (

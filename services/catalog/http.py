@@ -20,12 +20,12 @@ from libs.contracts.internal import (
     EndpointsReserved,
     ReserveEndpoints,
 )
+from libs.core.entity import Entity
 from libs.core.envelope import Envelope, Metadata
 from libs.core.errors import Conflict, FieldError, NotFound, UpstreamTimeout
 from libs.core.json import parse_json
 from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
-from libs.eventsourcing.requests import Entity
 from libs.process.telemetry import current_traceparent
 from libs.web import routes
 from libs.web.answers import Answer, EventShown

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-from libs.eventsourcing.command_handler import Entity
+from libs.core.entity import Entity
 from libs.eventsourcing.documents import Documents
 from libs.mongodb.client import ASCENDING, DESCENDING, Document, IndexModel
 from services.catalog.answers import JobOfConnection, job_of_destination, job_of_source

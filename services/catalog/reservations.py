@@ -23,11 +23,13 @@ from libs.contracts.internal import (
 )
 from libs.core.clock import Clock
 from libs.core.decider import Act
+from libs.core.entity import Entity
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, DataSyncError, FieldError, Forbidden, InvalidInput, RetryLater
-from libs.eventsourcing.command_handler import CommandHandler, Entity, Work
+from libs.eventsourcing.batch import SideWrite
+from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
-from libs.eventsourcing.event_store import SideWrite
+from libs.eventsourcing.requests import CommandRequest
 from libs.mongodb.sequences import Sequences
 from libs.web.inputs import canonical_name
 from libs.web.internal import InternalClient
@@ -118,7 +120,7 @@ class Reservations:
         reserve = Reserve(call.job_id, call.job_name, reserved_until)
         source_acts, destination_acts = source.acts(reserve), destination.acts(reserve)
         outcome = await self.commands.execute(
-            Work(
+            CommandRequest(
                 [*source_acts, *destination_acts],
                 metadata,
                 side_writes=[*source.side_writes, *destination.side_writes],
@@ -205,7 +207,7 @@ class ReservationSweep:
             else Expire(reference.job_id, reference.reserved_until)
         )
         act = Act(AGGREGATES[role], entity.id, command, ignore_refusal=True)
-        await self.commands.execute(Work([act], Metadata(project_id=entity.state.project_id)))
+        await self.commands.execute(CommandRequest([act], Metadata(project_id=entity.state.project_id)))
         log.info(
             "reservation_settled",
             role=role,

@@ -11,8 +11,8 @@ from libs.connectors import registry
 from libs.connectors.form import Path
 from libs.core.errors import CallOperator, FieldError, InvalidInput, TooLarge
 from libs.core.json import JsonObject, canonical_json, dump_json, parse_json
+from libs.eventsourcing.batch import SideWrite
 from libs.eventsourcing.documents import Documents
-from libs.eventsourcing.event_store import SideWrite
 from libs.mongodb.encryption import Keyring, Sealed
 from services.catalog.domain.connection import Definition, Role
 from services.catalog.masks import Mask, is_masked, parse_mask, secrets_in, with_secrets

@@ -10,8 +10,8 @@ from typing_extensions import TypedDict
 
 from libs.contracts.internal import StreamProgress
 from libs.contracts.runs import StreamResult
+from libs.core.entity import Entity
 from libs.core.json import JsonObject
-from libs.eventsourcing.requests import Entity
 from libs.mongodb.client import Document
 from libs.web.answers import Moment
 from services.job_orchestrator.domain.job import JobState

@@ -21,9 +21,10 @@ from libs.contracts.internal import (
 )
 from libs.contracts.jobs import RunOutcome
 from libs.core.clock import Clock
+from libs.core.entity import Entity
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, FixRequest, NewerVersion
-from libs.eventsourcing.command_handler import CommandHandler, Entity
+from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
 from libs.mongodb.client import Document, DuplicateKeyError, ReturnDocument
 from libs.web.principals import PrincipalSigner

@@ -13,11 +13,11 @@ from libs.contracts import internal
 from libs.contracts.streams import difference, parse_streams_config
 from libs.core.addresses import IPNetwork, outbound_fault
 from libs.core.clock import Clock
+from libs.core.entity import Entity
 from libs.core.errors import Conflict, FieldError, NotFound
 from libs.core.json import parse_json
 from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
-from libs.eventsourcing.requests import Entity
 from libs.web import routes
 from libs.web.answers import Answer
 from libs.web.calls import Call

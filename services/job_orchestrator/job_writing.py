@@ -13,11 +13,14 @@ from libs.contracts.internal import (
 )
 from libs.core.clock import Clock
 from libs.core.decider import Act, ExpectedVersion
+from libs.core.entity import Entity
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, FieldError, InvalidInput
+from libs.core.idempotency import IdempotencyKey
 from libs.core.json import parse_json
-from libs.eventsourcing.command_handler import CommandHandler, Entity, IdempotencyKey, Work
+from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
+from libs.eventsourcing.requests import CommandRequest
 from libs.mongodb.client import ASCENDING, IndexModel, ReturnDocument
 from libs.mongodb.sequences import Sequences
 from libs.web.internal import InternalClient
@@ -120,7 +123,9 @@ class JobWriting:
                 reserved_endpoint("destination", project_id, reserved.destination, now),
             ]
         # Without a command the key's record answers: the request was carried out before.
-        outcome = await self._commands.execute(Work([Act(JOB, job_id, create)], metadata, side_writes, idempotency))
+        outcome = await self._commands.execute(
+            CommandRequest([Act(JOB, job_id, create)], metadata, side_writes, idempotency)
+        )
         job = outcome.entities[0]
         assert job is not None
         return job

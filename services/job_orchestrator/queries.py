@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from libs.contracts.internal import EndpointReserved
 from libs.core.clock import Clock, isoformat_z
+from libs.core.entity import Entity
 from libs.core.errors import FieldError, InvalidInput
-from libs.eventsourcing.command_handler import Entity
+from libs.eventsourcing.batch import SideWrite
 from libs.eventsourcing.documents import Documents
-from libs.eventsourcing.event_store import SideWrite
 from libs.mongodb.client import ASCENDING, DESCENDING, Document, IndexModel
 from libs.process.read_budget import counted
 from services.job_orchestrator.answers import (

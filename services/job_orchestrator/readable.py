@@ -6,11 +6,11 @@ from typing import Any, Generic, TypeVar
 import structlog
 from cronsim import CronSimError
 
-from libs.core.decider import Aggregate
+from libs.core.decider import Aggregate, PureCodeFailed
+from libs.core.entity import Entity
 from libs.core.envelope import Frozen
 from libs.core.errors import InvalidInput, NewerVersion
-from libs.eventsourcing.command_handler import Entity, PureCodeFailed
-from libs.eventsourcing.documents import entity_of
+from libs.eventsourcing.entities import entity_of
 from libs.mongodb.client import Document
 
 State = TypeVar("State", bound=Frozen)

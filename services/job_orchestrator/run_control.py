@@ -7,11 +7,14 @@ from typing import Literal
 
 from libs.contracts.jobs import RunKind, RunOutcome, RunTrigger
 from libs.core.decider import Act, ExpectedVersion
+from libs.core.entity import Entity
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, NotFound
+from libs.core.idempotency import IdempotencyKey
 from libs.core.ids import uuid7
-from libs.eventsourcing.command_handler import CommandHandler, Entity, IdempotencyKey, Work
+from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
+from libs.eventsourcing.requests import CommandRequest
 from libs.process.telemetry import RUNS_FINISHED
 from services.job_orchestrator.domain.job import JOB, DeleteJob, EndRun, JobState, RequestRun
 from services.job_orchestrator.domain.run import (
@@ -66,7 +69,7 @@ class RunControl:
             streams_config_json=streams_config_json,
         )
         acts = [Act(JOB, job_id, request, expected_version), Act(RUN, run_id, queue)]
-        outcome = await self._commands.execute(Work(acts, metadata, idempotency=idempotency))
+        outcome = await self._commands.execute(CommandRequest(acts, metadata, idempotency=idempotency))
         self.changed()
         run = outcome.entities[1]
         assert run is not None
@@ -81,14 +84,14 @@ class RunControl:
             Conflict: no run is active.
         """
         if await key_was_used(self._documents, idempotency):
-            replayed = await self._commands.execute(Work([], metadata, idempotency=idempotency))
+            replayed = await self._commands.execute(CommandRequest([], metadata, idempotency=idempotency))
             return any(run is not None and run.state.status == "cancelled" for run in replayed.entities[:1])
         for _ in range(ATTEMPTS_MAX):
             run = await self._active_run(job)
             if run is None:
                 raise Conflict("the job has no active run", code="no_active_run")
             acts = _cancelling(job, run)
-            if await self._unless_changed(Work(acts, metadata, idempotency=idempotency)):
+            if await self._unless_changed(CommandRequest(acts, metadata, idempotency=idempotency)):
                 return run.state.status == "queued"
             job = await self._documents.require(JOB, job.id, job.state.project_id)
         raise Conflict("the run keeps changing; try again", code="contention")
@@ -108,7 +111,7 @@ class RunControl:
             acts = _cancelling(job, run) if run is not None else []
             # Only the first act on the job's stream can be held to the version that the caller read.
             acts = _expecting([*acts, delete], job, expected_version)
-            if await self._unless_changed(Work(acts, metadata)):
+            if await self._unless_changed(CommandRequest(acts, metadata)):
                 if run is None:
                     return None
                 return "being cancelled" if run.state.status == "running" else "cancelled"
@@ -118,7 +121,7 @@ class RunControl:
     async def finish(self, run_id: str, run: RunState, command: FinishRun, metadata: Metadata) -> None:
         """End a run together with its job's part of it; raises ``Conflict`` (``fenced``) under an old epoch."""
         end = EndRun(run_id=run_id, outcome=command.outcome)
-        await self._commands.execute(Work([Act(RUN, run_id, command), Act(JOB, run.job_id, end)], metadata))
+        await self._commands.execute(CommandRequest([Act(RUN, run_id, command), Act(JOB, run.job_id, end)], metadata))
         RUNS_FINISHED.labels(command.outcome).inc()
         self.changed()
 
@@ -134,7 +137,7 @@ class RunControl:
             raise NotFound(f"run {job.state.active_run_id} does not exist")
         return run
 
-    async def _unless_changed(self, work: Work) -> bool:
+    async def _unless_changed(self, work: CommandRequest) -> bool:
         """False when the run moved on between reading it and deciding."""
         try:
             await self._commands.execute(work)

@@ -11,9 +11,9 @@ from datetime import datetime, timedelta
 import structlog
 
 from libs.core.clock import Clock
+from libs.core.entity import Entity
 from libs.core.envelope import Metadata
 from libs.core.errors import FixRequest, NewerVersion
-from libs.eventsourcing.command_handler import Entity
 from libs.eventsourcing.documents import Documents
 from libs.mongodb.client import ASCENDING, Document
 from services.job_orchestrator.domain.job import CLOCKS_DIFFER_MAX, JOB, JobState, tick_due

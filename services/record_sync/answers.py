@@ -9,9 +9,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from libs.contracts.records import RecordEvent
+from libs.core.entity import Entity
 from libs.core.envelope import Envelope
 from libs.core.errors import DataSyncError
-from libs.eventsourcing.requests import Entity
 from libs.web.answers import FieldErrorShown, Moment, RawObject, field_errors_view
 from services.record_sync.domain.record import Record
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import structlog
 
+from libs.core.entity import Entity
 from libs.core.errors import CallOperator, DataSyncError, FieldError, Forbidden, TooLarge, Unprocessable
+from libs.core.idempotency import IdempotencyKey
 from libs.core.ids import uuid7
 from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
-from libs.eventsourcing.requests import Entity, IdempotencyKey
 from libs.web.calls import Call
 from libs.web.entities import Entities
 from libs.web.errors import INTERNAL_MESSAGE

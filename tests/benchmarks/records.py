@@ -36,9 +36,11 @@ from libs.core.clock import SystemClock
 from libs.core.envelope import Envelope, Metadata
 from libs.core.ids import uuid7
 from libs.core.principal import Principal
-from libs.eventsourcing.event_store import Batch, EventStore, Head
+from libs.eventsourcing.batch import Batch
+from libs.eventsourcing.entities import stored_document
+from libs.eventsourcing.event_store import EventStore
+from libs.eventsourcing.head import Head
 from libs.eventsourcing.list_changes import ListChanges
-from libs.eventsourcing.requests import stored_document
 from libs.mongodb.client import connect
 from libs.process.logs import configure_logs
 from libs.process.signing_keys import new_signing_key
@@ -280,7 +282,7 @@ async def _load(url: str, database: str) -> None:
             batch = _batch(head, range(first, first + LOADED_TOGETHER))
             if writing is not None:
                 await writing
-            writing = loop.run_in_executor(writer, store.commit_blocking, batch)
+            writing = loop.run_in_executor(writer, store.writer.commit, batch)
         assert writing is not None
         await writing
     client.close()

@@ -21,7 +21,8 @@ from libs.core.ids import uuid7
 from libs.event_log.embedded import EmbeddedEventLog
 from libs.event_log.kafka import KafkaEventLog, ensure_topics
 from libs.event_log.port import EventLog, Message, OffsetOutOfRange, Subscription
-from libs.eventsourcing.event_store import Batch, EventStore
+from libs.eventsourcing.batch import Batch
+from libs.eventsourcing.event_store import EventStore
 from libs.mongodb.client import connect
 
 NOW = datetime(2026, 2, 21, 10, 30, 0, 123_000, tzinfo=UTC)
@@ -73,7 +74,7 @@ class EmbeddedLog:
             )
             for stream, event in events
         ]
-        position = await asyncio.to_thread(store.commit_blocking, Batch(head.collections, events=envelopes))
+        position = await asyncio.to_thread(store.writer.commit, Batch(head.collections, events=envelopes))
         return [replace(item, position=number) for number, item in enumerate(envelopes, position + 1)]
 
     async def emit_undecodable(self, stream: str) -> None:

@@ -9,12 +9,12 @@ from contextlib import nullcontext
 import pytest
 
 from libs.core.errors import FixRequest
+from libs.eventsourcing import batch_writer
 from libs.eventsourcing import consumer as consumer_module
-from libs.eventsourcing import event_store
 from libs.eventsourcing import rebuild as rebuild_module
 from libs.eventsourcing import relay as relay_module
 from libs.eventsourcing.consumer import stored_places
-from libs.eventsourcing.event_store import Head
+from libs.eventsourcing.head import Head
 from libs.eventsourcing.parking import list_parked, request_retry
 from libs.eventsourcing.rebuild import Rebuild, RebuildFailed, _Moment, _TopicReplay
 from libs.eventsourcing.stops import require_at_rest
@@ -323,7 +323,7 @@ async def test_a_swap_that_holds_the_head_for_too_long_is_begun_anew(
             held.set()
             assert written.wait(30)
 
-    monkeypatch.setattr(event_store, "SWAP_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(batch_writer, "SWAP_SECONDS_MAX", 0.2)
     async with embedded.owner() as owner:
         await owner.make("1", "lamp")
         rebuilding = asyncio.create_task(

@@ -13,7 +13,8 @@ from libs.core.clock import SystemClock
 from libs.core.envelope import Envelope, Metadata
 from libs.core.errors import RetryLater
 from libs.core.ids import uuid7
-from libs.eventsourcing.command_handler import CommandHandler, fold_stream, stored_document
+from libs.eventsourcing.command_handler import CommandHandler
+from libs.eventsourcing.entities import fold_stream, stored_document
 from libs.eventsourcing.event_store import EventStore
 from libs.mongodb.client import connect
 from libs.testing.servers import Mongod

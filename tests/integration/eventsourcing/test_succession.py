@@ -1,54 +1,85 @@
-"""A process that takes the name of one that died: what that one held is its own at once."""
+"""A process with the name of one that died: it takes over that one's locks and leases at once."""
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from libs.eventsourcing.event_store import EventStore
-from libs.mongodb.client import ConnectionFailure, OperationFailure, connect
+from libs.mongodb.client import Client, ConnectionFailure, Document, OperationFailure, SyncDatabase, connect
 from libs.mongodb.leases import Leases
+from libs.mongodb.pipelined import PipelinedRoundTrips, PipelinedTransactions
+from libs.mongodb.round_trips import RoundTrips
 from libs.testing.things import THING
 
-OpenStore = Callable[[str], EventStore]
+
+class OneWriter(PipelinedRoundTrips):
+    """The test has the writer's transactions, too."""
+
+    def __init__(self, database: SyncDatabase[Document]) -> None:
+        super().__init__(database)
+        self._transactions = PipelinedTransactions(self)
+
+    def transactions(self) -> PipelinedTransactions:
+        return self._transactions
+
+
+class Process:
+    """A process of the service under the given name."""
+
+    def __init__(self, client: Client, database: str, name: str) -> None:
+        self.store = EventStore(client, database, instance=name, round_trips=self._round_trips)
+
+    def _round_trips(self, database: SyncDatabase[Document]) -> RoundTrips:
+        round_trips = OneWriter(database)
+        self.transactions = round_trips.transactions()
+        return round_trips
+
+
+OpenProcess = Callable[[str], Awaitable[Process]]
 
 
 @pytest.fixture
-async def store_of(mongod: str, database_prefix: str) -> AsyncIterator[OpenStore]:
-    """Makes the store as the process of that name has it."""
+async def process(mongod: str, database_prefix: str) -> AsyncIterator[OpenProcess]:
+    """Starts a process with that name."""
     client = connect(mongod)
-    yield lambda instance: EventStore(client, f"{database_prefix}things", instance=instance)
+
+    async def started(name: str) -> Process:
+        process = Process(client, f"{database_prefix}things", name)
+        await process.store.open([THING.collection], {})
+        return process
+
+    yield started
     client.close()
 
 
-async def left_open(store_of: OpenStore) -> EventStore:
-    """The store of a process ``first`` that ends in the middle of a transaction."""
-    store = store_of("first")
-    await store.open([THING.collection], {})
-    store._transactions.begin()
-    store._transactions.run([{"insert": "secrets", "documents": [{"_id": "half"}]}])
-    return store
+async def left_open(process: OpenProcess) -> Process:
+    """A process ``first`` that ends in the middle of a transaction."""
+    first = await process("first")
+    first.transactions.begin()
+    first.transactions.run([{"insert": "secrets", "documents": [{"_id": "half"}]}])
+    return first
 
 
-async def test_a_successor_ends_the_transaction_that_was_left_open(store_of: OpenStore) -> None:
-    left = await left_open(store_of)
-    await store_of("first").open([THING.collection], {})
+async def test_a_successor_aborts_the_transaction_that_was_left_open(process: OpenProcess) -> None:
+    left = await left_open(process)
+    await process("first")
     with pytest.raises(OperationFailure):
-        left._transactions.commit()
-    await left.database["secrets"].insert_one({"_id": "half"})
+        left.transactions.commit()
+    await left.store.database["secrets"].insert_one({"_id": "half"})
 
 
 @pytest.mark.parametrize("name", ["second", ""])
-async def test_another_process_leaves_it_alone(store_of: OpenStore, name: str) -> None:
-    left = await left_open(store_of)
-    await store_of(name).open([THING.collection], {})
-    left._transactions.commit()
-    assert await left.database["secrets"].find_one({"_id": "half"}) is not None
+async def test_another_process_leaves_it_alone(process: OpenProcess, name: str) -> None:
+    left = await left_open(process)
+    await process(name)
+    left.transactions.commit()
+    assert await left.store.database["secrets"].find_one({"_id": "half"}) is not None
 
 
-async def test_what_fails_while_it_is_stopped_is_no_error_that_nobody_takes(store_of: OpenStore) -> None:
+async def test_an_error_of_work_that_is_being_cancelled_is_retrieved(process: OpenProcess) -> None:
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     begun = asyncio.Event()
@@ -60,7 +91,9 @@ async def test_what_fails_while_it_is_stopped_is_no_error_that_nobody_takes(stor
         finally:
             raise ConnectionFailure("the store is away")
 
-    leading = asyncio.create_task(Leases(store_of("first").database["leases"]).run_while_leader("relay", work))
+    leading = asyncio.create_task(
+        Leases((await process("first")).store.database["leases"]).run_while_leader("relay", work)
+    )
     await begun.wait()
     leading.cancel()
     await asyncio.wait({leading})
@@ -71,8 +104,8 @@ async def test_what_fails_while_it_is_stopped_is_no_error_that_nobody_takes(stor
     assert complaints == []
 
 
-async def test_a_lease_goes_over_to_the_successor_and_to_nobody_else(store_of: OpenStore) -> None:
-    leases = store_of("first").database["leases"]
+async def test_a_lease_passes_to_the_successor_and_to_no_other_process(process: OpenProcess) -> None:
+    leases = (await process("first")).store.database["leases"]
     assert await Leases(leases, holder="first").acquire("relay")
     assert not await Leases(leases, holder="second").acquire("relay")
     assert not await Leases(leases).acquire("relay")

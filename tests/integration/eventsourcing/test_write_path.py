@@ -3,7 +3,7 @@
 import asyncio
 import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -17,19 +17,31 @@ from hypothesis import strategies as st
 from libs.core.clock import ManualClock, SystemClock
 from libs.core.decider import Act
 from libs.core.envelope import Envelope, Metadata
-from libs.core.errors import Conflict, FixRequest, NotFound, PreconditionFailed, RetryLater, TooLarge, Unprocessable
-from libs.core.ids import uuid7
-from libs.eventsourcing.command_handler import (
-    CommandHandler,
-    ConsumerWork,
-    IdempotencyKey,
-    Work,
-    fold_stream,
-    stored_document,
+from libs.core.errors import (
+    Conflict,
+    FixRequest,
+    NotFound,
+    OutcomeUnknown,
+    PreconditionFailed,
+    RetryLater,
+    TooLarge,
+    Unprocessable,
 )
+from libs.core.idempotency import IdempotencyKey
+from libs.core.ids import uuid7
+from libs.eventsourcing import batch_writer
+from libs.eventsourcing.batch import Batch, OffsetMove, OffsetMoved, SideWrite
+from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
-from libs.eventsourcing.event_store import Batch, EventStore, OffsetMove, OffsetMoved, SideWrite
-from libs.mongodb.client import connect
+from libs.eventsourcing.entities import fold_stream, stored_document
+from libs.eventsourcing.event_store import EventStore
+from libs.eventsourcing.requests import CommandRequest, ConsumerStep
+from libs.eventsourcing.swap import swap_collections
+from libs.mongodb.client import ConnectionFailure, Document, SyncDatabase, connect
+from libs.mongodb.pipelined import PipelinedRoundTrips, PipelinedTransactions
+from libs.mongodb.round_trips import RoundTrips
+from libs.mongodb.sequential import SequentialRoundTrips
+from libs.mongodb.wake_ups import WAKE_UPS
 from libs.process.telemetry import REGISTRY
 from libs.testing.followers import history
 from libs.testing.things import THING, DiscardThing, MakeThing, RenameThing
@@ -53,10 +65,15 @@ class Service:
         return await self.commands.handle(THING, identifier, RenameThing(name), PROJECT, **options)
 
 
+RoundTripsOf = Callable[[SyncDatabase[Document]], RoundTrips]
+
+
 @asynccontextmanager
-async def instance(mongod: str, database: str) -> AsyncIterator[Service]:
+async def instance(
+    mongod: str, database: str, round_trips: RoundTripsOf = PipelinedRoundTrips
+) -> AsyncIterator[Service]:
     client = connect(mongod)
-    store = EventStore(client, database)
+    store = EventStore(client, database, round_trips=round_trips)
     await store.open([THING.collection], {})
     commands = CommandHandler(store, SystemClock(), [THING])
     commands.start()
@@ -73,6 +90,13 @@ async def service(mongod: str, database_prefix: str) -> AsyncIterator[Service]:
         yield running
 
 
+@pytest.fixture(params=[PipelinedRoundTrips, SequentialRoundTrips])
+async def either_service(request: pytest.FixtureRequest, mongod: str, database_prefix: str) -> AsyncIterator[Service]:
+    """On each way to MongoDB."""
+    async with instance(mongod, f"{database_prefix}things", request.param) as running:
+        yield running
+
+
 async def outcomes(calls: Sequence[Awaitable[Answer]]) -> Counter[str]:
     """How the calls ended: ``ok`` or the error's code."""
     answers = await asyncio.gather(*calls, return_exceptions=True)
@@ -83,33 +107,33 @@ async def positions(service: Service) -> list[int]:
     return [envelope.position for envelope in (await service.store.read_after(0, 100_000)).events]
 
 
-async def test_an_acknowledged_command_is_in_the_store_and_read_at_once(service: Service) -> None:
-    made = await service.make("1", "lamp")
+async def test_an_acknowledged_command_is_in_the_store_and_read_at_once(either_service: Service) -> None:
+    made = await either_service.make("1", "lamp")
     assert (made.version, made.state.name) == (1, "lamp")
-    entity = await service.documents.require(THING, "1", 7)
+    entity = await either_service.documents.require(THING, "1", 7)
     assert entity == made
-    [envelope] = await history(service.store, "thing-1")
+    [envelope] = await history(either_service.store, "thing-1")
     assert (envelope.position, envelope.metadata.actor, envelope.metadata.project_id) == (1, "ann", 7)
 
 
-async def test_of_500_creations_of_one_name_one_succeeds_and_honest_ones_do_not_suffer(service: Service) -> None:
-    same = [service.make(f"same-{number}", "lamp") for number in range(500)]
-    honest = [service.make(f"honest-{number}", f"lamp {number}") for number in range(100)]
+async def test_of_500_creations_of_one_name_one_succeeds_and_honest_ones_do_not_suffer(either_service: Service) -> None:
+    same = [either_service.make(f"same-{number}", "lamp") for number in range(500)]
+    honest = [either_service.make(f"honest-{number}", f"lamp {number}") for number in range(100)]
     ended = await outcomes(same + honest)
     assert ended == {"ok": 101, "already_exists": 499}
-    assert await positions(service) == list(range(1, 102))
+    assert await positions(either_service) == list(range(1, 102))
 
 
-async def test_commands_of_one_stream_in_one_batch_see_each_other_in_order(service: Service) -> None:
-    await service.make("1", "lamp")
-    renamed = await asyncio.gather(*[service.rename("1", f"lamp {number}") for number in range(50)])
+async def test_commands_of_one_stream_in_one_batch_see_each_other_in_order(either_service: Service) -> None:
+    await either_service.make("1", "lamp")
+    renamed = await asyncio.gather(*[either_service.rename("1", f"lamp {number}") for number in range(50)])
     assert [entity.version for entity in renamed] == list(range(2, 52))
     assert [entity.state.renamed for entity in renamed] == list(range(1, 51))
 
 
-async def test_a_name_freed_in_a_batch_can_be_taken_in_the_same_moment(service: Service) -> None:
-    await service.make("1", "lamp")
-    first, second = await asyncio.gather(service.rename("1", "torch"), service.make("2", "lamp"))
+async def test_a_name_freed_in_a_batch_can_be_taken_in_the_same_moment(either_service: Service) -> None:
+    await either_service.make("1", "lamp")
+    first, second = await asyncio.gather(either_service.rename("1", "torch"), either_service.make("2", "lamp"))
     assert (first.state.name, second.state.name) == ("torch", "lamp")
 
 
@@ -137,8 +161,8 @@ async def test_two_instances_racing_for_names_and_streams_lose_nothing(mongod: s
         assert (await pair[1].documents.require(THING, "shared", 7)).version == 121
 
 
-async def test_writers_in_turn_know_of_each_other(mongod: str, database_prefix: str) -> None:
-    """Each believes itself alone after its first batches, and finds at its next one that it is not."""
+async def test_writers_that_take_turns_leave_no_gaps(mongod: str, database_prefix: str) -> None:
+    """After two batches in a row a writer expects the head to be its own; its next batch finds that it is not."""
     async with AsyncExitStack() as stack:
         pair = [await stack.enter_async_context(instance(mongod, f"{database_prefix}things")) for _ in range(2)]
         for turn in range(12):
@@ -148,20 +172,20 @@ async def test_writers_in_turn_know_of_each_other(mongod: str, database_prefix: 
         assert await positions(pair[1]) == list(range(1, 49))
 
 
-async def test_nothing_is_acknowledged_by_a_store_without_a_head(service: Service) -> None:
-    await service.make("1", "lamp")
-    await service.make("2", "torch")
-    [head] = [item async for item in service.store.database["head"].find({})]
-    await service.store.database["head"].delete_one({})
+async def test_nothing_is_acknowledged_by_a_store_without_a_head(either_service: Service) -> None:
+    await either_service.make("1", "lamp")
+    await either_service.make("2", "torch")
+    [head] = [item async for item in either_service.store.database["head"].find({})]
+    await either_service.store.database["head"].delete_one({})
     with pytest.raises(RetryLater):
-        await service.make("3", "candle")
-    await service.store.database["head"].insert_one(head)
-    await service.make("3", "candle")
-    assert await positions(service) == [1, 2, 3]
+        await either_service.make("3", "candle")
+    await either_service.store.database["head"].insert_one(head)
+    await either_service.make("3", "candle")
+    assert await positions(either_service) == [1, 2, 3]
 
 
 async def test_large_entities_take_several_batches(service: Service) -> None:
-    """What they come to in all is more than the store takes in one message; their events are small."""
+    """Together they are larger than a message to the server may be; their events are small."""
     names = {str(number): f"{number} {'x' * 800_000}" for number in range(64)}
     for identifier, name in names.items():
         await service.make(identifier, name)
@@ -169,61 +193,73 @@ async def test_large_entities_take_several_batches(service: Service) -> None:
     assert await outcomes(calls) == {"ok": 64}
 
 
-async def test_a_writer_that_gave_up_lets_go_of_the_head(mongod: str, database_prefix: str) -> None:
-    async with AsyncExitStack() as stack:
-        first, second = [
-            await stack.enter_async_context(instance(mongod, f"{database_prefix}things")) for _ in range(2)
-        ]
-        await asyncio.to_thread(first.store._run_statements, await _batch_making(first, "1", "lamp"))
-        waiting = asyncio.create_task(second.make("2", "torch"))
-        await asyncio.to_thread(first.store.release_locks_blocking)
-        assert (await waiting).version == 1
+class LosingCommits(PipelinedTransactions):
+    """Its connections break before a commit is sent."""
+
+    def commit(self, *, then: Document | None = None) -> None:
+        raise ConnectionFailure("the connection is closed")
+
+
+class LosingRoundTrips(PipelinedRoundTrips):
+    def transactions(self) -> PipelinedTransactions:
+        return LosingCommits(self)
+
+
+async def test_a_writer_that_gave_up_releases_the_head(
+    mongod: str, database_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{database_prefix}things"
+    async with instance(mongod, name, LosingRoundTrips) as first, instance(mongod, name) as second:
+        monkeypatch.setattr(batch_writer, "OUTCOME_SECONDS_MAX", 0.0)
+        with pytest.raises(OutcomeUnknown):
+            await first.make("1", "lamp")
+        monkeypatch.undo()
+        assert (await second.make("2", "torch")).version == 1
         assert await positions(second) == [1]
-        await asyncio.to_thread(first.store.release_locks_blocking)
 
 
-async def test_a_bell_that_was_dropped_gets_its_end_again(service: Service) -> None:
+async def test_a_dropped_collection_of_wake_ups_is_capped_again(service: Service) -> None:
     database = service.store.database
-    await database.drop_collection("bell")
+    await database.drop_collection(WAKE_UPS)
     await service.make("1", "lamp")
-    assert not (await database["bell"].options()).get("capped")
+    assert not (await database[WAKE_UPS].options()).get("capped")
     await service.store.open([THING.collection], {})
-    assert (await database["bell"].options())["capped"] is True
+    assert (await database[WAKE_UPS].options())["capped"] is True
 
 
-async def test_a_stale_expected_version_is_refused_and_none_decides_on_the_current(service: Service) -> None:
-    await service.make("1", "lamp")
-    await service.rename("1", "torch")
+async def test_a_stale_expected_version_is_refused_and_none_decides_on_the_current(either_service: Service) -> None:
+    await either_service.make("1", "lamp")
+    await either_service.rename("1", "torch")
     with pytest.raises(PreconditionFailed, match="current version is 2"):
-        await service.rename("1", "candle", expected_version=1)
-    assert (await service.rename("1", "candle", expected_version=2)).version == 3
+        await either_service.rename("1", "candle", expected_version=1)
+    assert (await either_service.rename("1", "candle", expected_version=2)).version == 3
 
 
-async def test_a_refused_act_takes_its_whole_work_with_it(service: Service) -> None:
-    await service.make("1", "lamp")
+async def test_a_refused_act_refuses_its_whole_request(either_service: Service) -> None:
+    await either_service.make("1", "lamp")
     acts = [Act(THING, "2", MakeThing("torch")), Act(THING, "3", MakeThing("lamp"))]
     secret = SideWrite("secrets", "s-1", {"value": "x"})
     with pytest.raises(Conflict):
-        await service.commands.execute(Work(acts, PROJECT, [secret]))
-    assert await service.documents.get(THING, "2") is None
-    assert await service.documents.plain("secrets").find_one({"_id": "s-1"}) is None
+        await either_service.commands.execute(CommandRequest(acts, PROJECT, [secret]))
+    assert await either_service.documents.get(THING, "2") is None
+    assert await either_service.documents.plain("secrets").find_one({"_id": "s-1"}) is None
 
 
-async def test_side_writes_are_there_with_their_command(service: Service) -> None:
-    await service.make("1", "lamp", side_writes=[SideWrite("secrets", "s-1", {"value": "x"})])
-    assert await service.documents.plain("secrets").find_one({"_id": "s-1"}) == {"_id": "s-1", "value": "x"}
+async def test_side_writes_are_there_with_their_command(either_service: Service) -> None:
+    await either_service.make("1", "lamp", side_writes=[SideWrite("secrets", "s-1", {"value": "x"})])
+    assert await either_service.documents.plain("secrets").find_one({"_id": "s-1"}) == {"_id": "s-1", "value": "x"}
 
 
-async def test_the_same_idempotency_key_gives_the_same_answer_and_acts_once(service: Service) -> None:
+async def test_the_same_idempotency_key_gives_the_same_answer_and_acts_once(either_service: Service) -> None:
     key = IdempotencyKey("key", "hash")
-    calls = [service.make(str(number), f"lamp {number}", idempotency=key) for number in range(3)]
+    calls = [either_service.make(str(number), f"lamp {number}", idempotency=key) for number in range(3)]
     first, *others = await asyncio.gather(*calls)
     assert others == [first, first]
-    await service.rename(str(first.id), "torch")
-    assert await service.make("9", "candle", idempotency=key) == first
+    await either_service.rename(str(first.id), "torch")
+    assert await either_service.make("9", "candle", idempotency=key) == first
     with pytest.raises(Unprocessable):
-        await service.make("10", "candle", idempotency=IdempotencyKey("key", "another hash"))
-    assert len(await positions(service)) == 2
+        await either_service.make("10", "candle", idempotency=IdempotencyKey("key", "another hash"))
+    assert len(await positions(either_service)) == 2
 
 
 async def test_an_event_over_its_size_is_refused_naming_the_field(service: Service) -> None:
@@ -233,7 +269,7 @@ async def test_an_event_over_its_size_is_refused_naming_the_field(service: Servi
 
 
 async def test_the_size_of_an_event_is_that_of_the_text_that_was_sent(service: Service) -> None:
-    """Its quotes are escaped where it is kept, which is nobody's concern who sends it."""
+    """Quotes are escaped when it is stored, which the client need not know."""
     await service.make("1", '"' * 900_000)
     with pytest.raises(TooLarge, match="name: is 930000 bytes"):
         await service.make("2", '"' * 930_000)
@@ -248,36 +284,38 @@ async def test_an_entity_of_another_project_does_not_exist(service: Service) -> 
         await service.documents.require(THING, "1", 8)
 
 
-async def test_a_batch_whose_commit_result_was_lost_is_recognised_and_not_written_twice(service: Service) -> None:
-    """The identical batch run again fails on its own event ids; a majority read says that it had committed."""
-    batch = await _batch_making(service, "1", "lamp")
+async def test_a_batch_whose_commit_result_was_lost_is_recognised_and_not_written_twice(
+    either_service: Service,
+) -> None:
+    """The same batch conflicts with its own event ids, and a majority read tells that it was committed."""
+    batch = await _batch_making(either_service, "1", "lamp")
     loop = asyncio.get_running_loop()
-    first = await loop.run_in_executor(None, service.store.commit_blocking, batch)
-    again = await loop.run_in_executor(None, service.store.commit_blocking, batch)
+    first = await loop.run_in_executor(None, either_service.store.writer.commit, batch)
+    again = await loop.run_in_executor(None, either_service.store.writer.commit, batch)
     assert (first, again) == (0, 0)
-    assert await positions(service) == [1]
+    assert await positions(either_service) == [1]
 
 
-async def test_a_lost_commit_result_is_recognised_behind_a_moved_offset_too(service: Service) -> None:
-    """The consumer's step shares the batch with a command, and is what the second attempt meets first."""
-    batch = await _batch_making(service, "1", "lamp")
+async def test_a_lost_commit_result_is_recognised_behind_a_moved_offset_too(either_service: Service) -> None:
+    """A consumer's step shares the batch with a command, and the second attempt conflicts with the offset first."""
+    batch = await _batch_making(either_service, "1", "lamp")
     batch.offsets.append(OffsetMove("topic", 0, 0, 5, 5, "store"))
     loop = asyncio.get_running_loop()
-    first = await loop.run_in_executor(None, service.store.commit_blocking, batch)
-    again = await loop.run_in_executor(None, service.store.commit_blocking, batch)
+    first = await loop.run_in_executor(None, either_service.store.writer.commit, batch)
+    again = await loop.run_in_executor(None, either_service.store.writer.commit, batch)
     assert (first, again) == (0, 0)
-    assert await positions(service) == [1]
+    assert await positions(either_service) == [1]
 
 
-async def test_a_lost_commit_result_is_recognised_after_a_swap_too(service: Service) -> None:
-    batch = await _batch_making(service, "1", "lamp")
+async def test_a_lost_commit_result_is_recognised_after_a_swap_too(either_service: Service) -> None:
+    batch = await _batch_making(either_service, "1", "lamp")
     loop = asyncio.get_running_loop()
-    first = await loop.run_in_executor(None, service.store.commit_blocking, batch)
-    swap = partial(service.store.swap_blocking, {"things": "things_rebuilt"}, lambda session, head: None)
+    first = await loop.run_in_executor(None, either_service.store.writer.commit, batch)
+    swap = partial(swap_collections, either_service.store, {"things": "things_rebuilt"}, lambda session, head: None)
     await loop.run_in_executor(None, swap)
-    again = await loop.run_in_executor(None, service.store.commit_blocking, batch)
+    again = await loop.run_in_executor(None, either_service.store.writer.commit, batch)
     assert (first, again) == (0, 0)
-    assert await positions(service) == [1]
+    assert await positions(either_service) == [1]
 
 
 async def _batch_making(service: Service, identifier: str, name: str) -> Batch:
@@ -291,17 +329,17 @@ async def _batch_making(service: Service, identifier: str, name: str) -> Batch:
     return Batch(head.collections, events=[envelope], inserts={"things": [document]})
 
 
-async def test_a_consumers_step_counts_only_from_the_offset_it_started_from(service: Service) -> None:
-    def step(expected: int, following: int, identifier: str) -> ConsumerWork:
+async def test_a_consumers_step_counts_only_from_the_offset_it_started_from(either_service: Service) -> None:
+    def step(expected: int, following: int, identifier: str) -> ConsumerStep:
         move = OffsetMove("topic", 0, expected, following, following, "store")
-        return ConsumerWork(move, acts=[(Act(THING, identifier, MakeThing(identifier)), PROJECT)])
+        return ConsumerStep(move, acts=[(Act(THING, identifier, MakeThing(identifier)), PROJECT)])
 
-    await service.commands.consume(step(0, 5, "a"))
+    await either_service.commands.consume(step(0, 5, "a"))
     with pytest.raises(OffsetMoved):
-        await service.commands.consume(step(0, 6, "b"))
-    await service.commands.consume(step(5, 9, "c"))
-    assert await service.documents.get(THING, "b") is None
-    stored = await service.documents.plain("offsets").find_one({"_id": "topic/0"})
+        await either_service.commands.consume(step(0, 6, "b"))
+    await either_service.commands.consume(step(5, 9, "c"))
+    assert await either_service.documents.get(THING, "b") is None
+    stored = await either_service.documents.plain("offsets").find_one({"_id": "topic/0"})
     assert stored is not None
     assert stored["offset"] == 9
 
@@ -309,7 +347,7 @@ async def test_a_consumers_step_counts_only_from_the_offset_it_started_from(serv
 async def test_a_reactions_ignorable_refusal_does_not_stop_the_consumer(service: Service) -> None:
     act = Act(THING, "nobody", DiscardThing(), ignore_refusal=True)
     move = OffsetMove("topic", 0, 0, 1, 1, "store")
-    outcome = await service.commands.consume(ConsumerWork(move, acts=[(act, PROJECT)]))
+    outcome = await service.commands.consume(ConsumerStep(move, acts=[(act, PROJECT)]))
     assert outcome.entities == [None]
 
 
@@ -332,7 +370,7 @@ async def test_as_of_gives_the_state_of_that_moment(mongod: str, database_prefix
 
 
 async def test_a_state_of_the_past_is_folded_without_holding_its_stream(service: Service) -> None:
-    """As is the answer of a request that comes again."""
+    """So is the reply to a repeated request."""
     event_bytes, versions = 900_000, 120
     key = IdempotencyKey("key", "hash")
     await service.make("1", "lamp")
@@ -345,13 +383,13 @@ async def test_a_state_of_the_past_is_folded_without_holding_its_stream(service:
         await events.insert_one({**first, **numbers, "type": "thing_renamed", "data": data})
     await service.store.database["head"].update_one({}, {"$set": {"position": versions - 1}})
     await service.store.database["things"].update_one({}, {"$set": {"version": versions - 1}})
-    service.store.head_cached = None
+    await service.store.head()
     acts = [Act(THING, "1", RenameThing("torch"))]
-    await service.commands.execute(Work(acts, PROJECT, idempotency=key))
+    await service.commands.execute(CommandRequest(acts, PROJECT, idempotency=key))
     tracemalloc.start()
     try:
         then = await service.documents.as_of(THING, "1", first["time"])
-        replayed = await service.commands.execute(Work(acts, PROJECT, idempotency=key))
+        replayed = await service.commands.execute(CommandRequest(acts, PROJECT, idempotency=key))
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
