@@ -105,35 +105,24 @@ def respond(answer: Answer[Any], status: int, *, enveloped: bool) -> web.Respons
     if status == 204:
         return web.Response(status=204, headers=answer.headers)
     value = answer.value
-    body = dump({"success": True, "message": answer.message, "data": value} if enveloped else value)
-    response = web.Response(status=status, body=body, content_type="application/json")
-    if answer.version is not None:
-        digest = f".{hashlib.sha256(body).hexdigest()[:16]}" if answer.embeds_others else ""
-        response.headers["ETag"] = f'"{answer.version}{digest}"'
-        response.headers["Cache-Control"] = "private, no-cache"
+    response = json_response(
+        {"success": True, "message": answer.message, "data": value} if enveloped else value,
+        status,
+        answer.version,
+        embeds_others=answer.embeds_others,
+    )
     response.headers.update(answer.headers)
     return response
 
 
-def success(
-    data: Any, *, message: str = "", status: int = 200, etag: int | str | None = None, embeds_others: bool = False
+def json_response(
+    value: Any, status: int = 200, version: int | None = None, *, embeds_others: bool = False
 ) -> web.Response:
-    """The project family's envelope.
-
-    Args:
-        etag: the entity's version; with ``embeds_others`` the tag also holds a hash of the body.
-    """
-    return json_answer({"success": True, "message": message, "data": data}, status, etag, embeds_others=embeds_others)
-
-
-def json_answer(
-    data: Any, status: int = 200, etag: int | str | None = None, *, embeds_others: bool = False
-) -> web.Response:
-    """A JSON body as it is, for the families without an envelope."""
-    body = dump(data)
+    """A value as JSON, with its entity's version as the ``ETag``; see ``Answer``."""
+    body = dump(value)
     response = web.Response(status=status, body=body, content_type="application/json")
-    if etag is not None:
+    if version is not None:
         digest = f".{hashlib.sha256(body).hexdigest()[:16]}" if embeds_others else ""
-        response.headers["ETag"] = f'"{etag}{digest}"'
+        response.headers["ETag"] = f'"{version}{digest}"'
         response.headers["Cache-Control"] = "private, no-cache"
     return response

@@ -1,23 +1,24 @@
-"""What the HTTP API promises (OpenAPI 3.1), declared beside the routes and derived from the models of their handlers.
+"""The API's description (OpenAPI 3.1), made of the operations that routes declare (``libs.web.routes``).
 
-``describe(web.post(path, self.create), "Create a source", tag=…, body=SourceBody, answer=SourceShown)`` is the route
-itself, which now also knows its operation. A service's routes make one part of the document; the gateway merges the
-parts. What every route shares (errors in the family's shape, headers, conditional requests) is added here.
+The routes of a service make one part of the document; the gateway merges the parts. What every operation shares (errors
+in the family's shape, headers, conditional requests) is added here.
 """
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter
+from pydantic import BaseModel, Field, GetJsonSchemaHandler, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import TypedDictSchema
+from typing_extensions import TypedDict
 
 from libs.core.scopes import SCOPES
+from libs.web.answers import FieldErrorShown
 from libs.web.errors import PROBLEM, family_of
 from libs.web.scopes import scope_of
 
@@ -80,58 +81,44 @@ _REFUSED_FOR_EXAMPLE = {
 }
 
 
-class Answered(BaseModel):
-    """The parent of what answers hold: no field that is not described."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class ErrorField(Answered):
-    """One field at fault: a dotted path such as ``source.config.port``."""
-
-    field: str
-    message: str
-    code: str
-
-
-class ProjectError(Answered):
+class ProjectError(TypedDict):
     """An error of the project family."""
 
     success: Literal[False]
-    message: str = Field(examples=["name: is required"])
-    code: str = Field(examples=["validation_error"])
-    errors: list[ErrorField] = []
+    message: Annotated[str, Field(examples=["name: is required"])]
+    code: Annotated[str, Field(examples=["validation_error"])]
+    errors: NotRequired[list[FieldErrorShown]]
 
 
-class V2Error(Answered):
+class V2Error(TypedDict):
     """An error of the v2 family."""
 
-    error: str = Field(examples=["Bad Request"])
-    message: str = Field(examples=["name: is required"])
-    code: str = Field(examples=["validation_error"])
-    errors: list[ErrorField] = []
+    error: Annotated[str, Field(examples=["Bad Request"])]
+    message: Annotated[str, Field(examples=["name: is required"])]
+    code: Annotated[str, Field(examples=["validation_error"])]
+    errors: NotRequired[list[FieldErrorShown]]
 
 
-class OAuthError(Answered):
+class OAuthError(TypedDict):
     """An error of the token endpoint (RFC 6749 section 5.2)."""
 
-    error: str = Field(examples=["invalid_client"])
-    error_description: str = Field(examples=["the client or its secret is wrong"])
+    error: Annotated[str, Field(examples=["invalid_client"])]
+    error_description: Annotated[str, Field(examples=["the client or its secret is wrong"])]
 
 
-class Problem(Answered):
+class Problem(TypedDict):
     """Problem details (RFC 9457): the sync family's errors, and any other's on ``Accept: application/problem+json``."""
 
-    type: str = Field(examples=["about:blank"])
-    title: str = Field(examples=["Bad Request"])
-    status: int = Field(ge=400, le=599, examples=[400])
-    detail: str = Field(examples=["developerId: is required"])
-    code: str = Field(examples=["validation_error"])
-    request_id: str = Field(examples=["01980f0a-7c1e-7d54-9f2b-1f2e5a7c9d10"])
-    errors: list[ErrorField]
+    type: Annotated[str, Field(examples=["about:blank"])]
+    title: Annotated[str, Field(examples=["Bad Request"])]
+    status: Annotated[int, Field(ge=400, le=599, examples=[400])]
+    detail: Annotated[str, Field(examples=["developerId: is required"])]
+    code: Annotated[str, Field(examples=["validation_error"])]
+    request_id: Annotated[str, Field(examples=["01980f0a-7c1e-7d54-9f2b-1f2e5a7c9d10"])]
+    errors: list[FieldErrorShown]
 
 
-_ERROR_SHAPES: Mapping[str, type[BaseModel]] = {
+_ERROR_SHAPES: Mapping[str, Shape] = {
     "project": ProjectError,
     "v2": V2Error,
     "sync": Problem,
@@ -157,7 +144,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What a route promises, see ``describe``."""
+    """What a route promises; ``libs.web.routes.route`` says what each part means."""
 
     summary: str
     tag: str
@@ -188,67 +175,6 @@ class DescribedRoute(web.RouteDef):
         super().__init__(route.method, route.path, route.handler, kwargs)
         object.__setattr__(self, "operation", operation)
         object.__setattr__(self, "text", text)
-
-
-def describe(
-    route: web.RouteDef,
-    summary: str,
-    *,
-    tag: str,
-    answer: Shape = None,
-    status: int = 200,
-    also: Mapping[int, Content | tuple[Content, ...]] | None = None,
-    body: Shape = None,
-    body_required: bool = True,
-    body_type: str = JSON,
-    query: type[BaseModel] | None = None,
-    path: Mapping[str, Shape] | None = None,
-    headers: Mapping[str, str] | None = None,
-    refuses: Collection[int] = (),
-    versioned: bool = False,
-    conditional: bool = False,
-    idempotent: bool = False,
-    enveloped: bool | None = None,
-    changes: bool | None = None,
-) -> DescribedRoute:
-    """The route, and what it promises. The first paragraph of its handler's docstring is the longer description.
-
-    Args:
-        answer: what a success holds; in the project family the ``data`` of the envelope. None has no body, a
-            ``Content`` says more.
-        also: further answers by status; more than one where a status comes in several media types.
-        body: what the request must hold, in JSON or in ``body_type``; ``query`` what its parameters are read into.
-        path: the shapes of parameters in the path; an integer where the route takes digits only, else text.
-        headers: further request headers, by name with their descriptions.
-        refuses: statuses besides those that follow from the rest.
-        versioned: answers carry an ``ETag`` and heed ``If-None-Match``.
-        conditional: heeds ``If-Match``; ``idempotent``: heeds ``Idempotency-Key``.
-        enveloped: in the project family's envelope; by default what the path says.
-        changes: whether the route changes something; by default what the method says. A GET that does is not served
-            to HEAD, and pages of other origins can't call it with a user's cookie.
-    """
-    usual = answer if isinstance(answer, Content) else Content(HTTPStatus(status).phrase, answer)
-    answers: dict[int, tuple[Content, ...]] = {status: (usual,)}
-    for other, content in (also or {}).items():
-        answers[other] = answers.get(other, ()) + (content if isinstance(content, tuple) else (content,))
-    operation = Operation(
-        summary=summary,
-        tag=tag,
-        answers=answers,
-        body=body,
-        body_required=body_required,
-        body_type=body_type,
-        query=query,
-        path={"projectid": ProjectId, **(path or {})},
-        headers=headers or {},
-        refuses=frozenset(refuses),
-        versioned=versioned,
-        conditional=conditional,
-        idempotent=idempotent,
-        enveloped=family_of(route.path) == "project" if enveloped is None else enveloped,
-        changes=route.method not in ("GET", "HEAD") if changes is None else changes,
-    )
-    return DescribedRoute(route, operation, route.handler.__doc__)
 
 
 def part_of(routes: Iterable[web.AbstractRouteDef], public_paths: Collection[str], *, is_served: bool = True) -> Json:
@@ -574,7 +500,7 @@ class _Writer:
             "content": {**content, PROBLEM: self._refused(status, Problem)},
         }
 
-    def _refused(self, status: int, shape: type[BaseModel]) -> Json:
+    def _refused(self, status: int, shape: Shape) -> Json:
         """The schema of an error with an example of this status."""
         phrase = HTTPStatus(status).phrase
         code, message = _REFUSED_FOR_EXAMPLE.get(status, ("error", phrase))

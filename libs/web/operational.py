@@ -8,13 +8,16 @@ from typing import Literal
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from typing_extensions import TypedDict
 
 from libs.process.health import Degraded, Health
 from libs.process.telemetry import (
     metrics_page,
 )
-from libs.web.answers import json_answer
-from libs.web.openapi import Answered, Content, Json, describe, part_of
+from libs.web import routes
+from libs.web.answers import json_response
+from libs.web.calls import Call
+from libs.web.openapi import Content, Json, part_of
 
 PUBLIC_PATHS = frozenset(
     {"/login", "/signup", "/oauth/token", "/healthz", "/readyz", "/openapi.json", "/docs", "/telemetry-id"}
@@ -29,28 +32,29 @@ OPERATIONAL_PATHS = frozenset({"/healthz", "/readyz", "/metrics", DESCRIPTION_PA
 log = structlog.get_logger(__name__)
 
 
-class HealthShown(Answered):
+class HealthShown(TypedDict):
     status: Literal["ok"]
 
 
-class CheckShown(Answered):
+class CheckShown(TypedDict):
     ready: bool
     message: str
 
 
-class ReadinessShown(Answered):
+class ReadinessShown(TypedDict):
     status: Literal["ready", "degraded", "not ready"]
     checks: dict[str, CheckShown]
 
 
 def operational_routes(health: Health) -> Sequence[web.RouteDef]:
     """What tells orchestrators whether the process lives, and whether it should get requests."""
-    described = partial(describe, tag="Operation", enveloped=False)
+    get = partial(routes.get, tag="Operation", enveloped=False)
     not_ready = Content("Not ready: some check fails, or the process is stopping", ReadinessShown)
     return [
-        described(web.get("/healthz", _healthz), "Whether the process lives", answer=HealthShown),
-        described(
-            web.get("/readyz", _readyz_of(health)),
+        get("/healthz", _healthz, "Whether the process lives"),
+        get(
+            "/readyz",
+            _readyz_of(health),
             "Whether the process should get requests",
             answer=ReadinessShown,
             also={503: not_ready},
@@ -58,30 +62,32 @@ def operational_routes(health: Health) -> Sequence[web.RouteDef]:
     ]
 
 
-async def _healthz(_: web.Request) -> web.Response:
-    return json_answer({"status": "ok"})
+async def _healthz(call: Call) -> HealthShown:
+    return {"status": "ok"}
 
 
-def _readyz_of(health: Health) -> Handler:
-    async def readyz(_: web.Request) -> web.Response:
+def _readyz_of(health: Health) -> routes.CallHandler:
+    async def readyz(call: Call) -> web.Response:
         report = await health.report()
         problems = [problem for problem in report.values() if problem is not None]
         is_ready = all(isinstance(problem, Degraded) for problem in problems)
-        checks = {name: {"ready": problem is None, "message": problem or ""} for name, problem in report.items()}
-        status = "not ready" if not is_ready else "degraded" if problems else "ready"
-        return json_answer({"status": status, "checks": checks}, 200 if is_ready else 503)
+        shown: ReadinessShown = {
+            "status": "not ready" if not is_ready else "degraded" if problems else "ready",
+            "checks": {name: {"ready": not problem, "message": problem or ""} for name, problem in report.items()},
+        }
+        return json_response(shown, 200 if is_ready else 503)
 
     return readyz
 
 
-def description_of(routes: Sequence[web.AbstractRouteDef]) -> Handler:
+def description_of(described: Sequence[web.AbstractRouteDef]) -> Handler:
     """Written when it is first asked for: a service has it to start, and its callers to wait, without it."""
     written: list[Json] = []
 
     async def description(_: web.Request) -> web.Response:
         if not written:
-            written.append(part_of(routes, PUBLIC_PATHS))
-        return json_answer(written[0])
+            written.append(part_of(described, PUBLIC_PATHS))
+        return json_response(written[0])
 
     return description
 

@@ -11,22 +11,17 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from libs.core.envelope import Metadata
 from libs.core.errors import (
     FieldError,
     InvalidInput,
-    NotFound,
     Unauthenticated,
     UnsupportedMediaType,
 )
 from libs.core.idempotency import IdempotencyKey
 from libs.core.json import parse_json
 from libs.core.principal import Principal
-from libs.core.text import is_text, number_of, readable
+from libs.core.text import is_text, readable
 from libs.core.validation import field_errors
-from libs.process.telemetry import (
-    current_traceparent,
-)
 from libs.web.body import BODY, read_bytes
 
 IDEMPOTENCY_KEY_LENGTH_MAX = 255
@@ -172,32 +167,6 @@ def principal_of(request: web.Request) -> Principal:
     if principal is None:
         raise Unauthenticated("authentication is required")
     return principal
-
-
-def project_of(request: web.Request) -> int:
-    """The project of the path.
-
-    Raises:
-        NotFound: it is not a number.
-        Forbidden: the caller is not a member.
-    """
-    text = request.match_info["projectid"]
-    project_id = number_of(text)
-    if project_id is None:
-        raise NotFound(f"there is no project {text[:64]!r}")
-    principal_of(request).require_project(project_id)
-    return project_id
-
-
-def metadata_of(request: web.Request) -> Metadata:
-    """What the events of this request carry about it."""
-    principal = request.get(PRINCIPAL)
-    return Metadata(
-        actor="anonymous" if principal is None else principal.name,
-        project_id=project_of(request) if "projectid" in request.match_info else None,
-        correlation_id=REQUEST_ID.get(),
-        traceparent=current_traceparent(),
-    )
 
 
 def idempotency_key_of(request: web.Request) -> str | None:

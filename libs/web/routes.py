@@ -52,6 +52,7 @@ def route(
     versioned: bool = False,
     conditional: bool = False,
     idempotent: bool = False,
+    enveloped: bool | None = None,
     changes: bool | None = None,
 ) -> DescribedRoute:
     """A route. The first paragraph of its handler's docstring is the longer description.
@@ -68,6 +69,7 @@ def route(
         project_from: where the project is named; by default in the path, if it has a ``{projectid}``.
         versioned: answers carry an ``ETag`` and heed ``If-None-Match``.
         conditional: heeds ``If-Match``; ``idempotent``: heeds ``Idempotency-Key``.
+        enveloped: in the project family's envelope; by default what the path says.
         changes: whether the route changes something; by default what the method says. A GET that does is not served
             to HEAD, and pages of other origins can't call it with a user's cookie.
     """
@@ -94,7 +96,7 @@ def route(
         versioned=versioned,
         conditional=conditional,
         idempotent=idempotent,
-        enveloped=family_of(path) == "project",
+        enveloped=family_of(path) == "project" if enveloped is None else enveloped,
         changes=method != "GET" if changes is None else changes,
     )
     named = project_from or ("path" if "{projectid}" in path else "nowhere")

@@ -1,7 +1,7 @@
 """The HTTP shell of every service: what happens around each handler.
 
 Every request gets an id, a place in its caller's trace, a log line, a metric and, on every path that is not public, a
-verified principal before its handler runs. Handlers return ``success(…)`` or ``json_answer(…)`` and raise core errors.
+verified principal before its handler runs. Handlers raise core errors.
 """
 
 import re

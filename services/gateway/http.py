@@ -13,9 +13,11 @@ from libs.core.clock import isoformat_z
 from libs.core.errors import NotFound
 from libs.core.principal import FIRST_PROJECT_ID
 from libs.process.telemetry import inject_trace
+from libs.web import routes
 from libs.web.body import read_bytes, require_readable
+from libs.web.calls import Call
 from libs.web.conditions import finished
-from libs.web.openapi import Content, describe
+from libs.web.openapi import Content
 from libs.web.operational import PUBLIC_PATHS, metrics
 from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
 from libs.web.requests import CLIENT_ADDRESS, PRINCIPAL, REQUEST_ID
@@ -111,54 +113,56 @@ class OwnRoutes:
         self.description: Description | None = None
 
     def routes(self) -> list[web.RouteDef]:
-        described = partial(describe, tag="Operation", enveloped=False)
+        get = partial(routes.get, tag="Operation", enveloped=False)
         page = Content("The page", str, "text/html")
         files = tuple(Content("A file of the page", bytes, kind) for kind in dict.fromkeys(MEDIA_TYPES.values()))
         return [
-            described(
-                web.get("/openapi.json", self.openapi), "This description", answer=dict[str, Any], versioned=True
-            ),
-            described(web.get("/docs", self.docs), "A page to read and try the API", answer=page),
-            described(
-                web.get("/docs/{file}", self.docs_file),
+            get("/openapi.json", self.openapi, "This description", answer=dict[str, Any], versioned=True),
+            get("/docs", self.docs, "A page to read and try the API", answer=page),
+            get(
+                "/docs/{file}",
+                self.docs_file,
                 "The files of that page",
-                path={"file": Annotated[str, Field(examples=["start.js"])]},
+                path_shapes={"file": Annotated[str, Field(examples=["start.js"])]},
                 answer=files[0],
                 also={200: files[1:]},
                 versioned=True,
             ),
-            described(
-                web.get("/metrics", self.metrics),
+            get(
+                "/metrics",
+                self.metrics,
                 "Metrics in Prometheus' text format",
                 answer=Content("The page", str, "text/plain"),
                 refuses=(503, 504),
             ),
         ]
 
-    async def openapi(self, request: web.Request) -> web.StreamResponse:
+    async def openapi(self, call: Call) -> web.StreamResponse:
         assert self.description is not None
-        request[RESPONSE_HEADERS].update(self._origins.headers_for(request.headers))
+        call.request[RESPONSE_HEADERS].update(self._origins.headers_for(call.request.headers))
         document = await self.description.document()
         headers = {"ETag": document.etag, "Cache-Control": "no-cache"}
-        return finished(request, web.Response(body=document.text, content_type="application/json", headers=headers))
+        return finished(
+            call.request, web.Response(body=document.text, content_type="application/json", headers=headers)
+        )
 
-    async def docs(self, request: web.Request) -> web.StreamResponse:
+    async def docs(self, call: Call) -> web.StreamResponse:
         headers = {"Content-Security-Policy": SECURITY_POLICY, "Cache-Control": "no-cache"}
         return web.Response(body=PAGE, content_type="text/html", charset="utf-8", headers=headers)
 
-    async def docs_file(self, request: web.Request) -> web.StreamResponse:
-        name = request.match_info["file"]
+    async def docs_file(self, call: Call) -> web.StreamResponse:
+        name = call.path("file")
         if name not in MEDIA_TYPES:
-            raise NotFound(f"there is nothing at {request.path[:200]}", code="unknown_route")
+            raise NotFound(f"there is nothing at {call.request.path[:200]}", code="unknown_route")
         content = await asyncio.to_thread(content_of, name)
         headers = {"ETag": etag_of(name), "Cache-Control": "no-cache"}
-        return finished(request, web.Response(body=content, content_type=MEDIA_TYPES[name], headers=headers))
+        return finished(call.request, web.Response(body=content, content_type=MEDIA_TYPES[name], headers=headers))
 
-    async def metrics(self, request: web.Request) -> web.StreamResponse:
+    async def metrics(self, call: Call) -> web.StreamResponse:
         """What Prometheus scrapes; on the public port for members of the first project, who run the installation."""
-        caller = await self._admission.caller_of(request)
+        caller = await self._admission.caller_of(call.request)
         caller.principal.require_project(FIRST_PROJECT_ID)
-        return await metrics(request)
+        return await metrics(call.request)
 
 
 async def _by_entity_type(request: web.Request, target: Target, headers: CIMultiDict[str]) -> Target:

@@ -14,10 +14,11 @@ from libs.core.principal import Principal
 from libs.process.health import Health
 from libs.process.settings import ServiceSettings
 from libs.process.signing_keys import new_signing_key
-from libs.web.answers import json_answer
+from libs.web import routes
+from libs.web.answers import json_response
 from libs.web.body import pieces, read_bytes
+from libs.web.calls import Call
 from libs.web.internal import internal_route
-from libs.web.openapi import describe
 from libs.web.principals import PrincipalSigner, PrincipalVerifier
 from libs.web.requests import PRINCIPAL
 from libs.web.server import ServiceRunner
@@ -155,12 +156,12 @@ class Catalog:
         self.received_bytes = 0
         async for chunk in pieces(request, 64 * 1024 * 1024):
             self.received_bytes += len(chunk)
-        return json_answer({"received": self.received_bytes})
+        return json_response({"received": self.received_bytes})
 
     async def hang(self, _: web.Request) -> web.Response:
         self.hanging += 1
         await self.go_on.wait()
-        return json_answer({})
+        return json_response({})
 
     async def broken(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "1000000"})
@@ -171,7 +172,7 @@ class Catalog:
         return response
 
     async def tagged(self, _: web.Request) -> web.Response:
-        return json_answer({"some": "thing" * 1000}, etag=7)
+        return json_response({"some": "thing" * 1000}, version=7)
 
 
 def echoing(path: str) -> list[web.RouteDef]:
@@ -180,13 +181,18 @@ def echoing(path: str) -> list[web.RouteDef]:
 
 
 def described(route: web.RouteDef, *, changes: bool | None = None) -> web.RouteDef:
-    return describe(route, "Shown", tag="Test", changes=changes)
+    """A route of which the service knows whether it changes something."""
+
+    async def handle(call: Call) -> web.StreamResponse:
+        return await route.handler(call.request)
+
+    return routes.route(route.method, route.path, handle, "Shown", tag="Test", changes=changes, project_from="nowhere")
 
 
 async def echo(request: web.Request) -> web.Response:
     """What the service was sent."""
     principal: Principal | None = request.get(PRINCIPAL)
-    return json_answer(
+    return json_response(
         {
             "method": request.method,
             "path": request.raw_path,

@@ -39,12 +39,12 @@ from libs.process.settings import ServiceSettings
 from libs.process.signing_keys import new_signing_key
 from libs.testing.urls import url_settings
 from libs.web import body as http_body
-from libs.web.answers import json_answer, success
-from libs.web.conditions import if_match_of
+from libs.web import routes
+from libs.web.answers import Answer, json_response
+from libs.web.body import read_bytes
+from libs.web.calls import Call
 from libs.web.internal import InternalClient, internal_route
-from libs.web.openapi import describe
 from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner, PrincipalVerifier
-from libs.web.requests import idempotency_of, metadata_of, project_of, read_body, read_query, read_query_or_body
 from libs.web.server import ServiceRunner
 from libs.web.shell import create_app
 
@@ -90,62 +90,61 @@ class Shell:
     def routes(self) -> list[web.RouteDef]:
         project = "/api/v1/project/{projectid}"
         return [
-            web.post(f"{project}/things", self.create),
-            web.get(f"{project}/things", self.find),
-            web.get(f"{project}/spec", self.spec),
-            web.get(f"{project}/tagged", self.tagged),
-            web.get(f"{project}/large", self.large),
-            _described(web.get(f"{project}/begin", self.seen), changes=True),
-            _described(web.get(f"{project}/sources/begin", self.seen), changes=True),
-            _described(web.get(f"{project}/sources/read", self.seen)),
-            _described(web.get(f"{project}/read", self.seen)),
-            _described(web.put(f"{project}/unconditional", self.seen)),
-            _described(web.put(f"{project}/conditional", self.seen), conditional=True),
-            _described(web.patch(f"{project}/repeatable", self.seen), idempotent=True),
-            _described(web.post(f"{project}/tests", self.seen)),
-            web.get(f"{project}/seen", self.seen),
-            web.put(f"{project}/seen", self.seen),
+            _post(f"{project}/things", self.create),
+            _get(f"{project}/things", self.find),
+            _get(f"{project}/spec", self.spec),
+            _get(f"{project}/tagged", self.tagged),
+            _get(f"{project}/large", self.large),
+            _get(f"{project}/begin", self.seen, changes=True),
+            _get(f"{project}/sources/begin", self.seen, changes=True),
+            _get(f"{project}/sources/read", self.seen),
+            _get(f"{project}/read", self.seen),
+            _put(f"{project}/unconditional", self.seen),
+            _put(f"{project}/conditional", self.seen, conditional=True),
+            _patch(f"{project}/repeatable", self.seen, idempotent=True),
+            _post(f"{project}/tests", self.seen),
+            _get(f"{project}/seen", self.seen, conditional=True, idempotent=True),
+            _put(f"{project}/seen", self.seen_with_body, conditional=True, idempotent=True, reads=read_bytes),
+            web.get(f"{project}/undescribed", self.fail),
             web.get("/fails", self.fail),
             web.get("/api/v2/fails", self.fail),
             web.get("/api/v1/sync/fails", self.fail),
             web.get("/breaks", self.break_off),
             web.get("/slow", self.slow),
-            web.post("/login", self.seen),
+            _post("/login", self.seen),
             internal_route(RESOLVE_CREDENTIAL, self.answer_internal),
         ]
 
-    async def create(self, request: web.Request) -> web.Response:
-        project_of(request)
-        return success(await read_body(request, Wanted), message="made")
+    async def create(self, call: Call, body: Wanted) -> Answer[Any]:
+        return Answer(body, message="made")
 
-    async def find(self, request: web.Request) -> web.Response:
-        return success(read_query(request, Asked))
+    async def find(self, call: Call, query: Asked) -> Any:
+        return query
 
-    async def spec(self, request: web.Request) -> web.Response:
-        return success(await read_query_or_body(request, Asked))
+    async def spec(self, call: Call, body: Asked) -> Any:
+        return body
 
-    async def tagged(self, request: web.Request) -> web.Response:
-        return success({"n": int(request.query["n"])}, etag=4, embeds_others=True)
+    async def tagged(self, call: Call) -> Answer[Any]:
+        return Answer({"n": int(call.request.query["n"])}, 4, embeds_others=True)
 
-    async def large(self, _: web.Request) -> web.Response:
-        return success({"text": "x" * 2000}, etag=4)
+    async def large(self, call: Call) -> Answer[Any]:
+        return Answer({"text": "x" * 2000}, 4)
 
-    async def seen(self, request: web.Request) -> web.Response:
-        metadata = metadata_of(request)
-        expected = if_match_of(request)
-        idempotency = idempotency_of(request, await request.read()) if "Idempotency-Key" in request.headers else None
-        return json_answer(
-            {
-                "actor": metadata.actor,
-                "project": metadata.project_id,
-                "correlation": metadata.correlation_id,
-                "traceparent": metadata.traceparent,
-                "if_match": sorted(expected) if isinstance(expected, frozenset) else expected,
-                "idempotency": idempotency and [idempotency.id, idempotency.request_hash],
-                "time": datetime(2026, 2, 21, 10, 30, tzinfo=UTC),
-                "fragment": orjson.Fragment(b'{"n":1e400}'),
-            }
-        )
+    async def seen(self, call: Call) -> Any:
+        expected, idempotency = call.expected_version, call.idempotency
+        return {
+            "actor": call.metadata.actor,
+            "project": call.metadata.project_id,
+            "correlation": call.metadata.correlation_id,
+            "traceparent": call.metadata.traceparent,
+            "if_match": sorted(expected) if isinstance(expected, frozenset) else expected,
+            "idempotency": idempotency and [idempotency.id, idempotency.request_hash],
+            "time": datetime(2026, 2, 21, 10, 30, tzinfo=UTC),
+            "fragment": orjson.Fragment(b'{"n":1e400}'),
+        }
+
+    async def seen_with_body(self, call: Call, body: bytes) -> Any:
+        return await self.seen(call)
 
     async def fail(self, _: web.Request) -> web.Response:
         raise self.error
@@ -159,7 +158,7 @@ class Shell:
     async def slow(self, _: web.Request) -> web.Response:
         self.started.set()
         await self.go_on.wait()
-        return json_answer({"finished": True})
+        return json_response({"finished": True})
 
     async def answer_internal(self, presented: CredentialPresented) -> CredentialResolved:
         return await self.resolve(presented)
@@ -168,7 +167,9 @@ class Shell:
         return CredentialResolved(principal=None, reason=presented.credential)
 
 
-_described = partial(describe, summary="Shown", tag="Test")
+_get, _post, _put, _patch = (
+    partial(method, summary="Shown", tag="Test") for method in (routes.get, routes.post, routes.put, routes.patch)
+)
 
 
 @pytest.fixture
@@ -468,7 +469,7 @@ async def test_a_token_that_may_only_read_is_refused_by_what_changes_something(s
             ("GET", "%62egin", 403),
             ("HEAD", "begin", 405),
             ("PUT", "conditional", 403),
-            ("GET", "seen", 403),
+            ("GET", "undescribed", 403),
             ("GET", "nowhere", 404),
         ):
             async with session.request(method, URL(f"{shell.url}{P}/{path}", encoded=True)) as response:
@@ -658,7 +659,7 @@ async def test_idempotency_keys_are_apart_by_caller_method_path_and_body(shell: 
         for principal, method, body in ((ADA, "PUT", b"a"), (ADA, "PUT", b"b"), (ADA, "GET", b"a"), (bob, "PUT", b"a")):
             headers = {PRINCIPAL_HEADER: GATEWAY.sign(principal, "auth"), "Idempotency-Key": "k"}
             async with session.request(method, f"{P}/seen", data=body, headers=headers) as response:
-                found.append(orjson.loads((await response.read()).replace(b"1e400", b"1"))["idempotency"])
+                found.append(orjson.loads((await response.read()).replace(b"1e400", b"1"))["data"]["idempotency"])
     assert found[0][0] == found[1][0]
     assert found[0][1] != found[1][1]
     assert len({identity for identity, _ in found}) == 3

@@ -5,8 +5,11 @@ from typing import Annotated, Any
 import pytest
 from aiohttp import web
 from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
 
-from libs.web.openapi import Answered, Content, describe, merged, part_of, template_of
+from libs.web.calls import Call
+from libs.web.openapi import Content, merged, part_of, template_of
+from libs.web.routes import route
 
 
 class Filter(BaseModel):
@@ -20,12 +23,12 @@ class ThingBody(BaseModel):
     note: str = ""
 
 
-class ThingShown(Answered):
-    id: int = Field(examples=[7])
-    name: str = Field(examples=["shop"])
+class ThingShown(TypedDict):
+    id: Annotated[int, Field(examples=[7])]
+    name: Annotated[str, Field(examples=["shop"])]
 
 
-async def handle(_: web.Request) -> web.Response:
+async def handle(call: Call) -> web.Response:
     """Does what it says.
 
     At length.
@@ -35,7 +38,7 @@ async def handle(_: web.Request) -> web.Response:
 
 def operation(path: str, method: str = "get", **fields: Any) -> dict[str, Any]:
     """What the document says of one route."""
-    part = part_of([describe(getattr(web, method)(path, handle), "A thing", tag="Things", **fields)], {"/login"})
+    part = part_of([route(method.upper(), path, handle, "A thing", tag="Things", **fields)], {"/login"})
     [item] = part["paths"].values()
     found: dict[str, Any] = item[method]
     return found
@@ -107,7 +110,7 @@ def test_a_public_route_needs_no_credential() -> None:
     ],
 )
 def test_errors_have_the_shape_of_their_family(path: str, media_types: set[str]) -> None:
-    part = part_of([describe(web.get(path, handle), "A thing", tag="Things", answer=ThingShown)], ())
+    part = part_of([route("GET", path, handle, "A thing", tag="Things", answer=ThingShown)], ())
     refusals = part["components"]["responses"].values()
     assert all(set(refusal["content"]) == media_types for refusal in refusals)
 
@@ -123,17 +126,17 @@ def test_an_answer_may_come_in_several_media_types() -> None:
 
 
 def test_only_what_is_referred_to_is_a_component() -> None:
-    routes = [describe(web.get("/api/v2/things", handle), "A thing", tag="Things", query=Filter, answer=ThingShown)]
-    assert set(part_of(routes, ())["components"]["schemas"]) == {"ThingShown", "V2Error", "ErrorField", "Problem"}
+    routes = [route("GET", "/api/v2/things", handle, "A thing", tag="Things", query=Filter, answer=ThingShown)]
+    assert set(part_of(routes, ())["components"]["schemas"]) == {"ThingShown", "V2Error", "FieldErrorShown", "Problem"}
 
 
 def test_merging_keeps_the_first_word_and_loses_nothing() -> None:
     name = Annotated[str, Field(examples=["a"])]
-    first = part_of([describe(web.get("/a", handle), "First", tag="A", answer=name)], ())
+    first = part_of([route("GET", "/a", handle, "First", tag="A", answer=name)], ())
     second = part_of(
         [
-            describe(web.get("/a", handle), "Second", tag="B", answer=name),
-            describe(web.post("/a", handle), "Another", tag="B", answer=name),
+            route("GET", "/a", handle, "Second", tag="B", answer=name),
+            route("POST", "/a", handle, "Another", tag="B", answer=name),
         ],
         (),
     )
