@@ -28,12 +28,13 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, ForceDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
 from libs.contracts.services import PLANNED, SERVICES, Service, called
 from libs.process.kafka_security import KafkaSecurity, Mechanism, Protocol
+from libs.process.live import Live, live
 from libs.process.signing_keys import public_key_of, trusted_key
 
 CONFIG_VARIABLE = "DATASYNC_CONFIG"
@@ -135,6 +136,10 @@ def is_port_in_range(url: str) -> bool:
         return False
 
 
+T = TypeVar("T")
+FromJson = Annotated[T, ForceDecode]
+"""A value that the environment writes as JSON."""
+
 HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$"), AfterValidator(_with_a_port)]
 
 
@@ -160,6 +165,14 @@ def _kafka_servers(servers: str) -> str:
 
 
 KafkaServers = Annotated[str, Field(pattern=r"^[^\s,]+:\d+(\s*,\s*[^\s,]+:\d+)*$"), AfterValidator(_kafka_servers)]
+
+
+def _log_level(value: Any) -> str:
+    name = str(value).upper()
+    return "WARN" if name == "WARNING" else name
+
+
+LogLevel = Annotated[Literal["DEBUG", "INFO", "WARN", "ERROR"], BeforeValidator(_log_level)]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 """A port to listen on; 0 takes a free one."""
@@ -204,7 +217,12 @@ class StoreSettings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_ignore_empty=True, hide_input_in_errors=True, validate_default=False
+        frozen=True,
+        extra="forbid",
+        enable_decoding=False,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+        validate_default=False,
     )
 
     public: ClassVar[bool] = False
@@ -223,7 +241,7 @@ class StoreSettings(BaseSettings):
     kafka_sasl_password: SecretStr | None = None
     database_pool_min: int = Field(default=0, ge=0, le=1000)
     database_pool_max: int = Field(default=50, ge=5, le=1000)
-    log_level: Literal["DEBUG", "INFO", "WARN", "ERROR"] = "INFO"
+    log_level: Live[LogLevel] = live("INFO")
     log_format: Literal["auto", "json", "console"] = "auto"
 
     @model_validator(mode="before")
@@ -263,12 +281,6 @@ class StoreSettings(BaseSettings):
             self.kafka_sasl_username,
             self.kafka_sasl_password,
         )
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _log_level_as_written(cls, value: Any) -> Any:
-        name = str(value).upper()
-        return "WARN" if name == "WARNING" else name
 
     @field_validator("mongodb_url")
     @classmethod
@@ -342,9 +354,9 @@ class ServiceSettings(StoreSettings):
     port: Port = 0
     otlp_endpoint: HttpUrl | None = None
     signing_key: SecretStr | None = None
-    trusted_keys: dict[str, str] = Field(default_factory=dict)
+    trusted_keys: FromJson[dict[str, str]] = Field(default_factory=dict)
     shutdown_timeout_seconds: Seconds = 20.0
-    inherited_sockets: Annotated[tuple[Descriptor, ...], NoDecode, BeforeValidator(listed)] = ()
+    inherited_sockets: Annotated[tuple[Descriptor, ...], BeforeValidator(listed)] = ()
     instance: str = Field(default="", max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")
 
     @field_validator("signing_key")

@@ -4,6 +4,7 @@ import re
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -12,6 +13,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
+from libs.process.live import Live
 from libs.process.settings import WITHOUT_EFFECT, YAML_SETTINGS, Seconds, seconds_of
 
 PATHS = {setting: path for path, setting in YAML_SETTINGS.items()}
@@ -33,6 +35,7 @@ class Setting:
     Args:
         readers: the services that read it, in the order of the suite; ``all`` stands for every one.
         default: as it would be written; empty where there is none.
+        is_live: whether it may change while the services run.
         is_left_to_suite: whether the suite, unlike a service, has something of its own where nothing is said.
     """
 
@@ -42,6 +45,7 @@ class Setting:
     default: str
     about: str
     is_left_to_suite: bool
+    is_live: bool
 
     @property
     def variable(self) -> str:
@@ -68,6 +72,7 @@ def settings_of(readers: dict[str, type[BaseSettings]]) -> list[Setting]:
             _default_of([readers[reader].model_fields[name] for reader in who], who),
             fields[name][1].description or about_of(fields[name][0]).get(name, ""),
             "suite" in who and not _text_of(readers["suite"].model_fields[name]),
+            get_origin(fields[name][1].annotation) is Live,
         )
         for name, who in found.items()
     ]
@@ -94,8 +99,8 @@ def markdown(settings: Sequence[Setting]) -> str:
     lines = [
         *HEAD.splitlines(),
         "",
-        "| environment | `datasync.yaml` | value | default | read by | about |",
-        "|---|---|---|---|---|---|",
+        "| environment | `datasync.yaml` | value | default | read by | may change while running | about |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
         "| "
@@ -107,6 +112,7 @@ def markdown(settings: Sequence[Setting]) -> str:
                 item.kind,
                 f"`{item.default}`" if item.default else "",
                 ", ".join(item.readers),
+                "yes" if item.is_live else "",
                 item.about,
             )
         )
@@ -175,27 +181,30 @@ def _text_of(field: FieldInfo) -> str:
     if field.is_required():
         return ""
     default = field.get_default(call_default_factory=True)
-    match default:
+    return _written(default.value if isinstance(default, Live) else default)
+
+
+def _written(value: Any) -> str:
+    """A value as it would be written."""
+    match value:
         case None | () | {} | "":
             return ""
         case True | False:
-            return str(default).lower()
+            return str(value).lower()
         case SecretStr():
             return ""
         case tuple():
-            return ",".join(str(item) for item in default)
-        case float() if default.is_integer():
-            return str(int(default))
+            return ",".join(str(item) for item in value)
+        case float() if value.is_integer():
+            return str(int(value))
         case _:
-            return str(default)
+            return str(value)
 
 
 def _kind_of(field: FieldInfo) -> str:
     """What may be written, in words."""
-    annotation, metadata = field.annotation, list(field.metadata)
-    if get_origin(annotation) is Annotated:
-        annotation, *more = get_args(annotation)
-        metadata += more
+    annotation, metadata = _parts_of(field.annotation)
+    metadata += field.metadata
     kind = _name_of(annotation)
     if any(getattr(item, "func", None) is seconds_of for item in metadata):
         kind = "duration"
@@ -208,6 +217,18 @@ def _kind_of(field: FieldInfo) -> str:
     if len([bound for bound in bounds if bound[0] in "≥>"]) > 1:
         bounds.remove("≥ 0")
     return f"{kind} {', '.join(dict.fromkeys(bounds))}".strip()
+
+
+def _parts_of(annotation: Any) -> tuple[Any, list[Any]]:
+    """The type itself, and what is said about it."""
+    if get_origin(annotation) is Live:
+        (annotation,) = get_args(annotation)
+    if get_origin(annotation) is not Annotated:
+        return annotation, []
+    inner, *metadata = get_args(annotation)
+    return inner, list(
+        chain.from_iterable(item.metadata if isinstance(item, FieldInfo) else (item,) for item in metadata)
+    )
 
 
 def _name_of(annotation: Any) -> str:

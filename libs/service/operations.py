@@ -17,7 +17,7 @@ from libs.eventsourcing.rebuild import Rebuild, RebuildReport
 from libs.eventsourcing.stops import require_at_rest
 from libs.mongodb.client import ConnectionFailure, connect
 from libs.mongodb.encryption import Keyring, rewrap_secrets
-from libs.process.settings import StoreSettings
+from libs.process.settings import FromJson, StoreSettings
 from libs.service.repair import RepairReport, renew_identity, repair_topic
 from libs.service.running import ServiceDefinition
 
@@ -29,7 +29,7 @@ class StoreUnreachable(Exception):
 class RewrapSettings(StoreSettings):
     """The only command that opens secrets needs the keys to them."""
 
-    encryption_keys: dict[str, SecretStr] = Field(min_length=1)
+    encryption_keys: FromJson[dict[str, SecretStr]] = Field(min_length=1)
 
     @field_validator("encryption_keys")
     @classmethod

@@ -21,6 +21,7 @@ from libs.core.errors import DataSyncError
 from libs.eventsourcing.rebuild import RebuildFailed, RebuildReport
 from libs.mongodb.client import PyMongoError
 from libs.process.kept_settings import OtherInstallation, settings_of_installation
+from libs.process.live import Live
 from libs.process.logs import configure_logs
 from libs.process.settings import (
     CONFIG_VARIABLE,
@@ -302,7 +303,7 @@ def _data_dir(options: argparse.Namespace) -> Path | None:
 
 
 def _prepared(settings: SettingsT) -> SettingsT:
-    configure_logs("datasync", settings.model_copy(update={"log_level": "WARN"}))
+    configure_logs("datasync", settings.model_copy(update={"log_level": Live("WARN")}))
     return settings
 
 

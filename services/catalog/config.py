@@ -1,10 +1,13 @@
 """The settings of the catalog service."""
 
+from typing import Annotated
+
 from pydantic import Field, SecretStr, field_validator
 
 from libs.contracts.services import service_named
 from libs.mongodb.encryption import Keyring
-from libs.process.settings import Port, ServiceSettings
+from libs.process.live import Live, live
+from libs.process.settings import FromJson, Port, ServiceSettings
 
 
 class CatalogSettings(ServiceSettings):
@@ -18,9 +21,9 @@ class CatalogSettings(ServiceSettings):
     """
 
     port: Port = service_named("catalog").port
-    encryption_keys: dict[str, SecretStr] = Field(min_length=1)
+    encryption_keys: FromJson[dict[str, SecretStr]] = Field(min_length=1)
     reservation_seconds: float = Field(default=30.0, ge=1)
-    reservation_sweep_seconds: float = Field(default=10.0, gt=0)
+    reservation_sweep_seconds: Live[Annotated[float, Field(gt=0)]] = live(10.0)
 
     @field_validator("encryption_keys")
     @classmethod

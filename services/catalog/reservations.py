@@ -31,6 +31,7 @@ from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
 from libs.eventsourcing.requests import CommandRequest
 from libs.mongodb.sequences import Sequences
+from libs.process.live import Live
 from libs.web.inputs import canonical_name
 from libs.web.internal import InternalClient
 from libs.web.principals import PrincipalVerifier
@@ -171,7 +172,7 @@ class ReservationSweep:
     commands: CommandHandler
     internal: InternalClient
     clock: Clock
-    interval_seconds: float
+    interval_seconds: Live[float]
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -180,7 +181,7 @@ class ReservationSweep:
                 await self.sweep()
             except RetryLater as error:
                 log.warning("reservation_sweep_postponed", error=error.message)
-            await asyncio.sleep(self.interval_seconds)
+            await asyncio.sleep(self.interval_seconds.value)
 
     async def sweep(self) -> None:
         """Confirm or release what ended a while ago, so that a job made at the last moment is seen."""

@@ -4,10 +4,10 @@ import re
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
-from pydantic_settings import NoDecode
 
 from libs.contracts.services import service_named
 from libs.core.addresses import IPNetwork
+from libs.process.live import Live, live
 from libs.process.settings import Port, Seconds, ServiceSettings, is_port_in_range, listed
 
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@*]+")
@@ -21,6 +21,7 @@ def _origin(text: str) -> str:
 
 
 Origin = Annotated[str, AfterValidator(_origin)]
+Limit = Annotated[int, Field(ge=0)]
 
 
 class GatewaySettings(ServiceSettings):
@@ -44,11 +45,11 @@ class GatewaySettings(ServiceSettings):
     signing_key: SecretStr
     port: Port = service_named("gateway").port
     server_timeout: Seconds = Field(default=30.0, gt=0)
-    allowed_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(listed)] = ("http://localhost:8000",)
-    trusted_proxies: Annotated[tuple[IPNetwork, ...], NoDecode, BeforeValidator(listed)] = ()
+    allowed_origins: Live[Annotated[tuple[Origin, ...], BeforeValidator(listed)]] = live(("http://localhost:8000",))
+    trusted_proxies: Annotated[tuple[IPNetwork, ...], BeforeValidator(listed)] = ()
     rate_limits: bool = True
-    rate_limit_address_per_minute: int = Field(default=300, ge=0)
-    rate_limit_sync_per_minute: int = Field(default=1000, ge=0)
-    rate_limit_project_per_minute: int = Field(default=1000, ge=0)
-    rate_limit_v2_standard_per_hour: int = Field(default=1000, ge=0)
-    rate_limit_v2_enterprise_per_hour: int = Field(default=10_000, ge=0)
+    rate_limit_address_per_minute: Live[Limit] = live(300)
+    rate_limit_sync_per_minute: Live[Limit] = live(1000)
+    rate_limit_project_per_minute: Live[Limit] = live(1000)
+    rate_limit_v2_standard_per_hour: Live[Limit] = live(1000)
+    rate_limit_v2_enterprise_per_hour: Live[Limit] = live(10_000)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from libs.process.live import Live
+
 METHODS = "GET, POST, PUT, PATCH, DELETE, OPTIONS"
 REQUEST_HEADERS = (
     "Origin, Content-Type, Accept, Authorization, X-Requested-With, X-Request-Id, Idempotency-Key, If-Match, "
@@ -25,8 +27,12 @@ class Origins:
         allowed: origins such as ``http://localhost:8000``.
     """
 
-    def __init__(self, allowed: tuple[str, ...]) -> None:
-        self._allowed = frozenset(origin.lower() for origin in allowed)
+    def __init__(self, allowed: Live[tuple[str, ...]]) -> None:
+        self._allow(allowed.value)
+        allowed.subscribe(self._allow)
+
+    def _allow(self, origins: tuple[str, ...]) -> None:
+        self._allowed = frozenset(origin.lower() for origin in origins)
 
     def headers_for(self, headers: Mapping[str, str]) -> dict[str, str]:
         """What every response to this request carries, errors too."""

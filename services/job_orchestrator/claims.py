@@ -159,15 +159,17 @@ class Claims:
         await self._records.close_attempt(str(run.id), run.state.epoch, level, message)
 
     def _attempt(self, run: RunState) -> str:
-        return f"attempt {run.attempts} of {self._settings.max_retries + 1}"
+        return f"attempt {run.attempts} of {self._settings.max_retries.value + 1}"
 
     def _retry_allowed(self, run: RunState) -> bool:
-        return retry_allowed(run, retries_max=self._settings.max_retries)
+        return retry_allowed(run, retries_max=self._settings.max_retries.value)
 
     def _backoff_seconds(self, attempts: int) -> float:
         """The pause, with jitter in its upper half so that runs that failed together are not retried together."""
-        growth = {"exponential": 2 ** (attempts - 1), "linear": attempts, "constant": 1}[self._settings.sync_backoff]
-        pause_seconds: float = min(BACKOFF_SECONDS_MAX, self._settings.retry_backoff_seconds * growth)
+        growth = {"exponential": 2 ** (attempts - 1), "linear": attempts, "constant": 1}[
+            self._settings.sync_backoff.value
+        ]
+        pause_seconds: float = min(BACKOFF_SECONDS_MAX, self._settings.retry_backoff_seconds.value * growth)
         return pause_seconds * random.uniform(0.5, 1.0)
 
     async def _waiting(self) -> AsyncGenerator[Entity[RunState], None]:
@@ -204,7 +206,7 @@ class Claims:
             return None
         lost = run.state.status == "running"
         same_attempt = lost and not await self._could_report(run)
-        if lost and not same_attempt and run.state.attempts > self._settings.max_retries:
+        if lost and not same_attempt and run.state.attempts > self._settings.max_retries.value:
             await self._give_up(run)
             return None
         epoch = await self._take_lease(run)
@@ -243,7 +245,7 @@ class Claims:
             advanced_settings_json=job.state.definition.advanced_settings_json,
             cancel_requested=run.state.cancel_requested,
             attempt=run.state.attempts,
-            attempts_max=self._settings.max_retries + 1,
+            attempts_max=self._settings.max_retries.value + 1,
             living_job_ids=await self._living_jobs(job),
         )
 

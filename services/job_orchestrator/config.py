@@ -3,10 +3,10 @@
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
-from pydantic_settings import NoDecode
 
 from libs.contracts.services import service_named
 from libs.core.addresses import IPNetwork
+from libs.process.live import Live, live
 from libs.process.settings import Port, Seconds, ServiceSettings, listed
 
 
@@ -24,9 +24,9 @@ class JobOrchestratorSettings(ServiceSettings):
     """
 
     port: Port = service_named("job_orchestrator").port
-    max_retries: int = Field(default=3, ge=0, le=100)
-    retry_backoff_seconds: float = Field(default=5.0, gt=0, le=3600)
-    sync_backoff: Literal["exponential", "linear", "constant"] = "exponential"
-    outbound_allowed_networks: Annotated[tuple[IPNetwork, ...], NoDecode, BeforeValidator(listed)] = ()
+    max_retries: Live[Annotated[int, Field(ge=0, le=100)]] = live(3)
+    retry_backoff_seconds: Live[Annotated[float, Field(gt=0, le=3600)]] = live(5.0)
+    sync_backoff: Live[Literal["exponential", "linear", "constant"]] = live("exponential")
+    outbound_allowed_networks: Annotated[tuple[IPNetwork, ...], BeforeValidator(listed)] = ()
     run_retention_seconds: Seconds = Field(default=90.0 * 24 * 3600, ge=3600)
     run_lease_seconds: float = Field(default=15.0, ge=0.5, le=3600)

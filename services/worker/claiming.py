@@ -65,7 +65,7 @@ class Claiming:
 
     async def _wait(self) -> None:
         try:
-            async with asyncio.timeout(self._settings.worker_poll_seconds):
+            async with asyncio.timeout(self._settings.worker_poll_seconds.value):
                 await self._wake.wait()
         except TimeoutError:
             return

@@ -3,9 +3,9 @@
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic_settings import NoDecode
 
 from libs.contracts.services import service_named
+from libs.process.live import Live, live
 from libs.process.settings import Port, Seconds, ServiceSettings, listed
 
 
@@ -33,10 +33,8 @@ class WorkerSettings(ServiceSettings):
     worker_id: str = Field(default="", max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")
     worker_runs_max: int = Field(default=2, ge=1, le=64)
     worker_heartbeat_seconds: Seconds = Field(default=5.0, gt=0)
-    worker_poll_seconds: Seconds = Field(default=5.0, gt=0)
+    worker_poll_seconds: Live[Annotated[Seconds, Field(gt=0)]] = live(5.0)
     worker_check_seconds: Seconds = Field(default=20.0, gt=0)
     worker_discover_seconds: Seconds = Field(default=50.0, gt=0)
     stall_timeout_seconds: Seconds = Field(default=600.0, gt=0)
-    parquet_roots: Annotated[
-        tuple[Annotated[str, AfterValidator(_absolute)], ...], NoDecode, BeforeValidator(listed)
-    ] = ()
+    parquet_roots: Annotated[tuple[Annotated[str, AfterValidator(_absolute)], ...], BeforeValidator(listed)] = ()

@@ -42,6 +42,7 @@ from libs.eventsourcing.event_store import EventStore
 from libs.eventsourcing.head import Head
 from libs.eventsourcing.list_changes import ListChanges
 from libs.mongodb.client import connect
+from libs.process.live import Live
 from libs.process.logs import configure_logs
 from libs.process.signing_keys import new_signing_key
 from libs.service.running import running_service
@@ -342,7 +343,7 @@ async def _asked(url: str, pages: list[int]) -> dict[int, float]:
         port=0,
         signing_key=SecretStr(own_key),
         trusted_keys={"gateway": gateway_public},
-        log_level="WARN",
+        log_level=Live("WARN"),
     )
     configure_logs("record_sync", settings)
     caller = Principal(kind="api_key", subject="bench", name="bench", projects={PROJECT: "owner"}, scopes=("*",))

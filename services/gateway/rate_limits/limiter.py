@@ -70,6 +70,8 @@ class RateLimiter:
         subject = self._subjects.get((policy.name, name))
         if subject is None:
             subject = self._opened(policy, name)
+        # The limit may have changed; it applies from the next lease on.
+        subject.account.policy = policy
         return subject.account.take(_clock_ms()) or await self._renew(subject)
 
     def known_refusal(self, policy: Policy, name: str) -> Verdict | None:

@@ -2,6 +2,7 @@
 
 from libs.core.errors import RateLimited
 from libs.core.principal import Principal
+from libs.process.live import Live
 from libs.process.telemetry import RATE_LIMITED
 from libs.web.errors import family_of
 from services.gateway.config import GatewaySettings
@@ -12,10 +13,23 @@ class Policies:
     """The policies of an installation; None in place of those that are turned off."""
 
     def __init__(self, settings: GatewaySettings) -> None:
-        is_on = settings.rate_limits
+        self._settings = settings
+        self._read_limits()
+        for limit in (
+            settings.rate_limit_address_per_minute,
+            settings.rate_limit_sync_per_minute,
+            settings.rate_limit_project_per_minute,
+            settings.rate_limit_v2_standard_per_hour,
+            settings.rate_limit_v2_enterprise_per_hour,
+        ):
+            limit.subscribe(lambda _: self._read_limits())
 
-        def policy(name: str, limit: int, period_seconds: int) -> Policy | None:
-            return Policy(name, limit, period_seconds) if is_on and limit > 0 else None
+    def _read_limits(self) -> None:
+        settings = self._settings
+
+        def policy(name: str, limit: Live[int], period_seconds: int) -> Policy | None:
+            is_on = settings.rate_limits and limit.value > 0
+            return Policy(name, limit.value, period_seconds) if is_on else None
 
         self.address = policy("address", settings.rate_limit_address_per_minute, 60)
         self._sync = policy("sync", settings.rate_limit_sync_per_minute, 60)

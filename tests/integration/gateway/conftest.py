@@ -9,6 +9,7 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from libs.process.health import Health
+from libs.process.live import Live
 from libs.service.running import running_service
 from libs.testing.urls import url_settings
 from services.gateway.app import SERVICE
@@ -62,7 +63,7 @@ async def suite(mongod: str, database_prefix: str) -> AsyncIterator[Suite]:
             port=0,
             mongodb_url=mongod,
             database_prefix=database_prefix,
-            rate_limit_project_per_minute=1_000_000,
+            rate_limit_project_per_minute=Live(1_000_000),
             **url_settings(
                 auth=auth.backend.url,
                 catalog=catalog.backend.url,

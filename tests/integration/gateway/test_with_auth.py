@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from libs.mongodb.client import connect
+from libs.process.live import Live
 from libs.process.signing_keys import new_signing_key
 from libs.service.running import running_service
 from libs.testing.urls import url_settings
@@ -53,7 +54,7 @@ async def url(mongod: str, database_prefix: str) -> AsyncIterator[str]:
                     port=0,
                     mongodb_url=mongod,
                     database_prefix=database_prefix,
-                    rate_limit_project_per_minute=1_000_000,
+                    rate_limit_project_per_minute=Live(1_000_000),
                     **url_settings(auth=auth.base_url, catalog=catalog.url),
                     signing_key=SecretStr(GATEWAY_KEY),
                     trusted_keys=trusted_keys,

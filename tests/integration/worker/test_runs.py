@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from libs.core.clock import SystemClock
+from libs.process.live import Live
 from services.worker.claiming import Claiming
 from services.worker.config import WorkerSettings
 from services.worker.execution import SUCCEEDED
@@ -441,7 +442,7 @@ async def test_waiting_runs_are_claimed_and_the_rest_given_back_at_shutdown(
     await source.execute(THREE)
     orchestra = to_postgres(source, destination)
     orchestra.waiting = [orchestra.run(f"run-{number}", number) for number in (1, 2, 3)]
-    settings = WorkerSettings(worker_poll_seconds=0.05, worker_heartbeat_seconds=0.05, worker_runs_max=1)
+    settings = WorkerSettings(worker_poll_seconds=Live(0.05), worker_heartbeat_seconds=0.05, worker_runs_max=1)
     claiming = asyncio.create_task(Claiming(settings, orchestra, SystemClock(), "worker-1").run())
     async with asyncio.timeout(20):
         while len(orchestra.finished) < 3:

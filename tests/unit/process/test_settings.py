@@ -43,7 +43,7 @@ def test_the_file_counts_over_defaults_and_the_environment_over_the_file(
     file.write_text("server: {port: 9000, timeout: 45s}\nlog: {level: debug}\n")
     monkeypatch.setenv("LOG_LEVEL", "WARN")
     settings = load_settings(PublicSettings)
-    assert (settings.port, settings.server_timeout, settings.log_level) == (9000, 45.0, "WARN")
+    assert (settings.port, settings.server_timeout, settings.log_level.value) == (9000, 45.0, "WARN")
 
 
 def test_the_public_address_of_the_file_is_not_taken_by_inner_services(file: Path) -> None:
@@ -192,7 +192,7 @@ def test_every_way_to_say_where_to_listen_and_who_may_call_is_taken(
         assert load_settings(ServiceSettings).host == host
     origins = ("http://a", "https://a.example:8443", "http://[::1]:3000", "capacitor://localhost")
     monkeypatch.setenv("ALLOWED_ORIGINS", ", ".join(f"{origin}/" for origin in origins))
-    assert load_settings(GatewaySettings).allowed_origins == origins
+    assert load_settings(GatewaySettings).allowed_origins.value == origins
 
 
 def test_settings_can_not_be_changed(file: Path) -> None:
@@ -254,4 +254,4 @@ def test_errors_name_what_may_be_written(
     assert "PARQUET_ROOTS (in datasync.yaml: parquet.roots): must be a list" in told
     for level in ("WARN", "warning"):
         file.write_text(f"log: {{level: {level}}}\n")
-        assert load_settings(WorkerSettings).log_level == "WARN"
+        assert load_settings(WorkerSettings).log_level.value == "WARN"
