@@ -1,7 +1,7 @@
 """Reads of users, projects, keys and their secrets."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from libs.core.principal import Principal, Role
 from libs.eventsourcing.documents import Documents
 from libs.eventsourcing.entities import entity_of
 from libs.mongodb.client import ASCENDING, Document, IndexModel
+from libs.process.coalescer import Coalescer
 from services.auth.domain.api_key import API_KEY, ApiKey
 from services.auth.domain.oauth_client import OAUTH_CLIENT, OauthClient
 from services.auth.domain.project import PROJECT, Project
@@ -25,6 +26,7 @@ KEY_USAGE = "key_usage"
 OAUTH_TOKENS = "oauth_tokens"
 
 USERS_MAX = 1_000
+MEMBERS_TOGETHER_MAX = 500
 
 State = TypeVar("State", bound=Frozen)
 
@@ -64,7 +66,7 @@ class AuthQueries:
 
     def __init__(self, documents: Documents) -> None:
         self._documents = documents
-        self._memberships = _Memberships(documents)
+        self._memberships = Coalescer(self._roles_of, MEMBERS_TOGETHER_MAX)
 
     async def user(self, user_id: int) -> Entity[User] | None:
         return await self._documents.get(USER, user_id)
@@ -104,7 +106,7 @@ class AuthQueries:
 
     async def projects_of(self, user_id: int) -> dict[int, Role]:
         """The role that the user holds in each project."""
-        return await self._memberships.of(user_id)
+        return await self._memberships.get(user_id) or {}
 
     async def page(
         self, aggregate: Aggregate[State], project_ids: Iterable[int], limit: int, offset: int
@@ -166,48 +168,14 @@ class AuthQueries:
         found = self._documents.plain(KEY_USAGE).find({"_id": {"$in": list(key_ids)}})
         return {document["_id"]: document async for document in found}
 
-
-class _Memberships:
-    """Asks for the projects of many users in one query: those who come while one is in flight share the next."""
-
-    USERS_MAX = 500
-
-    def __init__(self, documents: Documents) -> None:
-        self._documents = documents
-        self._waiting: dict[int, asyncio.Future[dict[int, Role]]] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    async def of(self, user_id: int) -> dict[int, Role]:
-        future = self._waiting.get(user_id)
-        if future is None:
-            future = self._waiting[user_id] = asyncio.get_running_loop().create_future()
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
-        # Shielded: one caller that goes away must not take the answer from the others.
-        return await asyncio.shield(future)
-
-    async def _run(self) -> None:
-        try:
-            while self._waiting:
-                asked = {user_id: self._waiting.pop(user_id) for user_id in list(self._waiting)[: self.USERS_MAX]}
-                await self._answer(asked)
-        finally:
-            self._task = None
-
-    async def _answer(self, asked: "dict[int, asyncio.Future[dict[int, Role]]]") -> None:
-        roles: dict[int, dict[int, Role]] = {user_id: {} for user_id in asked}
-        try:
-            criteria = {"state.members.user_id": {"$in": list(asked)}}
-            projects = self._documents.collection(PROJECT.collection)
-            for document in await projects.find(criteria, {"state.members": True}).to_list(None):
-                for member in document["state"]["members"]:
-                    if member["user_id"] in roles:
-                        roles[member["user_id"]][document["_id"]] = member["role"]
-        except BaseException as error:
-            for future in asked.values():
-                future.set_exception(error)
-            if not isinstance(error, Exception):
-                raise
-            return
-        for user_id, future in asked.items():
-            future.set_result(roles[user_id])
+    async def _roles_of(self, user_ids: Collection[int]) -> Mapping[int, dict[int, Role]]:
+        """The projects of several users, with their role in each."""
+        roles: dict[int, dict[int, Role]] = {user_id: {} for user_id in user_ids}
+        found = self._documents.collection(PROJECT.collection).find(
+            {"state.members.user_id": {"$in": list(user_ids)}}, {"state.members": True}
+        )
+        for document in await found.to_list(None):
+            for member in document["state"]["members"]:
+                if member["user_id"] in roles:
+                    roles[member["user_id"]][document["_id"]] = member["role"]
+        return roles
