@@ -5,17 +5,18 @@ service says what its entities hold and which command each body is.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from libs.core.decider import Aggregate
 from libs.core.entity import Entity
 from libs.core.envelope import Envelope, Frozen
 from libs.core.errors import NotFound
+from libs.core.ids import uuid7
 from libs.core.text import number_of
 from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
@@ -29,9 +30,6 @@ State = TypeVar("State", bound=Frozen)
 Shown = TypeVar("Shown")
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
-Identify = Callable[[str], int | str | None]
-"""The id that a text of the path names, None where no entity can have it."""
-
 Permit = Callable[[Call, Entity[Any]], Awaitable[bool]]
 """Whether the call may see the entity: if not, it does not exist for the caller. May raise another refusal."""
 
@@ -40,6 +38,25 @@ def number(text: str) -> int | None:
     """An integer id."""
     found = number_of(text)
     return found if found is not None and found <= NUMBER_MAX else None
+
+
+@dataclass(frozen=True, slots=True)
+class IdKind:
+    """How ids look in paths.
+
+    Args:
+        identify: the id that a text names, None where no entity can have it.
+        pattern: of the path's parameter, as aiohttp writes it.
+        shape: for the API's description.
+    """
+
+    identify: Callable[[str], int | str | None]
+    pattern: str
+    shape: Shape
+
+
+NUMBERS = IdKind(number, r":\d+", Number)
+TEXTS = IdKind(str, "", Annotated[str, Field(min_length=1)])
 
 
 async def in_project(call: Call, entity: Entity[Any]) -> bool:
@@ -57,6 +74,8 @@ class Entities(Generic[State]):
 
     Args:
         parameter: the name of the path's parameter that holds the id.
+        ids: how ids look there.
+        permit: which of them a call may see.
         not_found_code: the code of the refusal where there is none.
     """
 
@@ -67,7 +86,7 @@ class Entities(Generic[State]):
         commands: CommandHandler,
         *,
         parameter: str = "id",
-        identify: Identify = number,
+        ids: IdKind = NUMBERS,
         permit: Permit = in_project,
         not_found_code: str = "not_found",
     ) -> None:
@@ -76,7 +95,7 @@ class Entities(Generic[State]):
         self.documents = documents
         self.commands = commands
         self.parameter = parameter
-        self._identify = identify
+        self.ids = ids
         self._permit = permit
         self._not_found_code = not_found_code
 
@@ -86,7 +105,7 @@ class Entities(Generic[State]):
 
     async def named(self, call: Call, text: str, *, deleted_too: bool = False) -> Entity[State]:
         """The entity with the id in a text; raises ``NotFound``."""
-        identifier = self._identify(text)
+        identifier = self.ids.identify(text)
         entity = None if identifier is None else await self.documents.get(self.aggregate, identifier)
         if entity is None or (is_deleted(entity) and not deleted_too) or not await self._permit(call, entity):
             raise NotFound(f"{self.noun} {text[:64]} does not exist", code=self._not_found_code)
@@ -108,12 +127,12 @@ class Entities(Generic[State]):
         entity = await self.require(call, deleted_too=True)
         return await self.documents.events_before(self.aggregate, entity.id, query.before, query.limit)
 
-    async def page(self, call: Call, before: int | None, limit: int) -> list[Entity[State]]:
+    async def page(self, call: Call, query: PageQuery) -> list[Entity[State]]:
         """Those of the call's project that are not deleted, newest first."""
         criteria: dict[str, Any] = {"project_id": call.project_id, "state.deleted": {"$ne": True}}
-        if before is not None:
-            criteria["_id"] = {"$lt": before}
-        return await self.documents.find(self.aggregate, criteria, limit=limit)
+        if query.before is not None:
+            criteria["_id"] = {"$lt": self.ids.identify(query.before)}
+        return await self.documents.find(self.aggregate, criteria, limit=query.limit)
 
     async def change(self, call: Call, command: Any) -> Entity[State]:
         """Hand a command over to the entity that the path names; raises ``NotFound`` and what the command raises."""
@@ -152,14 +171,12 @@ class EntityRoutes(Generic[State, Shown]):
     path: str
     tag: str
     shown: Any
-    id_pattern: ClassVar[str] = r":\d+"
-    id_shape: ClassVar[Shape] = Number
     embeds_others: ClassVar[bool] = False
 
     def __init__(self, entities: Entities[State]) -> None:
         self.entities = entities
         self.noun = entities.noun
-        self.one = f"{self.path}/{{{entities.parameter}{self.id_pattern}}}"
+        self.one = f"{self.path}/{{{entities.parameter}{entities.ids.pattern}}}"
 
     async def view(self, call: Call, entity: Entity[State], as_of: datetime | None = None) -> Shown:
         """What the API shows of an entity; ``as_of`` is the moment at which it stood so, None for now."""
@@ -171,7 +188,7 @@ class EntityRoutes(Generic[State, Shown]):
 
     async def page(self, call: Call, query: PageQuery) -> list[Shown]:
         """Those of the project, newest first."""
-        found = await self.entities.page(call, query.before, query.limit)
+        found = await self.entities.page(call, query)
         return [await self.view(call, entity) for entity in found]
 
     async def get(self, call: Call, query: OneQuery) -> Answer[Shown]:
@@ -209,12 +226,15 @@ class EntityRoutes(Generic[State, Shown]):
         ]
 
     def creating(
-        self, body: type[BodyT], command: Callable[[BodyT], Any], new_id: Callable[[], Awaitable[int | str]]
+        self,
+        body: type[BodyT],
+        command: Callable[[BodyT], Any],
+        new_id: Callable[[], Awaitable[int | str]] | None = None,
     ) -> DescribedRoute:
-        """The route that creates one from a body."""
+        """The route that creates one from a body; its id is a UUID unless ``new_id`` gives another."""
 
         async def create(call: Call, body: BodyT) -> Answer[Any]:
-            created = await self.entities.handle(call, await new_id(), command(body))
+            created = await self.entities.handle(call, await new_id() if new_id else uuid7(), command(body))
             return await self.answer(call, created, f"{self.noun} created")
 
         return self.route(
@@ -259,8 +279,8 @@ class EntityRoutes(Generic[State, Shown]):
         self, method: str, path: str, handler: routes.CallHandler, summary: str, **described: Any
     ) -> DescribedRoute:
         """A route of this kind, see ``libs.web.routes.route``."""
-        if path.startswith(self.one) and self.id_shape is not None:
-            described["path_shapes"] = {self.entities.parameter: self.id_shape, **described.get("path_shapes", {})}
+        if path.startswith(self.one):
+            described["path_shapes"] = {self.entities.parameter: self.entities.ids.shape}
         return routes.route(method, path, handler, summary, tag=self.tag, **described)
 
 

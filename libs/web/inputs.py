@@ -71,7 +71,7 @@ class HistoryQuery(Query):
 
 
 class PageQuery(Query):
-    """``before``: only entities with a lower id, newest first."""
+    """``before``: the id of the last entity of the page before; newest first."""
 
-    before: Number | None = None
+    before: str | None = Field(default=None, min_length=1, max_length=64)
     limit: int = Field(default=100, ge=1, le=1_000)

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from aiohttp import web
-from pydantic import Field
 
 from libs.contracts.internal import RESOLVE_CREDENTIAL
 from libs.core.addresses import one_client
@@ -23,7 +22,7 @@ from libs.mongodb.client import Document
 from libs.web import routes
 from libs.web.answers import Answer, event_view, respond
 from libs.web.calls import Call
-from libs.web.entities import Entities, EntityRoutes, Shown, State
+from libs.web.entities import NUMBERS, Entities, EntityRoutes, Shown, State
 from libs.web.inputs import HistoryQuery
 from libs.web.internal import internal_route
 from libs.web.openapi import Content
@@ -85,6 +84,9 @@ from services.auth.tokens import is_session_token
 
 SESSION_COOKIE = "datasync_session"
 CLIENT_ADDRESS_HEADER = "X-DataSync-Client-Address"
+IDS = replace(NUMBERS, pattern="")
+"""Any text matches, so that the refusal of one that is no number names the user or project."""
+
 NOT_STORED = {"Cache-Control": "no-store"}
 
 
@@ -182,10 +184,9 @@ class ProjectRoutes(EntityRoutes[Project, ProjectDetail]):
     path = "/api/v1/projects"
     tag = "Users"
     shown = ProjectDetail
-    id_pattern = ""
 
     def __init__(self, documents: Documents, commands: CommandHandler, queries: AuthQueries) -> None:
-        super().__init__(Entities(PROJECT, documents, commands, parameter="projectid", permit=_is_the_calls))
+        super().__init__(Entities(PROJECT, documents, commands, parameter="projectid", ids=IDS, permit=_is_the_calls))
         self._queries = queries
 
     def routes(self) -> Sequence[web.RouteDef]:
@@ -209,7 +210,6 @@ class UserRoutes(EntityRoutes[User, UserShown]):
     path = "/api/v1/users"
     tag = "Users"
     shown = UserShown
-    id_pattern = ""
 
     def __init__(
         self,
@@ -225,6 +225,7 @@ class UserRoutes(EntityRoutes[User, UserShown]):
             documents,
             commands,
             parameter="userid",
+            ids=IDS,
             permit=self._shares_a_project,
             not_found_code="user_not_found",
         )
@@ -331,7 +332,6 @@ class CredentialRoutes(EntityRoutes[State, Shown]):
         root: ``/api/v2`` or its alias ``/v2``.
     """
 
-    id_pattern = ""
     embeds_others = True  # the counters of use change without a new version
     family_path: ClassVar[str]
 
@@ -370,7 +370,6 @@ class KeyRoutes(CredentialRoutes[ApiKey, KeyShown]):
     family_path = "/keys"
     tag = "API keys"
     shown = KeyShown
-    id_shape = Annotated[str, Field(min_length=1, examples=["key_5Hq2xKd81fJw"])]
 
     def __init__(self, root: str, keys: Keys, queries: AuthQueries) -> None:
         super().__init__(root, keys, queries)
@@ -425,7 +424,6 @@ class ClientRoutes(CredentialRoutes[OauthClient, ClientShown]):
     family_path = "/oauth/clients"
     tag = "OAuth"
     shown = ClientShown
-    id_shape = Annotated[str, Field(min_length=1)]
 
     def __init__(self, root: str, clients: OauthClients, queries: AuthQueries) -> None:
         super().__init__(root, clients, queries)

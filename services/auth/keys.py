@@ -11,7 +11,7 @@ from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
 from libs.mongodb.client import Document
 from libs.web.calls import Call
-from libs.web.entities import Entities, in_any_project
+from libs.web.entities import TEXTS, Entities, in_any_project
 from services.auth.domain.api_key import (
     API_KEY,
     FIRST_SECRET,
@@ -43,7 +43,7 @@ class Keys(Entities[ApiKey]):
             documents,
             commands,
             parameter="keyid",
-            identify=str,
+            ids=TEXTS,
             permit=in_any_project,
             not_found_code="key_not_found",
         )

@@ -22,7 +22,7 @@ from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
 from libs.eventsourcing.entities import state_of
 from libs.web.calls import Call
-from libs.web.entities import Entities, in_any_project
+from libs.web.entities import TEXTS, Entities, in_any_project
 from services.auth.domain.oauth_client import OAUTH_CLIENT, IssueOauthClient, OauthClient, RevokeOauthClient
 from services.auth.domain.scopes import granted_scopes
 from services.auth.grants import Issued, issue_once, refuse_more_than_own, require_control, require_right_to_plan
@@ -78,7 +78,7 @@ class OauthClients(Entities[OauthClient]):
             documents,
             commands,
             parameter="clientid",
-            identify=str,
+            ids=TEXTS,
             permit=in_any_project,
             not_found_code="client_not_found",
         )

@@ -79,7 +79,6 @@ _SHOWN: dict[Role, Any] = {"source": SourceShown, "destination": DestinationShow
 class ConnectionRoutes(EntityRoutes[Connection, ConnectionShown]):
     """The handlers of sources, or of destinations."""
 
-    id_pattern = ":[0-9]+"
     embeds_others = True
 
     def __init__(

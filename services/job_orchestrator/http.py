@@ -21,7 +21,7 @@ from libs.eventsourcing.documents import Documents
 from libs.web import routes
 from libs.web.answers import Answer
 from libs.web.calls import Call
-from libs.web.entities import Entities, EntityRoutes, number
+from libs.web.entities import TEXTS, Entities, EntityRoutes, number
 from libs.web.files import attachment
 from libs.web.internal import internal_route
 from libs.web.openapi import Content
@@ -243,14 +243,12 @@ class TaskRoutes(EntityRoutes[RunState, TaskDetail]):
     path = f"{JOBS}/{{id:\\d+}}/tasks"
     tag = "Tasks"
     shown = TaskDetail
-    id_pattern = ""
-    id_shape = None
     embeds_others = True
 
     def __init__(
         self, documents: Documents, commands: CommandHandler, queries: JobQueries, records: RunRecords
     ) -> None:
-        super().__init__(Entities(RUN, documents, commands, parameter="taskid", identify=str, permit=_of_the_job))
+        super().__init__(Entities(RUN, documents, commands, parameter="taskid", ids=TEXTS, permit=_of_the_job))
         self._jobs = Entities(JOB, documents, commands)
         self._queries = queries
         self._records = records

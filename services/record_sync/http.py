@@ -3,11 +3,9 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Annotated
 
 import structlog
 from aiohttp import web
-from pydantic import Field
 
 from libs.core.text import number_of
 from libs.process.read_budget import note_read
@@ -18,7 +16,6 @@ from libs.web.conditions import accepts_by_name
 from libs.web.openapi import Content
 from libs.web.requests import invalid_field
 from services.record_sync.answers import (
-    RECORD_ID,
     BatchShown,
     ChangesShown,
     RecordHistory,
@@ -47,7 +44,7 @@ from services.record_sync.inputs import (
     read_update,
 )
 from services.record_sync.queries import RecordQueries
-from services.record_sync.records import Records, require_developer
+from services.record_sync.records import RECORD_IDS, Records, require_developer
 
 RECORDS = "/api/v1/sync/records"
 STREAM_SECONDS_MAX = 60.0
@@ -67,14 +64,14 @@ class RecordRoutes:
         self._feed = feed
 
     def routes(self) -> Sequence[web.RouteDef]:
-        one = f"{RECORDS}/{{id:(?!changes(?:/|$))[^/]+}}"
+        one = f"{RECORDS}/{{id{RECORD_IDS.pattern}}}"
         project = {PROJECT_HEADER: "Which of your projects; optional for callers that have only one."}
         described = partial(
             routes.route,
             tag="Developer sync records",
             project_from="header",
             headers=project,
-            path_shapes={"id": Annotated[str, Field(min_length=1, examples=[RECORD_ID])]},
+            path_shapes={"id": RECORD_IDS.shape},
         )
         get, post, patch, delete = (partial(described, method) for method in ("GET", "POST", "PATCH", "DELETE"))
         created = Content("Created", RecordShown, headers=("Location", "ETag"))

@@ -5,8 +5,10 @@ import hashlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import structlog
+from pydantic import Field
 
 from libs.core.entity import Entity
 from libs.core.errors import CallOperator, DataSyncError, FieldError, Forbidden, TooLarge, Unprocessable
@@ -15,8 +17,9 @@ from libs.core.ids import uuid7
 from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
 from libs.web.calls import Call
-from libs.web.entities import Entities
+from libs.web.entities import Entities, IdKind
 from libs.web.errors import INTERNAL_MESSAGE
+from services.record_sync.answers import RECORD_ID
 from services.record_sync.domain.record import RECORD, Command, CreateRecord, Record
 from services.record_sync.inputs import Operation
 
@@ -27,9 +30,7 @@ class Records(Entities[Record]):
     """The developer sync records that a call may touch."""
 
     def __init__(self, documents: Documents, commands: CommandHandler) -> None:
-        super().__init__(
-            RECORD, documents, commands, identify=record_id_of, permit=_permit, not_found_code="record_not_found"
-        )
+        super().__init__(RECORD, documents, commands, ids=RECORD_IDS, permit=_permit, not_found_code="record_not_found")
 
     async def create(self, call: Call, command: CreateRecord, record_id: str | None = None) -> Entity[Record]:
         """Create a record; raises ``Conflict`` if another record has its key."""
@@ -107,6 +108,11 @@ def record_id_of(text: str) -> str | None:
     except ValueError:
         return None
     return identifier if identifier == text.lower() else None
+
+
+RECORD_IDS = IdKind(
+    record_id_of, r":(?!changes(?:/|$))[^/]+", Annotated[str, Field(min_length=1, examples=[RECORD_ID])]
+)
 
 
 async def _permit(call: Call, record: Entity[Record]) -> bool:
