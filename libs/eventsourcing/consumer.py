@@ -26,6 +26,7 @@ from libs.event_log.port import EventLog, Message, OffsetOutOfRange, Subscriptio
 from libs.eventsourcing.batch import OffsetMove, OffsetMoved, SideWrite
 from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.event_store import EventStore
+from libs.eventsourcing.offsets import Checkpoint, store_id_of, stored_checkpoints
 from libs.eventsourcing.parking import STREAM_IS_PARKED, Parking, parking_write, unparking_write
 from libs.eventsourcing.passed_over import (
     PassedOver,
@@ -71,20 +72,11 @@ class TooMuchParked(Exception):
     """So many streams fail that the cause is elsewhere; parking them all would hide it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """How far a partition is handled; offset 0 is the partition's beginning, wherever that is."""
-
-    offset: int = 0
-    position: int = 0
-    store_id: str = ""
-
-
 @dataclass(slots=True)
 class _Step:
     """What some messages of one partition come to."""
 
-    place: Place
+    after: Checkpoint
     projections: list[tuple[Projection, Envelope]] = field(default_factory=list)
     acts: list[tuple[Act, Metadata]] = field(default_factory=list)
     parked: list[tuple[Message, str]] = field(default_factory=list)
@@ -132,7 +124,7 @@ class Consumer:
         # What this version can't understand is not looked at again until another version runs.
         self._may_catch_up = False
         self._catch_up_at = 0.0
-        self._places: dict[int, Place] = {}
+        self._checkpoints: dict[int, Checkpoint] = {}
         self._failures = 0
         self._chores_at = 0.0
         self._lag_at = 0.0
@@ -153,10 +145,10 @@ class Consumer:
             self._resume()
 
     async def _follow(self) -> None:
-        self._places = await stored_places(self._store, self._topic)
+        self._checkpoints = await stored_checkpoints(self._store, self._topic)
         await self._parking.load()
         await self._catch_up()
-        offsets = {partition: place.offset for partition, place in self._places.items() if place.offset > 0}
+        offsets = {partition: place.offset for partition, place in self._checkpoints.items() if place.offset > 0}
         async with self._event_log.subscribe(self._topic, offsets) as subscription:
             await self._follow_on(subscription)
             # An earlier process may have stopped for what is no obstacle any more, such as its version.
@@ -192,7 +184,7 @@ class Consumer:
             foreign = messages[len(own)]
             raise StoreReplaced(
                 f"{self._topic}: partition {partition} goes on with events of the store {foreign.store_id}, "
-                f"so far they came from {self._store_id()}"
+                f"so far they came from {store_id_of(self._checkpoints)}"
             )
 
     async def _consume_one(self, partition: int, message: Message) -> None:
@@ -220,14 +212,14 @@ class Consumer:
             failures: the messages, by offset, that are known to fail, and why.
             too_new: those, by offset, whose reactions have to wait for a newer version.
         """
-        before = self._places.get(partition, Place())
+        before = self._checkpoints.get(partition, Checkpoint())
         step = self._plan(before, messages, failures, too_new)
         self._require_few_parked(step)
         self._passed_over.require_room(step.passed_over)
         now = self._clock.now()
         side_writes = [parking_write(message, reason, now) for message, reason in step.parked]
         await self._write(partition, before, step, side_writes)
-        self._places[partition] = step.place
+        self._checkpoints[partition] = step.after
         self._count_parked(step.parked)
         self._passed_over.added(step.passed_over)
         if step.last is not None:
@@ -260,15 +252,15 @@ class Consumer:
                 )
 
     def _plan(
-        self, before: Place, messages: Sequence[Message], failures: Mapping[int, str], too_new: Collection[int]
+        self, before: Checkpoint, messages: Sequence[Message], failures: Mapping[int, str], too_new: Collection[int]
     ) -> _Step:
         step = _Step(before)
         parked_streams: set[str] = set()
         for message in messages:
             # A message without a readable position can't be told from a repeat, and is never passed over.
-            repeated = 0 < message.position <= step.place.position
-            position, store_id = max(step.place.position, message.position), message.store_id or step.place.store_id
-            step.place = Place(message.offset + 1, position, store_id)
+            repeated = 0 < message.position <= step.after.position
+            position, store_id = max(step.after.position, message.position), message.store_id or step.after.store_id
+            step.after = Checkpoint(message.offset + 1, position, store_id)
             if repeated:
                 continue
             reason = failures.get(message.offset) or message.failure
@@ -314,15 +306,15 @@ class Consumer:
             )
         return [(act, metadata) for act in acts]
 
-    async def _write(self, partition: int, before: Place, step: _Step, side_writes: Sequence[SideWrite]) -> None:
-        after = step.place
+    async def _write(self, partition: int, before: Checkpoint, step: _Step, side_writes: Sequence[SideWrite]) -> None:
+        after = step.after
         move = OffsetMove(self._topic, partition, before.offset, after.offset, after.position, after.store_id)
         passing_over = [passing_over_write(item) for item in step.passed_over]
         await self._commands.consume(ConsumerStep(move, step.projections, step.acts, [*side_writes, *passing_over]))
 
     async def _chores(self, subscription: Subscription) -> None:
         now = time.monotonic()
-        next_offsets = {partition: place.offset for partition, place in self._places.items()}
+        next_offsets = {partition: place.offset for partition, place in self._checkpoints.items()}
         await subscription.report_progress(next_offsets)
         if now - self._chores_at >= CHORES_SECONDS and not self._parking.is_empty:
             self._chores_at = now
@@ -339,7 +331,7 @@ class Consumer:
     async def _retry_stream(self, stream: str) -> None:
         """Handle a stream's parked messages in order, up to the first that still fails."""
         async for identifier, message in self._parking.messages_of(stream):
-            place = self._places[message.partition]
+            place = self._checkpoints[message.partition]
             try:
                 step = _Step(place)
                 self._plan_message(step, message, may_react=not self._passed_over.holds(stream))
@@ -379,7 +371,7 @@ class Consumer:
         message = item.message
         if not item.owes_reactions:
             return True
-        place = self._places.get(message.partition, Place())
+        place = self._checkpoints.get(message.partition, Checkpoint())
         reason = STREAM_IS_PARKED
         try:
             if not self._parking.holds(message.stream):
@@ -401,15 +393,12 @@ class Consumer:
         return True
 
     def _until_store_changes(self, messages: Sequence[Message]) -> Sequence[Message]:
-        known = self._store_id()
+        known = store_id_of(self._checkpoints)
         for index, message in enumerate(messages):
             if message.store_id and known and message.store_id != known:
                 return messages[:index]
             known = known or message.store_id
         return messages
-
-    def _store_id(self) -> str:
-        return next((place.store_id for place in self._places.values() if place.store_id), "")
 
     @property
     def _service(self) -> str:
@@ -424,17 +413,17 @@ class Consumer:
         CONSUMER_STOPPED.labels(self._topic).set(1)
         log.error("consumer_stopped", topic=self._topic, reason=str(error), remedy=remedy)
         # What was followed, not what is stored by now: that may be the repair already, which would then be waited for.
-        before = dict(self._places)
-        while await self._places_when_reachable() == before:  # noqa: ASYNC110 - the change comes from another process
+        before = dict(self._checkpoints)
+        while await self._checkpoints_when_reachable() == before:  # noqa: ASYNC110 - the change comes from another process
             await asyncio.sleep(STOPPED_POLL_SECONDS)
         log.info("consumer_repaired", topic=self._topic)
         self._parked_at.clear()
         self._resume()
 
-    async def _places_when_reachable(self) -> dict[int, Place]:
+    async def _checkpoints_when_reachable(self) -> dict[int, Checkpoint]:
         while True:
             try:
-                return await stored_places(self._store, self._topic)
+                return await stored_checkpoints(self._store, self._topic)
             except PyMongoError as error:
                 await self._back_off(error)
 
@@ -451,15 +440,6 @@ class Consumer:
     def _resume(self) -> None:
         self._stopped_because = None
         CONSUMER_STOPPED.labels(self._topic).set(0)
-
-
-async def stored_places(store: EventStore, topic: str) -> dict[int, Place]:
-    """How far each partition of a topic is handled, from the consumer's own database."""
-    cursor = store.database["offsets"].find({"_id": {"$gte": f"{topic}/", "$lt": f"{topic}0"}})
-    return {
-        int(document["_id"].rsplit("/", 1)[1]): Place(document["offset"], document["position"], document["store_id"])
-        async for document in cursor
-    }
 
 
 async def _gather(subscription: Subscription) -> dict[int, list[Message]]:
