@@ -1,4 +1,4 @@
-"""Records in a service's store which event log it uses, so that commands with settings of another log are refused."""
+"""Records in a service's store which event log it uses, and refuses to operate on the store with another log."""
 
 import asyncio
 
@@ -13,8 +13,8 @@ RETRY_SECONDS = 5.0
 log = structlog.get_logger(__name__)
 
 
-async def remember(store: EventStore, event_log: EventLog) -> None:
-    """Record the log that the running service uses, once the log can be asked."""
+async def record_log(store: EventStore, event_log: EventLog) -> None:
+    """Record which log the running service uses, as soon as the log is reachable."""
     while True:
         try:
             identity = await event_log.identity()
@@ -27,8 +27,8 @@ async def remember(store: EventStore, event_log: EventLog) -> None:
         return
 
 
-async def require_same(store: EventStore, event_log: EventLog) -> None:
-    """Raise ``FixRequest`` if the service last ran on another log."""
+async def require_same_log(store: EventStore, event_log: EventLog) -> None:
+    """Raise ``FixRequest`` if the service last ran with another log."""
     document = await store.database["installation"].find_one({"_id": "event_log"})
     if document is None:
         return

@@ -1,8 +1,7 @@
-"""What operators ask of a service's data from outside, while the service runs: rebuilds, parked messages, new keys."""
+"""The operator's commands on a service's data, from outside the service."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
@@ -11,23 +10,23 @@ from libs.core.errors import NotFound
 from libs.event_log import open_event_log
 from libs.event_log.port import EventLog
 from libs.eventsourcing.event_store import EventStore
-from libs.eventsourcing.log_identity import require_same
+from libs.eventsourcing.log_identity import require_same_log
 from libs.eventsourcing.parking import ParkedMessage, list_parked, request_retry
 from libs.eventsourcing.rebuild import Rebuild, RebuildReport
 from libs.eventsourcing.stops import require_at_rest
 from libs.mongodb.client import ConnectionFailure, connect
 from libs.mongodb.encryption import Keyring, rewrap_secrets
 from libs.process.settings import FromJson, StoreSettings
+from libs.service.definition import AnyDefinition
 from libs.service.repair import RepairReport, renew_identity, repair_topic
-from libs.service.running import ServiceDefinition
 
 
 class StoreUnreachable(Exception):
-    """No MongoDB answers where the settings say; the message names the address."""
+    """There is no MongoDB at the address in the settings, which the message names."""
 
 
 class RewrapSettings(StoreSettings):
-    """The only command that opens secrets needs the keys to them."""
+    """The only command that decrypts secrets needs the keys."""
 
     encryption_keys: FromJson[dict[str, SecretStr]] = Field(min_length=1)
 
@@ -38,26 +37,19 @@ class RewrapSettings(StoreSettings):
         return keys
 
 
-async def rebuild(definition: ServiceDefinition[Any], settings: StoreSettings, *, swap: bool) -> RebuildReport:
-    """Make every document of a service anew from events; see ``libs.eventsourcing.rebuild``."""
+async def rebuild(definition: AnyDefinition, settings: StoreSettings, *, swap: bool) -> RebuildReport:
+    """Rebuild every document of a service from events; see ``libs.eventsourcing.rebuild``."""
     async with _opened_store_and_log(definition, settings) as (store, event_log):
-        anew = Rebuild(
-            store,
-            event_log,
-            aggregates=definition.aggregates,
-            projections=definition.projections,
-            indexes=definition.indexes,
-        )
-        return await anew.run(swap=swap)
+        return await Rebuild.of(definition, store, event_log).run(swap=swap)
 
 
-async def repair(definition: ServiceDefinition[Any], settings: StoreSettings, topic: str) -> RepairReport:
+async def repair(definition: AnyDefinition, settings: StoreSettings, topic: str) -> RepairReport:
     """Set a topic going again that the service stopped following; see ``libs.service.repair``."""
     async with _opened_store_and_log(definition, settings) as (store, event_log):
         return await repair_topic(definition, store, event_log, topic)
 
 
-async def restored(definition: ServiceDefinition[Any], settings: StoreSettings) -> None:
+async def restored(definition: AnyDefinition, settings: StoreSettings) -> None:
     """Tell a service that its database was restored from a backup; see ``libs.service.repair``.
 
     Raises:
@@ -68,29 +60,29 @@ async def restored(definition: ServiceDefinition[Any], settings: StoreSettings) 
         await renew_identity(store)
 
 
-async def parked_messages(definition: ServiceDefinition[Any], settings: StoreSettings) -> list[ParkedMessage]:
-    """What a service could not handle and has put aside."""
+async def parked_messages(definition: AnyDefinition, settings: StoreSettings) -> list[ParkedMessage]:
+    """The messages that a service could not handle."""
     async with _opened_store(definition, settings) as store:
         return await list_parked(store.database)
 
 
 async def retry_parked(
-    definition: ServiceDefinition[Any], settings: StoreSettings, topic: str | None, stream: str | None
+    definition: AnyDefinition, settings: StoreSettings, topic: str | None, stream: str | None
 ) -> int:
-    """Have the running service try parked messages again; returns how many wait for it."""
+    """Have the running service retry parked messages; returns how many there are."""
     async with _opened_store(definition, settings) as store:
         return await request_retry(store.database, topic, stream)
 
 
-async def rewrap(definition: ServiceDefinition[Any], settings: RewrapSettings) -> int:
-    """Wrap every secret of a service by the first of its encryption keys; returns how many were wrapped anew."""
+async def rewrap(definition: AnyDefinition, settings: RewrapSettings) -> int:
+    """Encrypt the keys of a service's secrets with the first encryption key; returns how many were changed."""
     async with _opened_store(definition, settings) as store:
         return await rewrap_secrets(store.database["secrets"], Keyring(settings.encryption_keys))
 
 
 @asynccontextmanager
-async def _opened_store(definition: ServiceDefinition[Any], settings: StoreSettings) -> AsyncIterator[EventStore]:
-    """The store of a service that has run: a command never makes one where there is none."""
+async def _opened_store(definition: AnyDefinition, settings: StoreSettings) -> AsyncIterator[EventStore]:
+    """The store of a service that has run before; a command never creates one."""
     client = connect(settings.mongodb_url, "datasync")
     try:
         store = EventStore(client, settings.database_prefix + definition.name)
@@ -108,13 +100,13 @@ async def _opened_store(definition: ServiceDefinition[Any], settings: StoreSetti
 
 @asynccontextmanager
 async def _opened_store_and_log(
-    definition: ServiceDefinition[Any], settings: StoreSettings
+    definition: AnyDefinition, settings: StoreSettings
 ) -> AsyncIterator[tuple[EventStore, EventLog]]:
-    """Both, after a check that the service uses this log."""
+    """Both, if the service uses this log."""
     async with _opened_store(definition, settings) as store:
         event_log = await open_event_log(settings, store.client, definition.name)
         try:
-            await require_same(store, event_log)
+            await require_same_log(store, event_log)
             await store.open(definition.collections, definition.indexes)
             yield store, event_log
         finally:

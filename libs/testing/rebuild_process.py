@@ -1,29 +1,28 @@
-"""A rebuild as a process of its own, for a test that kills it in the middle of its swap, where it stays.
+"""A rebuild in a process of its own that stops in the middle of its swap, for a test that kills it there.
 
-``python -m libs.testing.rebuild_process MONGODB_URL DATABASE_PREFIX``. It writes a line once it holds the head.
+``python -m libs.testing.rebuild_process MONGODB_URL DATABASE_PREFIX`` prints a line when its swap blocks all writes.
 """
 
 import asyncio
 import sys
 import threading
 
-from libs.eventsourcing.head import Head
 from libs.eventsourcing.rebuild import Rebuild
 from libs.mongodb.client import ClientSession
 from libs.testing.followers import installation
 from libs.testing.things import THING
 
 
-class Staying(Rebuild):
-    def _last_step(self, session: ClientSession, before: Head) -> None:
-        super()._last_step(session, before)
+class Hanging(Rebuild):
+    def finish(self, session: ClientSession) -> None:
+        super().finish(session)
         print("holding", flush=True)  # noqa: T201 - the test reads it
         threading.Event().wait()
 
 
 async def main(mongodb_url: str, database_prefix: str) -> None:
     async with installation(mongodb_url, database_prefix, None) as place, place.owner() as owner:
-        await Staying(owner.store, place.open_log("rebuild"), aggregates=[THING]).run(grace_seconds=0)
+        await Hanging(owner.store, place.open_log("rebuild"), aggregates=[THING]).run(grace_seconds=0)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from libs.process.version import installed_version
-from libs.service.running import ServiceContext, ServiceDefinition
+from libs.service.definition import ServiceContext, ServiceDefinition
 from services.auth.accounts import Accounts
 from services.auth.config import AuthSettings
 from services.auth.credentials import Credentials

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from libs.mongodb.encryption import Keyring
-from libs.service.running import ServiceContext, ServiceDefinition
+from libs.service.definition import ServiceContext, ServiceDefinition
 from services.catalog.config import CatalogSettings
 from services.catalog.connections import AGGREGATES, Connections
 from services.catalog.domain.destination import DESTINATION

@@ -10,7 +10,7 @@ from aiohttp import web
 from libs.mongodb.client import connect
 from libs.process.health import Check, Degraded
 from libs.process.version import installed_version
-from libs.service.running import ServiceContext, ServiceDefinition
+from libs.service.definition import ServiceContext, ServiceDefinition
 from libs.web.openapi import part_of
 from libs.web.operational import PUBLIC_PATHS, operational_routes
 from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from libs.eventsourcing.retention import Retention
 from libs.mongodb.client import ASCENDING, DESCENDING, IndexModel
-from libs.service.running import ServiceContext, ServiceDefinition
+from libs.service.definition import ServiceContext, ServiceDefinition
 from services.job_orchestrator import run_records
 from services.job_orchestrator.claims import Claims
 from services.job_orchestrator.config import JobOrchestratorSettings

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from libs.mongodb.wake_ups import HeadWatcher
-from libs.service.running import ServiceContext, ServiceDefinition
+from libs.service.definition import ServiceContext, ServiceDefinition
 from services.record_sync.config import RecordSyncSettings
 from services.record_sync.domain.record import RECORD
 from services.record_sync.feed import Feed

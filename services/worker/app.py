@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from libs.service.running import ServiceContext, ServiceDefinition
+from libs.service.definition import ServiceContext, ServiceDefinition
 from services.worker.claiming import Claiming
 from services.worker.config import WorkerSettings
 from services.worker.http import ConnectorHttp

@@ -8,7 +8,7 @@ import pytest
 from libs.contracts.services import GATEWAY, PLANNED, SERVICES, Service, service_named
 from libs.contracts.topics import OWNERS
 from libs.process.settings import ServiceSettings
-from libs.service.running import ServiceDefinition
+from libs.service.definition import ServiceDefinition
 from tests.architecture.source import ROOT, services
 
 EVERY_SERVICE = pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)

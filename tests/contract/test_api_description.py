@@ -14,7 +14,8 @@ from pydantic import SecretStr
 
 from libs.core.scopes import SCOPES
 from libs.process.signing_keys import new_signing_key
-from libs.service.running import RunningService, ServiceDefinition, running_service
+from libs.service.definition import ServiceDefinition
+from libs.service.running import RunningService, running_service
 from libs.web.openapi import template_of
 from services.auth.app import SERVICE as AUTH
 from services.catalog.app import SERVICE as CATALOG

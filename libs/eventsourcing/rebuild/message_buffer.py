@@ -1,7 +1,7 @@
 """The messages of one topic that a rebuild has read and not yet applied."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, takewhile
 
@@ -87,7 +87,7 @@ class MessageBuffer:
         self.size_bytes = 0
         return first
 
-    def _below(self, offsets: Mapping[int, int], partition: int) -> takewhile[Message]:
+    def _below(self, offsets: Mapping[int, int], partition: int) -> Iterator[Message]:
         end = offsets.get(partition, 0)
         return takewhile(lambda message: message.offset < end, self._partitions[partition])
 

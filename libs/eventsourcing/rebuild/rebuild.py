@@ -1,9 +1,9 @@
 """Rebuilds the documents of a service from events, while the service runs, and swaps them for the live ones.
 
-    fold      own events and the events of followed topics, into shadow collections
-    catch up  until only a few events are missing
-    compare   live and rebuilt documents at one position, in one snapshot
-    swap      in one transaction that blocks the service's writes: apply the last events, exchange the names
+fold      own events and the events of followed topics, into shadow collections
+catch up  until only a few events are missing
+compare   live and rebuilt documents at one position, in one snapshot
+swap      in one transaction that blocks the service's writes: apply the last events, exchange the names
 """
 
 import asyncio

@@ -84,9 +84,7 @@ class ShadowWriter:
             try:
                 after = change.apply(self._documents[place])
             except Exception as error:
-                raise RebuildFailed(
-                    f"{change.collection}: {change.event.type} {change.event.id}: {error!r}"
-                ) from error
+                raise RebuildFailed(f"{change.collection}: {change.event.type} {change.event.id}: {error!r}") from error
             self._documents[place] = after
             self._write_later(change.collection, change.key, after)
             if self._operations_bytes > bounds.DOCUMENTS_BYTES_MAX:

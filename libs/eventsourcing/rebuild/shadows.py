@@ -46,11 +46,7 @@ class Shadows:
     async def _left_over(self) -> list[str]:
         live = (await self._store.head()).collections.values()
         existing = await self._store.database.list_collection_names()
-        return [
-            name
-            for name in existing
-            if INFIX in name and name.split(INFIX)[0] in self.names and name not in live
-        ]
+        return [name for name in existing if INFIX in name and name.split(INFIX)[0] in self.names and name not in live]
 
     async def _drop(self, names: Sequence[str]) -> None:
         for name in names:

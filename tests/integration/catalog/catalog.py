@@ -36,7 +36,8 @@ from libs.eventsourcing.event_store import EventStore
 from libs.mongodb.client import connect
 from libs.process.health import Health
 from libs.process.signing_keys import new_signing_key
-from libs.service.running import ServiceContext, running_service
+from libs.service.definition import ServiceContext
+from libs.service.running import running_service
 from libs.testing.urls import url_settings
 from libs.web.internal import InternalClient, internal_route
 from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner, PrincipalVerifier

@@ -4,6 +4,7 @@ import asyncio
 import sys
 import threading
 import tracemalloc
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import pytest
@@ -11,20 +12,22 @@ import pytest
 from libs.core.errors import FixRequest
 from libs.eventsourcing import batch_writer
 from libs.eventsourcing import consumer as consumer_module
-from libs.eventsourcing import rebuild as rebuild_module
 from libs.eventsourcing import relay as relay_module
-from libs.eventsourcing.consumer import stored_places
-from libs.eventsourcing.head import Head
+from libs.eventsourcing.offsets import Checkpoint, stored_checkpoints
 from libs.eventsourcing.parking import list_parked, request_retry
-from libs.eventsourcing.rebuild import Rebuild, RebuildFailed, _Moment, _TopicReplay
+from libs.eventsourcing.rebuild import Rebuild, RebuildFailed, TopicRepair, bounds
+from libs.eventsourcing.rebuild import lease as lease_module
+from libs.eventsourcing.rebuild.message_buffer import Due, MessageBuffer
+from libs.eventsourcing.rebuild.snapshot import Snapshot
 from libs.eventsourcing.stops import require_at_rest
 from libs.mongodb.client import Client, ClientSession, connect
 from libs.mongodb.leases import Leases
 from libs.process.settings import ServiceSettings
 from libs.process.telemetry import RELAY_STOPPED
+from libs.service.definition import ServiceDefinition
 from libs.service.operations import restored
 from libs.service.repair import RepairReport, renew_identity, repair_topic
-from libs.service.running import ServiceDefinition, running_service
+from libs.service.running import running_service
 from libs.suite.child_process import die_with_parent
 from libs.testing.followers import ECHO, PROJECT, Behaviour, Follower, Installation, Owner, installation
 from libs.testing.things import THING, TOPIC, DiscardThing
@@ -140,20 +143,20 @@ async def _write(owner: Owner) -> int:
 
 @pytest.fixture
 def small_portions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A rebuild reads a little at a time; gives how many messages waited whenever some were applied."""
-    monkeypatch.setattr(rebuild_module, "WAITING_BYTES_MAX", 20 * rebuild_module.MESSAGE_BYTES)
-    monkeypatch.setattr(rebuild_module, "EVENTS_TOGETHER", 10)
-    monkeypatch.setattr(rebuild_module, "DOCUMENTS_BYTES_MAX", 300)
-    monkeypatch.setattr(rebuild_module, "PAGE_BYTES_MAX", 100)
-    waited: list[int] = []
-    apply_foreign = Rebuild._apply_foreign
+    """Makes a rebuild read little at once; returns how many messages were in memory each time some were applied."""
+    monkeypatch.setattr(bounds, "BUFFER_BYTES_MAX", 20 * bounds.MESSAGE_OVERHEAD_BYTES)
+    monkeypatch.setattr(bounds, "EVENTS_TOGETHER", 10)
+    monkeypatch.setattr(bounds, "DOCUMENTS_BYTES_MAX", 300)
+    monkeypatch.setattr(bounds, "EVENTS_BYTES_MAX", 100)
+    held: list[int] = []
+    due = MessageBuffer.due
 
-    def counted(self: Rebuild, replay: _TopicReplay, moment: _Moment, session: ClientSession | None = None) -> None:
-        waited.append(sum(map(len, replay.waiting.values())))
-        apply_foreign(self, replay, moment, session)
+    def counted(self: MessageBuffer, offsets: Mapping[int, int], snapshot: Snapshot) -> Due:
+        held.append(len(self))
+        return due(self, offsets, snapshot)
 
-    monkeypatch.setattr(Rebuild, "_apply_foreign", counted)
-    return waited
+    monkeypatch.setattr(MessageBuffer, "due", counted)
+    return held
 
 
 async def test_a_rebuild_holds_no_more_than_its_portion_of_a_topic(
@@ -238,17 +241,23 @@ async def test_a_second_rebuild_at_the_same_time_is_refused(embedded: Installati
 
 
 async def take_lease(owner: Owner) -> None:
-    """As another rebuild does once the lease has run out."""
+    """What another rebuild does after the lease has expired."""
     await owner.store.database["leases"].update_one({"_id": "rebuild"}, {"$set": {"holder": "another"}})
+
+
+async def overtake(owner: Owner) -> None:
+    """What another rebuild does at its beginning."""
+    await take_lease(owner)
+    for name in await collections_of(owner):
+        if "__rebuilt_" in name:
+            await owner.store.database.drop_collection(name)
 
 
 async def test_a_rebuild_that_lost_its_lease_before_the_swap_changes_nothing(embedded: Installation) -> None:
     class Overtaken(Rebuild):
-        async def _swap(self) -> None:
-            await take_lease(owner)
-            # What the other one takes for left over.
-            await self._drop(self._shadows.values())
-            await super()._swap()
+        async def swap(self) -> None:
+            await overtake(owner)
+            await super().swap()
 
     async with embedded.owner() as owner:
         for number in range(5):
@@ -261,10 +270,9 @@ async def test_a_rebuild_that_lost_its_lease_before_the_swap_changes_nothing(emb
 
 async def test_a_comparison_that_lost_its_lease_reports_nothing(embedded: Installation) -> None:
     class Overtaken(Rebuild):
-        async def _catch_up(self) -> None:
-            await super()._catch_up()
-            await take_lease(owner)
-            await self._drop(self._shadows.values())
+        async def catch_up(self) -> None:
+            await super().catch_up()
+            await overtake(owner)
 
     async with embedded.owner() as owner:
         await owner.make("1", "lamp")
@@ -276,11 +284,11 @@ async def test_a_rebuild_ends_as_soon_as_its_lease_is_lost(
     embedded: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Endless(Rebuild):
-        async def _catch_up(self) -> None:
+        async def catch_up(self) -> None:
             await take_lease(owner)
             await asyncio.Event().wait()
 
-    monkeypatch.setattr(rebuild_module, "LEASE_SECONDS", 0.3)
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 0.3)
     async with embedded.owner() as owner:
         await owner.make("1", "lamp")
         async with asyncio.timeout(5):
@@ -318,8 +326,8 @@ async def test_a_swap_that_holds_the_head_for_too_long_is_begun_anew(
     held, written = threading.Event(), threading.Event()
 
     class Slow(Rebuild):
-        def _last_step(self, session: ClientSession, before: Head) -> None:
-            super()._last_step(session, before)
+        def finish(self, session: ClientSession) -> None:
+            super().finish(session)
             held.set()
             assert written.wait(30)
 
@@ -373,11 +381,11 @@ async def test_a_topic_that_is_not_stopped_is_left_as_it_is(place: Installation)
     async with place.owner() as owner, place.follower(behaviour) as follower:
         await owner.make("1", "lamp")
         await until_views(follower, 1)
-        before = await stored_places(follower.store, TOPIC)
+        before = await stored_checkpoints(follower.store, TOPIC)
         repaired = await repair(place, follower, behaviour)
         assert "there is nothing to repair" in repaired.action
         assert repaired.rebuild is None
-        assert await stored_places(follower.store, TOPIC) == before
+        assert await stored_checkpoints(follower.store, TOPIC) == before
 
 
 async def test_a_running_service_is_not_told_that_its_store_was_restored(mongod: str, database_prefix: str) -> None:
@@ -419,6 +427,25 @@ async def test_after_the_owners_store_was_replaced_the_projections_follow_the_ne
             await owner.make("4", "match")
             await until_views(follower, 2)
             assert set(await follower.views()) == {"3", "4"}
+
+
+async def test_a_repair_of_a_topic_whose_offsets_changed_meanwhile_changes_nothing(embedded: Installation) -> None:
+    behaviour = Behaviour()
+    async with embedded.owner() as owner, embedded.follower(behaviour) as follower:
+        await owner.make("1", "lamp")
+        await until_views(follower, 1)
+        before = await stored_checkpoints(follower.store, TOPIC)
+        outdated = TopicRepair(stored={0: Checkpoint(1, 1, "another")}, replaced_by={0: Checkpoint(1, 1, "another")})
+        rebuild = Rebuild(
+            follower.store,
+            embedded.open_log("operator"),
+            projections=[behaviour.projection()],
+            repairs={TOPIC: outdated},
+        )
+        with pytest.raises(RebuildFailed, match="meanwhile"):
+            await rebuild.run(grace_seconds=0)
+        assert await stored_checkpoints(follower.store, TOPIC) == before
+        assert set(await follower.views()) == {"1"}
 
 
 async def test_a_repair_reads_the_topic_in_portions_too(embedded: Installation, small_portions: list[int]) -> None:

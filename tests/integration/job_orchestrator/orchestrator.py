@@ -35,7 +35,8 @@ from libs.core.json import JsonObject, dump_json
 from libs.core.principal import Principal
 from libs.process.health import Health
 from libs.process.signing_keys import new_signing_key
-from libs.service.running import ServiceContext, running_service
+from libs.service.definition import ServiceContext
+from libs.service.running import running_service
 from libs.testing.urls import url_settings
 from libs.web.internal import InternalClient, internal_route
 from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner, PrincipalVerifier

@@ -13,7 +13,8 @@ from pydantic import SecretStr
 from libs.core.clock import Clock
 from libs.core.principal import Principal
 from libs.process.signing_keys import new_signing_key
-from libs.service.running import ServiceContext, running_service
+from libs.service.definition import ServiceContext
+from libs.service.running import running_service
 from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
 from services.record_sync.app import SERVICE
 from services.record_sync.config import RecordSyncSettings

@@ -14,8 +14,9 @@ from libs.core.decider import Reaction
 from libs.mongodb.client import PyMongoError, connect
 from libs.mongodb.leases import Leases
 from libs.process.settings import ServiceSettings
-from libs.service import running as service_module
-from libs.service.running import ServiceContext, ServiceDefinition, running_service
+from libs.service.background import BackgroundTasks
+from libs.service.definition import ServiceContext, ServiceDefinition
+from libs.service.running import running_service
 from libs.testing.servers import Mongod
 from libs.testing.things import THING
 
@@ -124,7 +125,7 @@ async def test_shutdown_ends_work_that_answers_a_cancellation_with_an_error() ->
         except asyncio.CancelledError:
             raise LookupError("interrupted") from None
 
-    tasks = service_module.BackgroundTasks()
+    tasks = BackgroundTasks()
     tasks.start("stubborn", work)
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
