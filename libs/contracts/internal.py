@@ -1,6 +1,6 @@
-"""The internal calls: the only requests that services make of each other, signed, never more than one deep.
+"""The internal calls: all requests between services. They are signed, and whoever answers one makes none.
 
-Each is a POST of one model that is answered by another. ``tests/architecture`` holds the list.
+Each is a POST of one model that is answered with another. ``tests/architecture`` checks the list.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class InternalCall(Generic[Request, Response]):
     """One internal call.
 
     Args:
-        service: who answers.
+        service: the service that answers.
         path: below the service's root; always ``/internal/…``.
         callers: the services that may call.
-        is_repeatable: sent twice it does no more than once, so it is sent again when a connection breaks under it.
+        is_repeatable: idempotent, so it is sent again if the connection breaks.
     """
 
     service: str
@@ -44,16 +44,16 @@ class Nothing(Frozen):
 
 
 class CredentialPresented(Frozen):
-    """``kind`` is ``bearer`` for the Authorization header's value, ``session`` for the cookie's."""
+    """``kind`` is ``bearer`` for the value of the Authorization header, ``session`` for that of the cookie."""
 
     kind: Literal["bearer", "session"]
     credential: str
 
 
 class CredentialResolved(Frozen):
-    """``principal`` is None when the credential is unknown, expired or revoked; ``reason`` then says why.
+    """``principal`` is None if the credential is unknown, expired or revoked; ``reason`` then says which.
 
-    ``expires_soon_at``: the end of a key's secret, where it is so near that its holder should hear of it.
+    ``expires_soon_at``: when a key's secret expires, if that is so soon that its holder should be warned.
     """
 
     principal: Principal | None
@@ -61,7 +61,7 @@ class CredentialResolved(Frozen):
     expires_soon_at: datetime | None = None
 
 
-# Every request waits for it: as long as auth may take to come back after it was killed.
+# Every request waits for it, so it outlasts a restart of auth after a crash.
 RESOLVE_CREDENTIAL = InternalCall(
     "auth",
     "/internal/credentials/resolve",
@@ -76,7 +76,7 @@ RESOLVE_CREDENTIAL = InternalCall(
 
 
 class EndpointWanted(Frozen):
-    """A job's source or destination: an existing one by ``id``, or one to be made from the other fields."""
+    """A job's source or destination: an existing one by ``id``, or a new one from the other fields."""
 
     id: int | None = None
     name: str | None = None
@@ -94,7 +94,7 @@ class EndpointReserved(Frozen):
 
 
 class ReserveEndpoints(Frozen):
-    """Reserve both ends for a job; idempotent by ``job_id`` (the same call again answers the same)."""
+    """Reserve source and destination for a job; idempotent by ``job_id``."""
 
     project_id: int
     job_id: int
@@ -105,7 +105,7 @@ class ReserveEndpoints(Frozen):
 
 
 class EndpointsReserved(Frozen):
-    """``reserved_until``: the job must be created before this moment, else the reservation is void."""
+    """``reserved_until``: the reservation expires unless the job has been created by then."""
 
     source: EndpointReserved
     destination: EndpointReserved
@@ -124,13 +124,13 @@ RESERVE_ENDPOINTS = InternalCall(
 
 
 class ResolveEndpoints(Frozen):
-    """``grant`` is the token of a claimed run (signed by job_orchestrator) that names both ids."""
+    """``grant``: the token of a claimed run, signed by job_orchestrator, that names both endpoints."""
 
     grant: str
 
 
 class EndpointResolved(Frozen):
-    """``config`` holds its secrets in clear: for the worker's memory alone."""
+    """``config`` holds secrets in clear text, which must not leave the worker's memory."""
 
     id: int
     type: str
@@ -169,7 +169,7 @@ class JobEndpoints(Frozen):
 
 
 class JobsExisting(Frozen):
-    """``endpoints`` says what each of ``job_ids`` uses, so that reservations of abandoned changes can be released."""
+    """``endpoints``: what each of ``job_ids`` uses, so that reservations of abandoned changes can be released."""
 
     job_ids: tuple[int, ...]
     endpoints: tuple[JobEndpoints, ...] = ()
@@ -180,41 +180,66 @@ JOBS_EXISTING = InternalCall(
 )
 
 
-class ClaimRun(Frozen):
+RUN_WORK = "run"
+"""The kind of work of a job's run."""
+
+
+class ClaimWork(Frozen):
+    """``kinds``: the kinds of work that the worker executes. Workers of earlier versions send none and get runs."""
+
     worker_id: str
+    kinds: tuple[str, ...] = (RUN_WORK,)
 
 
-class ClaimedRun(Frozen):
-    """A run and the lease on it.
+class Claimed(Frozen):
+    """What every kind of claimed work has; each kind extends it.
 
     Args:
-        epoch: fences every earlier claim of this run's job.
-        grant: what catalog wants before it hands out the configuration.
-        cancel_requested: the run was cancelled before it was claimed.
-        attempt, attempts_max: which attempt this is, and how many there are at most.
-        living_job_ids: the project's jobs, where the job may take over tables of those that are no more.
+        run_id: identifies the work in reports.
+        epoch: fences every earlier claim.
+        lease_seconds: the claim expires this long after the last heartbeat.
+        cancel_requested: cancelled before it was claimed.
     """
 
     run_id: str
+    epoch: int
+    lease_seconds: float
+    cancel_requested: bool = False
+
+
+class ClaimedRun(Claimed):
+    """A job's run.
+
+    Args:
+        grant: catalog resolves the run's endpoints for it.
+        attempt, attempts_max: the number of this attempt, and of the last one.
+        living_job_ids: the project's jobs, if the job may take over tables of deleted ones.
+    """
+
     job_id: int
     project_id: int
     kind: RunKind
-    epoch: int
-    lease_seconds: float
     grant: str
     streams_config_json: str
     advanced_settings_json: str
-    cancel_requested: bool = False
     attempt: int = 1
     attempts_max: int = 1
     living_job_ids: tuple[int, ...] | None = None
 
 
-class RunClaim(Frozen):
-    run: ClaimedRun | None
+class WorkClaim(Frozen):
+    """The claimed work, if there was any.
+
+    Args:
+        kind: the kind of work. Orchestrators of earlier versions only have runs and do not send it.
+        run: the fields of the kind's own extension of ``Claimed``.
+    """
+
+    kind: str = RUN_WORK
+    run: dict[str, Any] | None = None
 
 
-CLAIM_RUN = InternalCall("job_orchestrator", "/internal/runs/claim", ClaimRun, RunClaim, ("worker",))
+CLAIM_WORK = InternalCall("job_orchestrator", "/internal/runs/claim", ClaimWork, WorkClaim, ("worker",))
 
 
 class LogLine(Frozen):
@@ -226,7 +251,7 @@ class LogLine(Frozen):
 
 
 class StreamProgress(Frozen):
-    """``rows_total`` is the planner's estimate, None when unknown; ``error`` says why a stream failed."""
+    """``rows_total`` is the planner's estimate, None if unknown; ``error`` says why the stream failed."""
 
     namespace: str
     name: str
@@ -239,25 +264,26 @@ class StreamProgress(Frozen):
 
 
 class Heartbeat(Frozen):
-    """Renews the lease and carries what happened since the last one.
+    """Renews the lease and reports what is new.
 
     Args:
-        log_sequence: the number of the first of ``log_lines`` in this epoch's log, so that a repeated heartbeat adds
-            no line twice.
+        streams: the progress of the streams that changed since the last acknowledged report.
+        results: results ahead of the end, if they do not all fit into the final report.
+        log_sequence: the number of the first of ``log_lines`` in this epoch's log. A repeated line is stored once.
     """
 
     run_id: str
     epoch: int
     streams: tuple[StreamProgress, ...] = ()
+    results: tuple[StreamResult, ...] = ()
     log_sequence: int = 0
     log_lines: tuple[LogLine, ...] = ()
 
 
 class HeartbeatAnswer(Frozen):
-    """``fenced``: another worker has the run; stop at once and commit nothing."""
+    """``fenced``: another worker has the work; stop at once and commit nothing."""
 
     verdict: Literal["continue", "cancel", "fenced"]
-    grant: str | None = None
 
 
 HEARTBEAT = InternalCall(
@@ -265,11 +291,14 @@ HEARTBEAT = InternalCall(
 )
 
 
-class FinishRun(Frozen):
-    """The attempt's end; ``retryable`` failures are tried again up to the installation's limit.
+class FinishWork(Frozen):
+    """The attempt's end.
 
     Args:
-        given_back: the worker was told to stop, which is no failure: another one goes on with the same attempt.
+        retryable: a failed attempt may succeed when it is retried.
+        given_back: the worker was stopped, which is no failure: another worker continues the same attempt.
+        streams: the results that no heartbeat carried.
+        progress, log_sequence, log_lines: as in ``Heartbeat``.
     """
 
     run_id: str
@@ -288,13 +317,13 @@ class FinishAnswer(Frozen):
     verdict: Literal["recorded", "fenced"]
 
 
-FINISH_RUN = InternalCall("job_orchestrator", "/internal/runs/finish", FinishRun, FinishAnswer, ("worker",))
+FINISH_WORK = InternalCall("job_orchestrator", "/internal/runs/finish", FinishWork, FinishAnswer, ("worker",))
 
 # worker
 
 
 class ConnectorConfig(Frozen):
-    """``role`` tells a source's connector from a destination's."""
+    """What to connect to, and as which side."""
 
     role: Literal["source", "destination"]
     type: str
@@ -302,7 +331,7 @@ class ConnectorConfig(Frozen):
 
 
 class CheckResult(Frozen):
-    """``succeeded`` False carries the reason in ``message``, in words for the person who typed the configuration."""
+    """``message`` says why a check failed, addressed to the person who entered the configuration."""
 
     succeeded: bool
     message: str
@@ -327,9 +356,9 @@ CALLS: tuple[InternalCall[Any, Any], ...] = (
     RESERVE_ENDPOINTS,
     RESOLVE_ENDPOINTS,
     JOBS_EXISTING,
-    CLAIM_RUN,
+    CLAIM_WORK,
     HEARTBEAT,
-    FINISH_RUN,
+    FINISH_WORK,
     CHECK_CONNECTION,
     DISCOVER_STREAMS,
 )

@@ -102,13 +102,24 @@ class RunCancelRequested(RunEvent):
     """The worker was asked to stop the run."""
 
 
+class RunStreamsRecorded(RunEvent):
+    """Part of what a run did, ahead of its end. Only runs of very many streams have such parts.
+
+    Args:
+        epoch: the claim that the run was made under. A later claim starts afresh.
+    """
+
+    epoch: int
+    streams: tuple[StreamResult, ...]
+
+
 class RunFinished(RunEvent):
     """A run ended.
 
     Args:
         epoch: the last claim of the run; 0 if no worker ever claimed it.
         error: what went wrong; absent if nothing did.
-        streams: what the run did, stream by stream.
+        streams: what the run did, stream by stream, unless a preceding event has it.
     """
 
     epoch: int

@@ -122,6 +122,10 @@ OLDEST_WAIT_SECONDS = Gauge(
 )
 RUNS_ACTIVE = Gauge("datasync_runs_active", "Runs that wait or are running", registry=REGISTRY)
 RUNS_FINISHED = Counter("datasync_runs_finished_total", "Runs by outcome", ["outcome"], registry=REGISTRY)
+WORK_RUNNING = Gauge("datasync_work_running", "Claimed work that this worker executes", ["kind"], registry=REGISTRY)
+WORK_ENDED = Counter(
+    "datasync_work_ended_total", "Work that this worker executed", ["kind", "outcome"], registry=REGISTRY
+)
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 

@@ -1,23 +1,25 @@
-"""How workers get runs and keep them: claims under growing epochs, leases by the store's clock, reports, ends.
+"""The workers' side of runs: claims under increasing epochs, leases by the database's clock, reports, ends.
 
-The lease only keeps two workers off one run most of the time. The run's stream decides whose report counts, and the
-epoch, which grows across all runs of a job and with the clock, lets the destination refuse a worker that woke up late.
+The lease only makes it unlikely that two workers execute the same run. The run's stream decides whose report is
+accepted. The epoch increases across all runs of a job and with the clock, so that the destination can reject a worker
+that was suspended past its lease.
 """
 
 import contextlib
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from libs.contracts.internal import (
+    RUN_WORK,
     ClaimedRun,
+    ClaimWork,
     FinishAnswer,
+    FinishWork,
     Heartbeat,
     HeartbeatAnswer,
-)
-from libs.contracts.internal import (
-    FinishRun as FinishReport,
+    WorkClaim,
 )
 from libs.contracts.jobs import RunOutcome
 from libs.core.clock import Clock
@@ -30,7 +32,15 @@ from libs.mongodb.client import Document, DuplicateKeyError, ReturnDocument
 from libs.web.principals import PrincipalSigner
 from services.job_orchestrator.config import JobOrchestratorSettings
 from services.job_orchestrator.domain.job import JOB, JobState
-from services.job_orchestrator.domain.run import RUN, FinishRun, RunState, ScheduleRetry, StartRun, retry_allowed
+from services.job_orchestrator.domain.run import (
+    RUN,
+    FinishRun,
+    RecordStreams,
+    RunState,
+    ScheduleRetry,
+    StartRun,
+    retry_allowed,
+)
 from services.job_orchestrator.domain.streams import takes_over
 from services.job_orchestrator.readable import UNREADABLE, Readable
 from services.job_orchestrator.run_control import RunControl
@@ -44,16 +54,14 @@ BACKOFF_SECONDS_MAX = 300.0
 GRANT_SECONDS = 180.0
 EPOCHS_FROM = datetime(2026, 1, 1, tzinfo=UTC)
 SECONDS_SO_FAR: Document = {"$toLong": {"$divide": [{"$subtract": ["$$NOW", EPOCHS_FROM]}, 1000]}}
-"""The least that a new epoch is above: an installation that was restored or made anew begins its epochs higher than
-those that a destination remembers of it, and is not refused for them."""
+"""The lower bound of new epochs. The epochs of a restored or new installation are above those that its destinations
+remember, so they do not reject it."""
 
 
 class Claims:
-    """The worker's side of runs.
+    """Hands out runs and takes reports.
 
-    Args:
-        started_at: when this instance began; living workers get one lease's time to report after an outage before
-            their runs are handed to others.
+    After a start, running workers have the duration of one lease to report before others may claim their runs.
     """
 
     def __init__(
@@ -77,71 +85,70 @@ class Claims:
         self._leases = documents.plain(LEASES)
         self._readable = Readable(RUN)
 
-    async def claim(self, worker_id: str) -> ClaimedRun | None:
-        """The run that has waited longest, one that lost its worker before one that never had any; None for none."""
+    async def claim(self, request: ClaimWork) -> WorkClaim:
+        """Claim work for a worker: the run that has waited longest, but those that lost their worker first."""
+        if RUN_WORK not in request.kinds:
+            return WorkClaim()
         for candidates in (self._lost(), self._waiting()):
             async with contextlib.aclosing(candidates) as runs:
                 async for run in runs:
-                    claimed = await self._try_claim(run, worker_id)
+                    claimed = await self._try_claim(run, request.worker_id)
                     if claimed is not None:
-                        return claimed
-        return None
+                        return WorkClaim(kind=RUN_WORK, run=claimed.model_dump())
+        return WorkClaim()
 
     async def heartbeat(self, report: Heartbeat) -> HeartbeatAnswer:
-        """Renew the lease and keep what the worker reports; ``fenced`` when its epoch is no longer the run's."""
+        """Renew the lease and store the report. ``fenced`` if the run has another epoch or has ended."""
         run = await self._documents.get(RUN, report.run_id)
         if run is None or run.state.status != "running" or run.state.epoch != report.epoch:
             return HeartbeatAnswer(verdict="fenced")
         if not await self._renew(run.state.job_id, report.run_id, report.epoch):
             return HeartbeatAnswer(verdict="fenced")
-        if report.streams:
-            await self._records.save_progress(report.run_id, report.epoch, report.streams)
+        await self._records.save_progress(report.run_id, report.epoch, report.streams)
         await self._records.add_lines(report.run_id, report.epoch, report.log_sequence, report.log_lines)
-        grant = self._grant(run, await self._job(run))
-        return HeartbeatAnswer(verdict="cancel" if run.state.cancel_requested else "continue", grant=grant)
+        if report.results:
+            command = RecordStreams(epoch=report.epoch, streams=report.results)
+            if not await _unless_fenced(self._control.record_streams(report.run_id, command, _metadata(run))):
+                return HeartbeatAnswer(verdict="fenced")
+        return HeartbeatAnswer(verdict="cancel" if run.state.cancel_requested else "continue")
 
-    async def finish(self, report: FinishReport) -> FinishAnswer:
-        """Record an attempt's end: the run's end, or a retry where the failure is worth one."""
+    async def finish(self, report: FinishWork) -> FinishAnswer:
+        """Record an attempt's end: the run ends, or it is retried."""
         run = await self._documents.get(RUN, report.run_id)
         if run is None or run.state.epoch != report.epoch:
             return FinishAnswer(verdict="fenced")
         if run.state.status != "running":
-            # The same report again, after its answer was lost.
+            # The worker repeats the report if its answer was lost.
             repeated = run.state.status in (report.outcome, "queued")
             return FinishAnswer(verdict="recorded" if repeated else "fenced")
-        if report.progress:
-            await self._records.save_progress(report.run_id, report.epoch, report.progress)
+        await self._records.save_progress(report.run_id, report.epoch, report.progress)
         await self._records.add_lines(report.run_id, report.epoch, report.log_sequence, report.log_lines, last=True)
-        try:
-            await self._end(run, report)
-        except Conflict as refusal:
-            if refusal.code != "fenced":
-                raise
+        if not await _unless_fenced(self._end(run, report)):
             return FinishAnswer(verdict="fenced")
         await self._release(run.state.job_id, report.run_id, report.epoch)
         return FinishAnswer(verdict="recorded")
 
-    async def _end(self, run: Entity[RunState], report: FinishReport) -> None:
+    async def _end(self, run: Entity[RunState], report: FinishWork) -> None:
         metadata = _metadata(run)
-        tried_again = report.outcome == "failed" and (report.retryable or report.given_back)
+        retryable = report.outcome == "failed" and (report.retryable or report.given_back)
         cancelled = run.state.cancel_requested
-        if tried_again and not cancelled and (report.given_back or self._retry_allowed(run.state)):
+        if retryable and not cancelled and (report.given_back or self._retry_allowed(run.state)):
             try:
                 return await self._retry(run, report)
             except Conflict as refusal:
                 if refusal.code != "run_changed":
                     raise
-                # The run was cancelled after it was read.
+                # The run was cancelled after it had been read.
                 cancelled = True
-        outcome: RunOutcome = "cancelled" if tried_again and cancelled else report.outcome
+        outcome: RunOutcome = "cancelled" if retryable and cancelled else report.outcome
         finish = FinishRun(epoch=report.epoch, outcome=outcome, error=report.error, streams=report.streams)
         await self._control.finish(str(run.id), run.state, finish, metadata)
         if outcome == "failed":
-            why = "no attempt is left" if tried_again else "a retry would not mend it, so the run is not tried again"
+            why = "no attempt is left" if retryable else "a retry would fail as well, so the run is not retried"
             await self._close_attempt(run, "error", f"Failed in {self._attempt(run.state)}; {why}")
         return None
 
-    async def _retry(self, run: Entity[RunState], report: FinishReport) -> None:
+    async def _retry(self, run: Entity[RunState], report: FinishWork) -> None:
         error = report.error or "the attempt failed"
         pause_seconds = 0.0 if report.given_back else self._backoff_seconds(run.state.attempts)
         command = ScheduleRetry(
@@ -152,8 +159,8 @@ class Claims:
         )
         await self._control.retry(str(run.id), command, _metadata(run))
         if not report.given_back:
-            words = f"Failed in {self._attempt(run.state)}, again in {round(pause_seconds, 1):g} s: {error}"
-            await self._close_attempt(run, "warning", words)
+            message = f"Failed in {self._attempt(run.state)}, retrying in {round(pause_seconds, 1):g} s: {error}"
+            await self._close_attempt(run, "warning", message)
 
     async def _close_attempt(self, run: Entity[RunState], level: LogLevel, message: str) -> None:
         await self._records.close_attempt(str(run.id), run.state.epoch, level, message)
@@ -165,7 +172,7 @@ class Claims:
         return retry_allowed(run, retries_max=self._settings.max_retries.value)
 
     def _backoff_seconds(self, attempts: int) -> float:
-        """The pause, with jitter in its upper half so that runs that failed together are not retried together."""
+        """The pause, with jitter in its upper half, so that runs that failed together are not retried together."""
         growth = {"exponential": 2 ** (attempts - 1), "linear": attempts, "constant": 1}[
             self._settings.sync_backoff.value
         ]
@@ -174,7 +181,7 @@ class Claims:
 
     async def _waiting(self) -> AsyncGenerator[Entity[RunState], None]:
         now = self._clock.now()
-        # No pause lasts that long, so the clock was set back.
+        # No pause is that long, so the clock was set back.
         never = now + timedelta(seconds=2 * BACKOFF_SECONDS_MAX)
         since = {"$or": [{"state.waiting_since": {"$lte": now}}, {"state.waiting_since": {"$gt": never}}]}
         cursor = self._documents.collection(RUN.collection).find({"state.status": "queued", **since})
@@ -183,7 +190,7 @@ class Claims:
             yield run
 
     async def _lost(self) -> AsyncGenerator[Entity[RunState], None]:
-        """Running runs without a lease in force."""
+        """Running runs whose lease has expired."""
         if self._clock.now() < self._takeovers_from:
             return
         pipeline: list[Document] = [
@@ -201,7 +208,7 @@ class Claims:
         try:
             takes_over((await self._job(run)).state.definition.advanced_settings_json)
         except UNREADABLE as error:
-            # It can't be handed out, so it would be claimed again and again.
+            # It cannot be handed out. Left among the candidates, it would be claimed again and again.
             self._readable.report(run.id, error)
             return None
         lost = run.state.status == "running"
@@ -219,14 +226,14 @@ class Claims:
             await self._release(run.state.job_id, str(run.id), epoch)
             return None
         if lost:
-            words = f"The worker {run.state.worker_id} was lost: it stopped reporting, and its lease ran out"
-            await self._close_attempt(run, "warning", f"{words}; the worker {worker_id} goes on")
+            message = f"{_lost_worker(run.state)}; the worker {worker_id} continues the run"
+            await self._close_attempt(run, "warning", message)
         return await self._claimed(claimed)
 
     async def _could_report(self, run: Entity[RunState]) -> bool:
-        """Whether the worker could have reported: not if its lease was last renewed before this instance started.
+        """Whether the worker could have reported that it was stopped.
 
-        All instances may have been away until then, and a worker that was stopped meanwhile could not tell anybody.
+        Not if its lease was last renewed before this instance started, since no instance may have been running.
         """
         lease = await self._leases.find_one({"_id": run.state.job_id})
         return lease is None or bool(lease["expires_at"] >= self._takeovers_from)
@@ -257,26 +264,22 @@ class Claims:
         return tuple([int(document["_id"]) async for document in cursor])
 
     async def _give_up(self, run: Entity[RunState]) -> None:
-        """End a run that lost its worker more often than it may be tried."""
+        """End a run that lost its worker in its last attempt."""
         error = f"the worker {run.state.worker_id} stopped reporting in {self._attempt(run.state)}"
         outcome: RunOutcome = "cancelled" if run.state.cancel_requested else "failed"
         finish = FinishRun(epoch=run.state.epoch, outcome=outcome, error=error)
-        try:
-            await self._control.finish(str(run.id), run.state, finish, _metadata(run))
-        except Conflict as refusal:
-            if refusal.code != "fenced":
-                raise
+        if not await _unless_fenced(self._control.finish(str(run.id), run.state, finish, _metadata(run))):
             return
-        words = f"The worker {run.state.worker_id} was lost: it stopped reporting, and its lease ran out"
-        await self._close_attempt(run, "error", f"{words} in {self._attempt(run.state)}; no attempt is left")
+        message = f"{_lost_worker(run.state)} in {self._attempt(run.state)}; no attempt is left"
+        await self._close_attempt(run, "error", message)
 
     async def _job(self, run: Entity[RunState]) -> Entity[JobState]:
         job = await self._documents.get(JOB, run.state.job_id)
-        assert job is not None, "a run's job is never removed, only marked as deleted"
+        assert job is not None, "jobs are marked as deleted, never removed"
         return job
 
     def _grant(self, run: Entity[RunState], job: Entity[JobState]) -> str:
-        """What lets the worker have this run's configuration from catalog, and nothing else."""
+        """Allows the worker to read this run's endpoints from catalog, and nothing else."""
         return self._principals.sign_grant(
             {
                 "run_id": str(run.id),
@@ -288,9 +291,9 @@ class Claims:
         )
 
     async def _take_lease(self, run: Entity[RunState]) -> int | None:
-        """Take the job's lease for this run under the next epoch; None while it is in force for somebody."""
+        """Take the job's lease for this run under the next epoch; None if somebody holds it."""
         criteria: Document = {"_id": run.state.job_id, "$expr": _is_over("$expires_at")}
-        # $expr may not stand in an upsert, so the first claim of a job makes the lease, already over.
+        # An upsert must not contain $expr, so a job's first claim inserts a lease that has expired.
         unclaimed = {"epoch": 0, "run_id": "", "expires_at": datetime.fromtimestamp(0, UTC)}
         with contextlib.suppress(DuplicateKeyError):
             await self._leases.update_one({"_id": run.state.job_id}, {"$setOnInsert": unclaimed}, upsert=True)
@@ -313,9 +316,24 @@ class Claims:
 
 
 def _is_over(expires_at: Any) -> Document:
-    """Whether a lease has expired, or ends so far ahead that the clock must have been set back."""
+    """Whether a lease has expired, or expires so late that the clock must have been set back."""
     never = {"$add": ["$$NOW", LEASE_SECONDS_MAX * 1000]}
     return {"$or": [{"$lte": [expires_at, "$$NOW"]}, {"$gt": [expires_at, never]}]}
+
+
+def _lost_worker(run: RunState) -> str:
+    return f"The worker {run.worker_id} was lost: it stopped reporting, and its lease expired"
+
+
+async def _unless_fenced(change: Awaitable[None]) -> bool:
+    """Returns False if the change was rejected because another worker has the run, or it has ended."""
+    try:
+        await change
+    except Conflict as refusal:
+        if refusal.code != "fenced":
+            raise
+        return False
+    return True
 
 
 def _metadata(run: Entity[RunState]) -> Metadata:

@@ -359,15 +359,15 @@ class InternalRoutes:
 
     def routes(self) -> Sequence[web.RouteDef]:
         return [
-            internal_route(internal.CLAIM_RUN, self.claim),
+            internal_route(internal.CLAIM_WORK, self.claim),
             internal_route(internal.HEARTBEAT, self.claims.heartbeat),
-            internal_route(internal.FINISH_RUN, self.claims.finish),
+            internal_route(internal.FINISH_WORK, self.claims.finish),
             internal_route(internal.JOBS_EXISTING, self.jobs_existing),
         ]
 
-    async def claim(self, call: internal.ClaimRun) -> internal.RunClaim:
+    async def claim(self, call: internal.ClaimWork) -> internal.WorkClaim:
         await self.workers.note(call.worker_id)
-        return internal.RunClaim(run=await self.claims.claim(call.worker_id))
+        return await self.claims.claim(call)
 
     async def jobs_existing(self, call: internal.JobsAsked) -> internal.JobsExisting:
         criteria = {"_id": {"$in": list(call.job_ids)}, "state.deleted": False}

@@ -1,4 +1,4 @@
-"""Beginning, cancelling and ending runs: each is one work on the run's stream and, where it matters, on the job's."""
+"""Starts, cancels and ends runs. Each is one atomic change of the run's stream and, if concerned, of the job's."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,6 +22,7 @@ from services.job_orchestrator.domain.run import (
     CancelWaiting,
     FinishRun,
     QueueRun,
+    RecordStreams,
     RequestCancel,
     RunState,
     ScheduleRetry,
@@ -30,14 +31,14 @@ from services.job_orchestrator.domain.run import (
 ATTEMPTS_MAX = 5
 
 CancelledRun = Literal["cancelled", "being cancelled"] | None
-"""What became of a job's active run: ended at once, or its worker has to stop first; None where none was active."""
+"""What happened to a job's active run: it ended at once, or its worker has to stop first. None if there was none."""
 
 
 class RunControl:
-    """Commands that concern a job and its run together.
+    """Commands to a job and its run together.
 
     Args:
-        on_change: called after a run began, was cancelled or ended: the scheduler may have something to do.
+        on_change: called after a run was started, was cancelled or has ended, for the scheduler.
     """
 
     def __init__(self, documents: Documents, commands: CommandHandler, on_change: Callable[[], None]) -> None:
@@ -58,7 +59,7 @@ class RunControl:
         expected_version: ExpectedVersion = None,
         idempotency: IdempotencyKey | None = None,
     ) -> str:
-        """Queue a run; returns its id, raises ``Conflict`` when the job's state does not admit one."""
+        """Queue a run and return its id. Raises ``Conflict`` if the job cannot run now."""
         run_id = uuid7()
         request = RequestRun(run_id=run_id, kind=kind, trigger=trigger, scheduled_for=scheduled_for, now=now)
         queue = QueueRun(
@@ -78,7 +79,7 @@ class RunControl:
     async def cancel(
         self, job: Entity[JobState], metadata: Metadata, *, idempotency: IdempotencyKey | None = None
     ) -> bool:
-        """Cancel the job's active run; True when that ended it at once, False when a worker has to stop first.
+        """Cancel the job's active run. Returns True if that ended it, False if its worker has to stop first.
 
         Raises:
             Conflict: no run is active.
@@ -103,13 +104,13 @@ class RunControl:
         *,
         expected_version: ExpectedVersion,
     ) -> CancelledRun:
-        """Delete a job; an active run of it is cancelled in the same work. Returns what became of that run."""
+        """Delete a job and cancel its active run, atomically. Returns what happened to that run."""
         for _ in range(ATTEMPTS_MAX):
             run = await self._active_run(job)
             left_active = job.state.active_run_id if run is not None and run.state.status == "running" else None
             delete = Act(JOB, job.id, DeleteJob(active_run_id=left_active))
             acts = _cancelling(job, run) if run is not None else []
-            # Only the first act on the job's stream can be held to the version that the caller read.
+            # Only the first act on the job's stream can be checked against the version that the caller read.
             acts = _expecting([*acts, delete], job, expected_version)
             if await self._unless_changed(CommandRequest(acts, metadata)):
                 if run is None:
@@ -119,14 +120,18 @@ class RunControl:
         raise Conflict("the job's runs keep changing; try again", code="contention")
 
     async def finish(self, run_id: str, run: RunState, command: FinishRun, metadata: Metadata) -> None:
-        """End a run together with its job's part of it; raises ``Conflict`` (``fenced``) under an old epoch."""
+        """End a run, and record that in its job. Raises ``Conflict`` (``fenced``) under another epoch."""
         end = EndRun(run_id=run_id, outcome=command.outcome)
         await self._commands.execute(CommandRequest([Act(RUN, run_id, command), Act(JOB, run.job_id, end)], metadata))
         RUNS_FINISHED.labels(command.outcome).inc()
         self.changed()
 
     async def retry(self, run_id: str, command: ScheduleRetry, metadata: Metadata) -> None:
-        """Let a run wait for its next attempt."""
+        """Queue the run for its next attempt."""
+        await self._commands.handle(RUN, run_id, command, metadata)
+
+    async def record_streams(self, run_id: str, command: RecordStreams, metadata: Metadata) -> None:
+        """Record results ahead of the run's end. Raises ``Conflict`` (``fenced``) under another epoch."""
         await self._commands.handle(RUN, run_id, command, metadata)
 
     async def _active_run(self, job: Entity[JobState]) -> Entity[RunState] | None:
@@ -137,22 +142,22 @@ class RunControl:
             raise NotFound(f"run {job.state.active_run_id} does not exist")
         return run
 
-    async def _unless_changed(self, work: CommandRequest) -> bool:
-        """False when the run moved on between reading it and deciding."""
+    async def _unless_changed(self, request: CommandRequest) -> bool:
+        """Returns False if the run changed between being read and the decision."""
         try:
-            await self._commands.execute(work)
+            await self._commands.execute(request)
         except Conflict as refusal:
             if refusal.code != "run_changed":
                 raise
             return False
-        if any(isinstance(act.command, CancelWaiting) for act in work.acts):
+        if any(isinstance(act.command, CancelWaiting) for act in request.acts):
             RUNS_FINISHED.labels("cancelled").inc()
         self.changed()
         return True
 
 
 async def key_was_used(documents: Documents, idempotency: IdempotencyKey | None) -> bool:
-    """Whether the request was carried out before, so that its key alone answers it."""
+    """Whether the request was executed before, so that it is answered from its key."""
     if idempotency is None:
         return False
     return await documents.plain("idempotency").find_one({"_id": idempotency.id}, {"_id": 1}) is not None

@@ -1,4 +1,4 @@
-"""What workers report while a run goes on, outside event sourcing: its progress and its log lines."""
+"""What workers report during a run, as plain documents: its progress and its log lines."""
 
 import contextlib
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ PAGE_LINES_MAX = 10_000
 
 _SEQUENCE_BITS = 24
 _CLOSING = 2**_SEQUENCE_BITS - 1
-"""A line's ordinal is its epoch and its number within it; together they stay below 2^53, which browsers need."""
+"""A line's ordinal combines its epoch and its number. It stays below 2^53, the largest integer exact in browsers."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """Lines oldest first, and the cursors that lead on from them in both directions."""
+    """Lines, oldest first, and the cursors for the pages before and after them."""
 
     lines: list[Document]
     older_cursor: int
@@ -37,7 +37,7 @@ class LogPage:
     has_more_newer: bool
 
 
-# Documents of earlier versions have ``created_at`` instead, and those versions' index removes them.
+# Documents of earlier versions have ``created_at`` instead and expire by those versions' index.
 _EXPIRY = IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)
 INDEXES = {
     PROGRESS: [_EXPIRY],
@@ -46,10 +46,10 @@ INDEXES = {
 
 
 class RunRecords:
-    """Reads and writes of progress and logs; every call is for a run that the caller has checked.
+    """Reads and writes progress and logs. The caller checks that it may access the run.
 
     Args:
-        keep_seconds: for how long from its writing each of them is kept.
+        keep_seconds: how long after it was written a record expires.
     """
 
     def __init__(self, documents: Documents, clock: Clock, keep_seconds: float) -> None:
@@ -58,17 +58,18 @@ class RunRecords:
         self._clock = clock
         self._keep = timedelta(seconds=keep_seconds)
 
-    async def save_progress(self, run_id: str, epoch: int, streams: Sequence[StreamProgress]) -> None:
-        """Replace the run's progress."""
-        document = {
-            "epoch": epoch,
-            "streams": [stream.model_dump() for stream in streams],
-            "expires_at": self._expiry(),
-        }
+    async def save_progress(self, run_id: str, epoch: int, changed: Sequence[StreamProgress]) -> None:
+        """Update the progress of streams. An epoch's first report replaces the progress of earlier ones."""
+        if not changed:
+            return
+        before = await self._progress.find_one({"_id": run_id, "epoch": epoch})
+        streams = {(stream["namespace"], stream["name"]): stream for stream in (before or {}).get("streams", ())}
+        streams |= {(stream.namespace, stream.name): stream.model_dump() for stream in changed}
+        document = {"epoch": epoch, "streams": list(streams.values()), "expires_at": self._expiry()}
         await self._progress.replace_one({"_id": run_id}, document, upsert=True)
 
     async def progress(self, run_id: str) -> list[StreamProgress]:
-        """The last reported progress, by stream."""
+        """The last reported progress of each stream."""
         document = await self._progress.find_one({"_id": run_id})
         streams = [] if document is None else document["streams"]
         return [StreamProgress.model_validate(stream, extra="ignore") for stream in streams]
@@ -76,9 +77,9 @@ class RunRecords:
     async def add_lines(
         self, run_id: str, epoch: int, first: int, lines: Sequence[LogLine], *, last: bool = False
     ) -> None:
-        """Add lines numbered from ``first`` within the epoch; a repeated line is kept once.
+        """Add lines numbered from ``first`` within the epoch; a repeated line is stored once.
 
-        Of an attempt that writes more than ``LINES_PER_ATTEMPT_MAX`` lines only those and its last ones are kept.
+        If an attempt writes more than ``LINES_PER_ATTEMPT_MAX`` lines, only those and its last ones are stored.
         """
         expires_at = self._expiry()
         kept_from = max(0, len(lines) - LAST_LINES_KEPT) if last else len(lines)
@@ -96,14 +97,14 @@ class RunRecords:
                 raise
 
     async def close_attempt(self, run_id: str, epoch: int, level: LogLevel, message: str) -> None:
-        """Add the last line of an attempt, after all lines of its worker; if there is one, it stays."""
+        """Add the attempt's last line, after all lines of its worker, unless there is one already."""
         now = self._clock.now()
         line = _line(run_id, epoch, _CLOSING, LogLine(time=now, level=level, message=message))
         with contextlib.suppress(DuplicateKeyError):
             await self._logs.insert_one(line | {"expires_at": self._expiry()})
 
     async def page(self, run_id: str, cursor: int, limit: int, *, newer: bool = False) -> LogPage:
-        """Up to ``limit`` lines on one side of a cursor; -1 is the log's end, whatever the direction."""
+        """Up to ``limit`` lines on one side of a cursor; -1 means the end of the log, in either direction."""
         from_end = cursor < 0
         newer = newer and not from_end
         bound: Document = {} if from_end else {"ordinal": {"$gt" if newer else "$lt": cursor}}
@@ -138,7 +139,7 @@ def _line(run_id: str, epoch: int, sequence: int, line: LogLine) -> Document:
 
 
 def percent_done(streams: Sequence[StreamProgress]) -> int:
-    """0 to 99 from the reported streams: by rows where every total is known, by finished streams otherwise."""
+    """0 to 99: by rows if every stream's total is known, by completed streams otherwise."""
     if not streams:
         return 0
     totals = [stream.rows_total for stream in streams]

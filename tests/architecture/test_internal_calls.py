@@ -13,7 +13,7 @@ DECLARED = {name: value for name, value in vars(internal).items() if isinstance(
 
 
 def _made_in(path: Path) -> Iterator[str]:
-    """The declared calls that a file makes: ``client.call(CLAIM_RUN, …)``."""
+    """The declared calls that a file makes: ``client.call(CLAIM_WORK, …)``."""
     for call in calls(tree_of(path)):
         if name_of(call.func) == "call" and call.args and name_of(call.args[0]) in DECLARED:
             yield name_of(call.args[0])

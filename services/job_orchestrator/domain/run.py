@@ -1,6 +1,6 @@
-"""A run: one execution of a job, claimed by workers under growing epochs until one of them finishes it.
+"""A run: one execution of a job. Workers claim it under increasing epochs until one of them finishes it.
 
-The run's stream is the judge of epochs: what a worker reports counts only under the epoch of the last claim.
+A worker's report is accepted only under the epoch of the last claim.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,11 @@ from libs.contracts.runs import (
     RunQueued,
     RunRetryScheduled,
     RunStarted,
+    RunStreamsRecorded,
     StreamResult,
 )
 from libs.core.decider import Aggregate
-from libs.core.envelope import Envelope, Frozen
+from libs.core.envelope import Envelope, Event, Frozen
 from libs.core.errors import Conflict, NotFound
 
 RunStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
@@ -26,15 +27,16 @@ ERROR_LENGTH_MAX = 4_000
 
 
 class RunState(Frozen):
-    """A run as it is now.
+    """A run's current state.
 
     Args:
-        streams_config_json: the streams to clear; None means the job's own catalog.
+        streams_config_json: the streams to clear; None for the job's own catalog.
         epoch: of the last claim, 0 before the first.
-        attempts: how often it was begun; what goes on after a worker was stopped is the same attempt.
-        waiting_since: from when a queued run may be claimed.
-        started_at: the first claim.
+        attempts: how many were started. What continues after a worker was stopped is the same attempt.
+        waiting_since: a queued run may be claimed from then on.
+        started_at: when it was first claimed.
         error: why the last attempt failed.
+        streams: the results that the last attempt has reported.
     """
 
     project_id: int
@@ -69,7 +71,7 @@ class QueueRun(Frozen):
 
 
 class StartRun(Frozen):
-    """A worker claims it, first or after another one's lease ran out."""
+    """A worker claims the run, for the first time or after another worker's lease expired."""
 
     worker_id: str
     epoch: int
@@ -83,6 +85,13 @@ class ScheduleRetry(Frozen):
     same_attempt: bool = False
 
 
+class RecordStreams(Frozen):
+    """Record results ahead of the run's end; those that are known already are ignored."""
+
+    epoch: int
+    streams: tuple[StreamResult, ...]
+
+
 class FinishRun(Frozen):
     epoch: int
     outcome: RunOutcome
@@ -91,18 +100,18 @@ class FinishRun(Frozen):
 
 
 class RequestCancel(Frozen):
-    """Ask the worker that has it to stop."""
+    """Ask the run's worker to stop."""
 
 
 class CancelWaiting(Frozen):
-    """End a run that no worker has."""
+    """End a run that is waiting for a worker."""
 
 
-RunCommand = QueueRun | StartRun | ScheduleRetry | FinishRun | RequestCancel | CancelWaiting
+RunCommand = QueueRun | StartRun | ScheduleRetry | RecordStreams | FinishRun | RequestCancel | CancelWaiting
 
 
 def decide(state: RunState | None, command: RunCommand) -> Sequence[RunEvent]:
-    """Raises ``Conflict``: code ``fenced`` for a report under an old epoch, ``run_changed`` for a state moved on."""
+    """Raises ``Conflict``: ``fenced`` for a report under another epoch, ``run_changed`` if the state does not fit."""
     if isinstance(command, QueueRun):
         if state is not None:
             raise Conflict("the run exists already", code="already_exists")
@@ -121,6 +130,11 @@ def decide(state: RunState | None, command: RunCommand) -> Sequence[RunEvent]:
             if state.cancel_requested:
                 raise Conflict("the run is being cancelled", code="run_changed")
             return [RunRetryScheduled(**{**command.model_dump(), "error": error[:ERROR_LENGTH_MAX]})]
+        case RecordStreams(streams=streams):
+            _check_epoch(state, command.epoch)
+            known = {(stream.namespace, stream.name) for stream in state.streams}
+            new = tuple(stream for stream in streams if (stream.namespace, stream.name) not in known)
+            return [RunStreamsRecorded(epoch=command.epoch, streams=new)] if new else []
         case FinishRun():
             _check_epoch(state, command.epoch)
             error_text = command.error[:ERROR_LENGTH_MAX] if command.error else None
@@ -139,50 +153,60 @@ def decide(state: RunState | None, command: RunCommand) -> Sequence[RunEvent]:
 
 def _check_epoch(state: RunState, epoch: int) -> None:
     if state.status != "running" or epoch != state.epoch:
-        raise Conflict("another worker has the run, or it has ended", code="fenced")
+        raise Conflict("another worker has the run, or the run has ended", code="fenced")
 
 
 def evolve(state: RunState | None, envelope: Envelope) -> RunState:
-    now, event = envelope.time, envelope.data
+    event = envelope.data
     if isinstance(event, RunQueued):
         return RunState(
-            project_id=envelope.metadata.project_id or 0, queued_at=now, waiting_since=now, **event.model_dump()
+            project_id=envelope.metadata.project_id or 0,
+            queued_at=envelope.time,
+            waiting_since=envelope.time,
+            **event.model_dump(),
         )
     assert state is not None, "a run's stream begins with run_queued"
+    return state.model_copy(update=_changes(state, event, envelope.time))
+
+
+def _changes(state: RunState, event: Event, now: datetime) -> dict[str, object]:
     match event:
-        case RunStarted(worker_id=worker_id, epoch=epoch, same_attempt=same_attempt):
-            changes: dict[str, object] = {
+        case RunStarted():
+            return {
                 "status": "running",
-                "worker_id": worker_id,
-                "epoch": epoch,
-                "attempts": state.attempts + (not same_attempt),
+                "worker_id": event.worker_id,
+                "epoch": event.epoch,
+                "attempts": state.attempts + (not event.same_attempt),
                 "started_at": state.started_at or now,
+                "streams": (),
             }
-        case RunRetryScheduled(error=error, not_before=not_before, same_attempt=same_attempt):
-            changes = {
+        case RunRetryScheduled():
+            return {
                 "status": "queued",
                 "worker_id": None,
-                "error": error,
-                "waiting_since": not_before,
-                "attempts": state.attempts - same_attempt,
+                "error": event.error,
+                "waiting_since": event.not_before,
+                "attempts": state.attempts - event.same_attempt,
+                "streams": (),
             }
         case RunCancelRequested():
-            changes = {"cancel_requested": True}
-        case RunFinished(outcome=outcome, error=error, streams=streams):
-            changes = {
-                "status": outcome,
+            return {"cancel_requested": True}
+        case RunStreamsRecorded():
+            return {"streams": (*state.streams, *event.streams)}
+        case RunFinished():
+            return {
+                "status": event.outcome,
                 "worker_id": None,
-                "error": error,
-                "streams": streams,
+                "error": event.error,
+                "streams": (*state.streams, *event.streams),
                 "finished_at": now,
             }
         case _:
             raise ValueError(f"{event.TYPE} is not an event of a run")
-    return state.model_copy(update=changes)
 
 
 def retry_allowed(state: RunState, *, retries_max: int) -> bool:
-    """Whether a failed attempt may be followed by another; the first attempt is not a retry."""
+    """Whether a failed attempt may be retried; the first attempt is not a retry."""
     return not state.cancel_requested and state.attempts <= retries_max
 
 

@@ -12,16 +12,16 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from libs.contracts.internal import (
-    CLAIM_RUN,
-    FINISH_RUN,
+    CLAIM_WORK,
+    FINISH_WORK,
     HEARTBEAT,
     RESERVE_ENDPOINTS,
     ClaimedRun,
-    ClaimRun,
+    ClaimWork,
     EndpointReserved,
     EndpointsReserved,
     EndpointWanted,
-    FinishRun,
+    FinishWork,
     Heartbeat,
     HeartbeatAnswer,
     InternalCall,
@@ -190,7 +190,8 @@ class Orchestrator:
         return await self.worker_client.call(call, request)
 
     async def claim(self, worker_id: str = "w1") -> ClaimedRun | None:
-        return (await self.as_worker(CLAIM_RUN, ClaimRun(worker_id=worker_id))).run
+        claim = await self.as_worker(CLAIM_WORK, ClaimWork(worker_id=worker_id))
+        return None if claim.run is None else ClaimedRun.model_validate(claim.run)
 
     async def claimed(self, worker_id: str = "w1") -> ClaimedRun:
         run = await self.claim(worker_id)
@@ -202,8 +203,8 @@ class Orchestrator:
         return await self.as_worker(HEARTBEAT, beat)
 
     async def finish(self, run: ClaimedRun, outcome: Any = "completed", **more: Any) -> str:
-        report = FinishRun(run_id=run.run_id, epoch=run.epoch, outcome=outcome, **more)
-        return (await self.as_worker(FINISH_RUN, report)).verdict
+        report = FinishWork(run_id=run.run_id, epoch=run.epoch, outcome=outcome, **more)
+        return (await self.as_worker(FINISH_WORK, report)).verdict
 
     async def tasks(self, job_id: int) -> list[JsonObject]:
         tasks: list[JsonObject] = (await self.get(f"/jobs/{job_id}/tasks")).data

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from libs.contracts.internal import CLAIM_RUN, ClaimRun
+from libs.contracts.internal import CLAIM_WORK, ClaimWork
 from libs.process.health import Health
 from libs.service.running import running_service
 from services.job_orchestrator.app import SERVICE
@@ -20,7 +20,7 @@ async def problem(health: Health, name: str) -> str:
 async def test_it_is_told_since_when_no_worker_asked_for_runs(orchestrator: Orchestrator) -> None:
     health = orchestrator.context.health
     assert await problem(health, "worker") == "no worker has ever asked for runs"
-    await orchestrator.as_worker(CLAIM_RUN, ClaimRun(worker_id="w1"))
+    await orchestrator.as_worker(CLAIM_WORK, ClaimWork(worker_id="w1"))
     assert await problem(health, "worker") == ""
     workers = orchestrator.context.documents.plain(WORKERS)
     last = (await workers.find_one({"_id": "w1"}) or {})["seen_at"] - timedelta(seconds=ABSENT_SECONDS + 1)

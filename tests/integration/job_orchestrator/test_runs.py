@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from libs.contracts.internal import CLAIM_RUN, ClaimRun, LogLine, StreamProgress
+from libs.contracts.internal import CLAIM_WORK, ClaimedRun, ClaimWork, InternalCall, LogLine, StreamProgress, WorkClaim
 from libs.contracts.runs import StreamResult
 from libs.core.clock import ManualClock
+from libs.core.envelope import Frozen
 from libs.core.errors import Forbidden
 from libs.process.telemetry import OLDEST_WAIT_SECONDS, RUNS_ACTIVE, RUNS_WAITING
 from libs.web.principals import PrincipalVerifier
@@ -42,6 +43,15 @@ RESULT = StreamResult(
     verified=True,
     verification_json='{"rows":200}',
 )
+
+
+class ClaimBeforeKinds(Frozen):
+    """What workers of the version before send."""
+
+    worker_id: str
+
+
+BEFORE_KINDS = InternalCall(CLAIM_WORK.service, CLAIM_WORK.path, ClaimBeforeKinds, WorkClaim, CLAIM_WORK.callers)
 
 
 def lines(*messages: str) -> list[LogLine]:
@@ -142,7 +152,7 @@ async def test_the_log_of_a_permanent_failure_ends_with_why_it_is_not_tried_agai
     logs = (await orchestrator.get(f"/jobs/{run.job_id}/task/{run.run_id}/logs")).data["task_logs"]
     assert (logs[-1]["level"], logs[-1]["message"]) == (
         "error",
-        f"Failed in attempt 1 of {run.attempts_max}; a retry would not mend it, so the run is not tried again",
+        f"Failed in attempt 1 of {run.attempts_max}; a retry would fail as well, so the run is not retried",
     )
 
 
@@ -152,14 +162,42 @@ async def test_the_grant_names_the_run_and_its_ends_for_a_short_time(orchestrato
     verifier = PrincipalVerifier("catalog", trusted_keys())
     granted = {"run_id": run.run_id, "project_id": 123, "source_id": 1, "destination_id": 2}
     assert verifier.verify_grant(run.grant, "job_orchestrator") == granted
-    renewed = (await orchestrator.heartbeat(run)).grant
-    assert renewed is not None
-    assert verifier.verify_grant(renewed, "job_orchestrator") == granted
+
+
+async def test_a_worker_gets_the_kinds_of_work_that_it_names_and_runs_if_it_names_none(
+    orchestrator: Orchestrator,
+) -> None:
+    """Workers of the version before send no kinds and read ``run`` from the answer."""
+    await synced(orchestrator)
+    other = ClaimWork(worker_id="w1", kinds=("preview",))
+    assert (await orchestrator.as_worker(CLAIM_WORK, other)).run is None
+    claim = await orchestrator.as_worker(BEFORE_KINDS, ClaimBeforeKinds(worker_id="w1"))
+    assert (claim.kind, ClaimedRun.model_validate(claim.run).kind) == ("run", "sync")
+
+
+async def test_progress_of_the_streams_that_changed_is_merged_and_a_new_attempt_starts_afresh(
+    orchestrator: Orchestrator,
+) -> None:
+    job_id = await synced(orchestrator)
+    run = await orchestrator.claimed()
+
+    async def states() -> dict[str, str]:
+        task = (await orchestrator.get(f"/jobs/{job_id}/tasks/{run.run_id}")).data
+        return {stream["name"]: stream["state"] for stream in task["streams"]}
+
+    a, b = (PROGRESS.model_copy(update={"name": name}) for name in "ab")
+    await orchestrator.heartbeat(run, streams=(a, b))
+    await orchestrator.heartbeat(run, streams=(b.model_copy(update={"state": "completed"}),))
+    assert await states() == {"a": "running", "b": "completed"}
+    await orchestrator.finish(run, "failed", given_back=True, progress=(a.model_copy(update={"state": "failed"}),))
+    assert await states() == {"a": "failed", "b": "completed"}
+    await orchestrator.heartbeat(await orchestrator.claimed(), streams=(a,))
+    assert await states() == {"a": "running"}
 
 
 async def test_only_workers_may_claim(orchestrator: Orchestrator) -> None:
     with pytest.raises(Forbidden):
-        await orchestrator.catalog_client.call(CLAIM_RUN, ClaimRun(worker_id="catalog"))
+        await orchestrator.catalog_client.call(CLAIM_WORK, ClaimWork(worker_id="catalog"))
 
 
 async def test_a_second_sync_is_refused_while_the_first_is_active(orchestrator: Orchestrator) -> None:
@@ -212,7 +250,7 @@ async def test_a_silent_workers_run_is_taken_over_and_the_worker_is_fenced(
     assert await orchestrator.finish(taken[0]) == "recorded"
     logs = (await orchestrator.get(f"/jobs/{job_id}/task/{lost.run_id}/logs")).data["task_logs"]
     assert [line["message"] for line in logs] == [
-        "The worker w1 was lost: it stopped reporting, and its lease ran out; the worker w2 goes on"
+        "The worker w1 was lost: it stopped reporting, and its lease expired; the worker w2 continues the run"
     ]
 
 
@@ -286,8 +324,8 @@ async def test_a_retryable_failure_is_tried_again_and_then_fails(
         [task] = await orchestrator.tasks(job_id)
         logs = (await orchestrator.get(f"/jobs/{job_id}/task/{task['id']}/logs")).data["task_logs"]
         first, second, last = [line["message"] for line in logs]
-        assert re.fullmatch(r"Failed in attempt 1 of 3, again in [\d.]+ s: the network broke", first)
-        assert re.fullmatch(r"Failed in attempt 2 of 3, again in [\d.]+ s: the network broke", second)
+        assert re.fullmatch(r"Failed in attempt 1 of 3, retrying in [\d.]+ s: the network broke", first)
+        assert re.fullmatch(r"Failed in attempt 2 of 3, retrying in [\d.]+ s: the network broke", second)
         assert last == "Failed in attempt 3 of 3; no attempt is left"
         detail = (await orchestrator.get(f"/jobs/{job_id}/tasks/{task['id']}")).data
         assert (detail["attempts"], detail["error"]) == (3, "the network broke")

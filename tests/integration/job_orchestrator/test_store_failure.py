@@ -2,7 +2,7 @@
 
 import asyncio
 
-from libs.contracts.internal import CLAIM_RUN, ClaimRun
+from libs.contracts.internal import CLAIM_WORK, ClaimWork
 from libs.testing.servers import Mongod
 from tests.integration.job_orchestrator.orchestrator import CatalogStandIn, job_body, running_orchestrator
 
@@ -31,5 +31,5 @@ async def test_a_killed_store_is_503_and_a_run_goes_on_after_it(catalog: tuple[C
             assert (await orchestrator.heartbeat(run)).verdict == "continue"
             assert await orchestrator.finish(run) == "recorded"
             assert [task["status"] for task in await orchestrator.tasks(job_id)] == ["completed"]
-            again = await orchestrator.as_worker(CLAIM_RUN, ClaimRun(worker_id="w2"))
+            again = await orchestrator.as_worker(CLAIM_WORK, ClaimWork(worker_id="w2"))
             assert again.run is None

@@ -5,25 +5,26 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from libs.contracts.internal import (
-    CLAIM_RUN,
-    FINISH_RUN,
+    CLAIM_WORK,
+    FINISH_WORK,
     HEARTBEAT,
     RESOLVE_ENDPOINTS,
     ClaimedRun,
     EndpointResolved,
     EndpointsResolved,
     FinishAnswer,
-    FinishRun,
+    FinishWork,
     Heartbeat,
     HeartbeatAnswer,
     InternalCall,
     LogLine,
-    RunClaim,
+    WorkClaim,
 )
 from libs.core.clock import SystemClock
 from libs.core.envelope import Frozen
 from libs.core.errors import RetryLater
-from services.worker.execution import RunExecution
+from services.worker.attempt import Attempt, Outcome
+from services.worker.run import RunExecutor
 
 RequestT = TypeVar("RequestT", bound=Frozen)
 ResponseT = TypeVar("ResponseT", bound=Frozen)
@@ -50,7 +51,7 @@ class Orchestra:
     waiting: list[ClaimedRun] = field(default_factory=list)
     heartbeats: list[Heartbeat] = field(default_factory=list)
     grants: list[str] = field(default_factory=list)
-    finished: list[FinishRun] = field(default_factory=list)
+    finished: list[FinishWork] = field(default_factory=list)
     logs: dict[tuple[str, int], dict[int, LogLine]] = field(default_factory=dict)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -60,8 +61,8 @@ class Orchestra:
         return answer
 
     def _answer(self, call: InternalCall[Any, Any], request: Any) -> Frozen:
-        if call is CLAIM_RUN:
-            return RunClaim(run=self.waiting.pop(0) if self.waiting else None)
+        if call is CLAIM_WORK:
+            return WorkClaim(run=self.waiting.pop(0).model_dump() if self.waiting else None)
         if call is RESOLVE_ENDPOINTS:
             self.grants.append(request.grant)
             if self.away:
@@ -76,8 +77,8 @@ class Orchestra:
         if call is HEARTBEAT:
             self.heartbeats.append(request)
             self._keep(request)
-            return HeartbeatAnswer.model_validate({"verdict": self.verdict, "grant": "grant renewed"})
-        assert call is FINISH_RUN
+            return HeartbeatAnswer.model_validate({"verdict": self.verdict})
+        assert call is FINISH_WORK
         if self.deaf_finishes:
             self.deaf_finishes -= 1
             raise RetryLater("job_orchestrator can't be reached")
@@ -86,7 +87,7 @@ class Orchestra:
         self.ended.set()
         return FinishAnswer(verdict="fenced" if self.fences_the_end or self.verdict == "fenced" else "recorded")
 
-    def _keep(self, report: Heartbeat | FinishRun) -> None:
+    def _keep(self, report: Heartbeat | FinishWork) -> None:
         log = self.logs.setdefault((report.run_id, report.epoch), {})
         for number, line in enumerate(report.log_lines, report.log_sequence):
             assert log.setdefault(number, line) == line, "a number never gets another line"
@@ -115,7 +116,9 @@ class Orchestra:
         }
         return ClaimedRun.model_validate(fields | changes)
 
-    def execution(
+    async def execute(
         self, run: ClaimedRun | None = None, *, heartbeat_seconds: float = 0.05, **limits: Any
-    ) -> RunExecution:
-        return RunExecution(run or self.run(), self, SystemClock(), heartbeat_seconds=heartbeat_seconds, **limits)
+    ) -> Outcome:
+        claimed = run or self.run()
+        executor, attempt = RunExecutor(self, **limits), Attempt(claimed, self, SystemClock(), heartbeat_seconds)
+        return await attempt.run(lambda: executor.execute(claimed, attempt))

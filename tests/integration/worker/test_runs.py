@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import structlog
 
+from libs.contracts.internal import RUN_WORK, ClaimedRun
+from libs.contracts.runs import RunQueued
 from libs.core.clock import SystemClock
 from libs.process.live import Live
-from services.worker.claiming import Claiming
+from services.worker.claiming import Claiming, WorkKind
 from services.worker.config import WorkerSettings
-from services.worker.execution import SUCCEEDED
+from services.worker.run import SUCCEEDED, RunExecutor
 from tests.integration.connectors.moving import Lake, Server
 from tests.integration.worker.orchestra import Orchestra
 
@@ -31,7 +33,7 @@ def to_postgres(source: Server, destination: Server) -> Orchestra:
 async def test_a_run_moves_every_stream_and_reports_it(source: Server, destination: Server) -> None:
     await source.execute(THREE)
     orchestra = to_postgres(source, destination)
-    assert await orchestra.execution().execute() == "completed"
+    assert await orchestra.execute() == "completed"
     (end,) = orchestra.finished
     assert (end.outcome, end.error) == ("completed", None)
     assert [(item.name, item.rows_read, item.rows_written, item.verified) for item in end.streams] == [
@@ -57,7 +59,7 @@ async def test_only_selected_streams_and_columns_move(source: Server, lake: Lake
         "streams": [{"stream": stream}, {"stream": {"name": "a", "namespace": "public"}}],
     }
     run = orchestra.run(streams_config_json=json.dumps(config))
-    assert await orchestra.execution(run).execute() == "completed"
+    assert await orchestra.execute(run) == "completed"
     assert lake.rows("demo_public/b") == [{"note": "x"}] * 50
     assert lake.files("public/a") == []
 
@@ -71,11 +73,11 @@ async def test_what_a_policy_changed_is_counted_in_the_result_and_the_log(source
         "streams": [{"stream": {"name": "t", "namespace": "public"}}],
     }
     run = orchestra.run(streams_config_json=json.dumps(config))
-    assert await orchestra.execution(run).execute() == "completed"
+    assert await orchestra.execute(run) == "completed"
     (result,) = orchestra.finished[0].streams
     assert (result.verified, [(item.column, item.values) for item in result.values_changed]) == (True, [("born", 2)])
     (line,) = [message for message in orchestra.messages if " rows in " in message]
-    assert line.endswith(", both ends compared, equal but for 2 values that a policy changed (born: 2)")
+    assert line.endswith(", source and destination are equal except for 2 values that a policy changed (born: 2)")
 
 
 async def test_ends_that_differ_are_told_in_the_failed_runs_result_and_log(
@@ -85,7 +87,7 @@ async def test_ends_that_differ_are_told_in_the_failed_runs_result_and_log(
     orchestra = Orchestra(source.config, "parquet", {"type": "PARQUET", "writer": {"local_path": str(lake.path)}})
     monkeypatch.setattr("libs.connectors.postgres.binary._EPOCH_DAYS", 10_958)
     with structlog.testing.capture_logs() as written:
-        assert await orchestra.execution().execute() == "failed"
+        assert await orchestra.execute() == "failed"
     (ended,) = [line for line in written if line["event"] == "run_ended"]
     assert (ended["log_level"], ended["outcome"]) == ("warning", "failed")
     assert ended["error"] == orchestra.finished[0].error
@@ -103,10 +105,13 @@ async def test_a_stream_that_can_not_be_compared_is_warned_of_and_not_called_equ
 ) -> None:
     await source.execute("CREATE VIEW v AS SELECT random() AS value")
     orchestra = Orchestra(source.config, "postgres", destination.config)
-    assert await orchestra.execution().execute() == "completed"
+    assert await orchestra.execute() == "completed"
     assert orchestra.finished[0].streams[0].verified is None
     assert not any("equal" in message for message in orchestra.messages)
-    assert any("both ends can't be compared" in message and "random()" in message for message in orchestra.messages)
+    assert any(
+        "source and destination cannot be compared" in message and "random()" in message
+        for message in orchestra.messages
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +144,7 @@ async def test_what_can_not_be_done_fails_once_and_for_all_by_name(
 ) -> None:
     await source.execute(THREE)
     orchestra = to_postgres(source, destination)
-    assert await orchestra.execution(orchestra.run(streams_config_json=json.dumps(config))).execute() == "failed"
+    assert await orchestra.execute(orchestra.run(streams_config_json=json.dumps(config))) == "failed"
     (end,) = orchestra.finished
     assert words in (end.error or "")
     assert end.retryable is False
@@ -165,7 +170,7 @@ async def test_bad_streams_do_not_keep_the_others_from_being_moved_and_the_run_f
     names = ("a", "ab", "b", "ba", "c", "gone")
     streams = [{"stream": {"name": name, "namespace": "public"}} for name in names]
     config = json.dumps({"selected_streams": {"public": selected}, "streams": streams})
-    assert await orchestra.execution(orchestra.run(streams_config_json=config)).execute() == "failed"
+    assert await orchestra.execute(orchestra.run(streams_config_json=config)) == "failed"
     (end,) = orchestra.finished
     assert [item.name for item in end.streams] == ["a", "b", "c"]
     assert {item.name: item.state for item in end.progress} == dict(
@@ -189,7 +194,7 @@ async def test_a_table_that_the_role_may_not_read_is_told_as_one_that_may_not_be
         orchestra = to_postgres(source, destination)
         orchestra.source = source.config | reader
         config = json.dumps({"selected_streams": {"public": [{"stream_name": "closed"}]}, "streams": []})
-        assert await orchestra.execution(orchestra.run(streams_config_json=config)).execute() == "failed"
+        assert await orchestra.execute(orchestra.run(streams_config_json=config)) == "failed"
     assert orchestra.finished[0].error == (
         "public.closed: the source has no table public.closed, or the role may not read it"
     )
@@ -200,7 +205,7 @@ async def test_streams_that_fail_for_one_reason_are_told_of_once(source: Server,
     await source.execute(";".join(f"CREATE TABLE {name} AS SELECT 1 AS id" for name in names))
     await destination.execute(";".join(f"CREATE TABLE {name} (other int)" for name in names))
     orchestra = to_postgres(source, destination)
-    assert await orchestra.execution().execute() == "failed"
+    assert await orchestra.execute() == "failed"
     error = orchestra.finished[0].error or ""
     assert error.startswith("12 failures in 12 streams: ")
     assert error.count("lacks the column") == 1
@@ -215,7 +220,7 @@ async def test_a_failed_stream_that_may_do_better_has_the_run_tried_again_for_wh
     await source.execute(SLOW.replace("slow", "aa_slow"))
     orchestra = to_postgres(source, destination)
     async with asyncio.timeout(10):
-        assert await orchestra.execution(stall_timeout_seconds=0.5).execute() == "failed"
+        assert await orchestra.execute(stall_timeout_seconds=0.5) == "failed"
     (end,) = orchestra.finished
     assert [item.name for item in end.streams] == ["a", "b", "ba", "c"]
     assert "public.aa_slow: nothing has moved for 0.5 s" in (end.error or "")
@@ -223,9 +228,9 @@ async def test_a_failed_stream_that_may_do_better_has_the_run_tried_again_for_wh
     await source.execute("DROP VIEW aa_slow; CREATE TABLE aa_slow AS SELECT 1 AS id; DROP VIEW ab")
     await source.execute("CREATE TABLE ab AS SELECT 1 AS id")
     again = to_postgres(source, destination)
-    assert await again.execution(again.run(epoch=2, attempt=2, attempts_max=4)).execute() == "completed"
+    assert await again.execute(again.run(epoch=2, attempt=2, attempts_max=4)) == "completed"
     assert "started: attempt 2 of 4, epoch 2" in again.messages[0]
-    in_place = {message.split(":")[0] for message in again.messages if "in place already" in message}
+    in_place = {message.split(":")[0] for message in again.messages if "already committed" in message}
     assert in_place == {"public.a", "public.b", "public.ba", "public.c"}
 
 
@@ -238,7 +243,7 @@ async def test_a_stream_that_takes_the_snapshot_with_it_does_not_take_the_others
         await source.execute("LOCK TABLE b IN ACCESS EXCLUSIVE MODE")
         orchestra = to_postgres(source, destination)
         config = {"streams": [{"stream": {"name": name, "namespace": "public"}} for name in ("a", "b", "c")]}
-        assert await orchestra.execution(orchestra.run(streams_config_json=json.dumps(config))).execute() == "failed"
+        assert await orchestra.execute(orchestra.run(streams_config_json=json.dumps(config))) == "failed"
     (end,) = orchestra.finished
     assert [item.name for item in end.streams] == ["a", "c"]
     assert "public.b" in (end.error or "")
@@ -248,7 +253,7 @@ async def test_a_role_that_sees_no_table_fails_the_run(source: Server, destinati
     await source.execute("CREATE SCHEMA hidden; CREATE TABLE hidden.t AS SELECT 1 AS id")
     orchestra = to_postgres(source, destination)
     orchestra.source = source.config | {"schemas": ["public"]}
-    assert await orchestra.execution().execute() == "failed"
+    assert await orchestra.execute() == "failed"
     (end,) = orchestra.finished
     assert "the source shows no stream" in (end.error or "")
     assert "USAGE" in (end.error or "")
@@ -258,23 +263,22 @@ async def test_a_role_that_sees_no_table_fails_the_run(source: Server, destinati
 async def test_a_run_waits_for_a_catalog_that_is_starting(
     source: Server, destination: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.worker.execution.RESOLVE_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("services.worker.run.RESOLVE_PAUSE_SECONDS", 0.1)
     await source.execute(THREE)
     orchestra = to_postgres(source, destination)
     orchestra.away = 3
-    assert await orchestra.execution(heartbeat_seconds=0.02).execute() == "completed"
-    assert len([message for message in orchestra.messages if "catalog can't be reached; asking again" in message]) == 3
-    assert (orchestra.grants[0], orchestra.grants[-1]) == ("grant", "grant renewed")
+    assert await orchestra.execute(heartbeat_seconds=0.02) == "completed"
+    assert len([message for message in orchestra.messages if "catalog can't be reached; retrying" in message]) == 3
 
 
 async def test_a_catalog_that_stays_away_fails_the_attempt(
     source: Server, destination: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.worker.execution.RESOLVE_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr("services.worker.execution.RESOLVE_SECONDS_MAX", 0.05)
+    monkeypatch.setattr("services.worker.run.RESOLVE_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("services.worker.run.RESOLVE_SECONDS_MAX", 0.05)
     orchestra = to_postgres(source, destination)
     orchestra.away = 1_000
-    assert await orchestra.execution().execute() == "failed"
+    assert await orchestra.execute() == "failed"
     assert orchestra.finished[0].retryable is True
 
 
@@ -283,13 +287,13 @@ async def test_a_deleted_jobs_table_is_taken_over_by_the_job_that_asks_for_it(
 ) -> None:
     await source.execute("CREATE TABLE t AS SELECT 1 AS id")
     former, asking = to_postgres(source, destination), to_postgres(source, destination)
-    assert await former.execution().execute() == "completed"
+    assert await former.execute() == "completed"
     new: dict[str, Any] = {"job_id": 8, "epoch": 2, "living_job_ids": (8,)}
     plain = asking.run("run-2", advanced_settings_json="{}", **new)
-    assert await asking.execution(plain).execute() == "failed"
+    assert await asking.execute(plain) == "failed"
     assert "is written by job 7" in (asking.finished[0].error or "")
     taking = asking.run("run-3", advanced_settings_json='{"take_over": true}', **new)
-    assert await asking.execution(taking).execute() == "completed"
+    assert await asking.execute(taking) == "completed"
 
 
 async def test_a_run_outside_the_parquet_roots_is_refused_before_it_touches_anything(
@@ -297,7 +301,7 @@ async def test_a_run_outside_the_parquet_roots_is_refused_before_it_touches_anyt
 ) -> None:
     await source.execute(THREE)
     orchestra = Orchestra(source.config, "parquet", {"local_path": str(lake.path)})
-    assert await orchestra.execution(parquet_roots=("/nowhere",)).execute() == "failed"
+    assert await orchestra.execute(parquet_roots=("/nowhere",)) == "failed"
     (end,) = orchestra.finished
     assert f"local_path {lake.path} is not below" in (end.error or "")
     assert end.retryable is False
@@ -307,7 +311,7 @@ async def test_a_run_outside_the_parquet_roots_is_refused_before_it_touches_anyt
 async def test_a_source_that_is_away_is_tried_again_later(source: Server, destination: Server) -> None:
     orchestra = to_postgres(source, destination)
     orchestra.source = source.config | {"host": "nowhere.invalid"}
-    assert await orchestra.execution().execute() == "failed"
+    assert await orchestra.execute() == "failed"
     assert orchestra.finished[0].retryable is True
 
 
@@ -326,7 +330,7 @@ async def test_a_stream_that_stalls_fails_the_attempt_by_name(
     await source.execute(view)
     orchestra = to_postgres(source, destination)
     async with asyncio.timeout(10):
-        assert await orchestra.execution(stall_timeout_seconds=0.5).execute() == "failed"
+        assert await orchestra.execute(stall_timeout_seconds=0.5) == "failed"
     (end,) = orchestra.finished
     assert re.search(rf"^public\.slow: nothing has moved for 0\.5 s; {words} ", end.error or "")
     assert end.retryable is True
@@ -336,7 +340,7 @@ async def test_a_stream_that_stalls_fails_the_attempt_by_name(
 async def test_a_cancelled_run_stops_at_once_and_leaves_the_destination(source: Server, destination: Server) -> None:
     await source.execute(SLOW)
     orchestra = to_postgres(source, destination)
-    executing = asyncio.create_task(orchestra.execution().execute())
+    executing = asyncio.create_task(orchestra.execute())
     await _reading(orchestra)
     orchestra.verdict = "cancel"
     async with asyncio.timeout(10):
@@ -349,14 +353,14 @@ async def test_a_run_that_was_cancelled_before_it_was_claimed_moves_nothing(
     source: Server, destination: Server
 ) -> None:
     orchestra = to_postgres(source, destination)
-    assert await orchestra.execution(orchestra.run(cancel_requested=True)).execute() == "cancelled"
+    assert await orchestra.execute(orchestra.run(cancel_requested=True)) == "cancelled"
     assert await destination.tables() == []
 
 
 async def test_a_fenced_run_stops_and_reports_no_end(source: Server, destination: Server) -> None:
     await source.execute(SLOW)
     orchestra = to_postgres(source, destination)
-    executing = asyncio.create_task(orchestra.execution().execute())
+    executing = asyncio.create_task(orchestra.execute())
     await _reading(orchestra)
     orchestra.verdict = "fenced"
     async with asyncio.timeout(10):
@@ -368,17 +372,17 @@ async def test_a_worker_that_wakes_up_too_late_commits_nothing(source: Server, d
     """Its heartbeats may even be answered: the destination knows better, and the report of the end finds out."""
     await source.execute("CREATE TABLE t AS SELECT 1 AS id")
     late, taker = to_postgres(source, destination), to_postgres(source, destination)
-    assert await taker.execution(taker.run(epoch=2)).execute() == "completed"
+    assert await taker.execute(taker.run(epoch=2)) == "completed"
     late.fences_the_end = True
-    assert await late.execution(late.run(epoch=1)).execute() == "fenced"
+    assert await late.execute(late.run(epoch=1)) == "fenced"
 
 
 async def test_a_run_that_the_destination_alone_fences_ends_as_failed(source: Server, destination: Server) -> None:
     """As when the orchestrator was set back to an older state: nobody else would ever end the run."""
     await source.execute("CREATE TABLE t AS SELECT 1 AS id")
     younger, older = to_postgres(source, destination), to_postgres(source, destination)
-    assert await younger.execution(younger.run(epoch=2)).execute() == "completed"
-    assert await older.execution(older.run(epoch=1)).execute() == "failed"
+    assert await younger.execute(younger.run(epoch=2)) == "completed"
+    assert await older.execute(older.run(epoch=1)) == "failed"
     (end,) = older.finished
     assert (end.outcome, end.retryable) == ("failed", False)
     assert "epoch 1 of job 7 is not the destination's" in (end.error or "")
@@ -387,7 +391,7 @@ async def test_a_run_that_the_destination_alone_fences_ends_as_failed(source: Se
 async def test_a_resumed_run_skips_the_streams_that_were_committed(source: Server, destination: Server) -> None:
     await source.execute(THREE + SLOW.replace("slow", "z_slow"))
     orchestra = to_postgres(source, destination)
-    executing = asyncio.create_task(orchestra.execution().execute())
+    executing = asyncio.create_task(orchestra.execute())
     await _reading(orchestra, "public.z_slow: reading")
     executing.cancel()
     await asyncio.wait({executing})
@@ -395,8 +399,8 @@ async def test_a_resumed_run_skips_the_streams_that_were_committed(source: Serve
     first = await destination.value("SELECT 'a'::regclass::oid")
     await source.execute("DROP VIEW z_slow; CREATE TABLE z_slow AS SELECT 1 AS id, 'x' AS nap; DELETE FROM a")
     again = to_postgres(source, destination)
-    assert await again.execution(again.run(epoch=2)).execute() == "completed"
-    assert "public.a: 100 rows are in place already" in again.messages
+    assert await again.execute(again.run(epoch=2)) == "completed"
+    assert "public.a: 100 rows are already committed" in again.messages
     assert await destination.value("SELECT 'a'::regclass::oid") == first
     assert [(item.name, item.rows_written) for item in again.finished[0].streams] == [
         ("a", 100),
@@ -411,7 +415,7 @@ async def test_progress_is_reported_while_a_stream_is_read(source: Server, lake:
         "CREATE TABLE big AS SELECT n AS id, pg_sleep(0)::text FROM generate_series(1, 200000) n; ANALYZE"
     )
     orchestra = Orchestra(source.config, "parquet", {"local_path": str(lake.path)})
-    assert await orchestra.execution(heartbeat_seconds=0.01).execute() == "completed"
+    assert await orchestra.execute(heartbeat_seconds=0.01) == "completed"
     seen = [item for report in orchestra.heartbeats for item in report.streams]
     assert any(item.state == "running" and item.rows_total == 200_000 for item in seen)
     assert orchestra.finished[0].streams[0].bytes_read > 0
@@ -420,19 +424,19 @@ async def test_progress_is_reported_while_a_stream_is_read(source: Server, lake:
 async def test_the_end_is_reported_until_it_is_heard(
     source: Server, destination: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.worker.execution.FINISH_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("services.worker.attempt.FINISH_PAUSE_SECONDS", 0.01)
     await source.execute(THREE)
     orchestra = to_postgres(source, destination)
     orchestra.deaf_finishes = 3
-    assert await orchestra.execution().execute() == "completed"
+    assert await orchestra.execute() == "completed"
     assert len(orchestra.finished) == 1
 
 
 async def test_a_clear_run_removes_the_tables(source: Server, destination: Server) -> None:
     await source.execute(THREE)
     orchestra = to_postgres(source, destination)
-    await orchestra.execution().execute()
-    assert await orchestra.execution(orchestra.run("run-2", 2, kind="clear")).execute() == "completed"
+    await orchestra.execute()
+    assert await orchestra.execute(orchestra.run("run-2", 2, kind="clear")) == "completed"
     assert await destination.tables() == []
 
 
@@ -443,7 +447,8 @@ async def test_waiting_runs_are_claimed_and_the_rest_given_back_at_shutdown(
     orchestra = to_postgres(source, destination)
     orchestra.waiting = [orchestra.run(f"run-{number}", number) for number in (1, 2, 3)]
     settings = WorkerSettings(worker_poll_seconds=Live(0.05), worker_heartbeat_seconds=0.05, worker_runs_max=1)
-    claiming = asyncio.create_task(Claiming(settings, orchestra, SystemClock(), "worker-1").run())
+    kinds = {RUN_WORK: WorkKind(ClaimedRun, RunExecutor(orchestra).execute, RunQueued)}
+    claiming = asyncio.create_task(Claiming(settings, orchestra, SystemClock(), "worker-1", kinds).run())
     async with asyncio.timeout(20):
         while len(orchestra.finished) < 3:
             await orchestra.ended.wait()

@@ -11,6 +11,7 @@ from libs.contracts.runs import (
     RunQueued,
     RunRetryScheduled,
     RunStarted,
+    RunStreamsRecorded,
     StreamResult,
 )
 from libs.core.errors import Conflict, NotFound
@@ -20,6 +21,7 @@ from services.job_orchestrator.domain.run import (
     CancelWaiting,
     FinishRun,
     QueueRun,
+    RecordStreams,
     RequestCancel,
     ScheduleRetry,
     StartRun,
@@ -68,6 +70,28 @@ def test_a_retry_waits_and_remembers_why() -> None:
     assert (waiting.state.status, waiting.state.waiting_since, waiting.state.error) == ("queued", LATER, "lost it")
     waiting.when(finish(3)).then_refused(Conflict, code="fenced")
     waiting.when(StartRun(worker_id="w2", epoch=4)).then(RunStarted(worker_id="w2", epoch=4))
+
+
+def test_results_ahead_of_the_end_are_recorded_once_and_add_up_with_those_of_the_end() -> None:
+    more = STREAM.model_copy(update={"name": "b"})
+    running = given(RUN, QUEUED, STARTED)
+    running.when(RecordStreams(epoch=2, streams=(STREAM,))).then_refused(Conflict, code="fenced")
+    recorded = running.when(RecordStreams(epoch=3, streams=(STREAM,))).then(
+        RunStreamsRecorded(epoch=3, streams=(STREAM,))
+    )
+    recorded.when(RecordStreams(epoch=3, streams=(STREAM,))).then()
+    done = recorded.when(finish(3, streams=(more,))).after
+    assert done.state is not None
+    assert done.state.streams == (STREAM, more)
+
+
+def test_another_attempt_starts_without_the_results_of_the_one_before() -> None:
+    recorded = given(RUN, QUEUED, STARTED, RunStreamsRecorded(epoch=3, streams=(STREAM,)))
+    taken = recorded.when(StartRun(worker_id="w2", epoch=4)).after
+    waiting = recorded.when(ScheduleRetry(epoch=3, error="x", not_before=LATER)).after
+    assert taken.state is not None
+    assert waiting.state is not None
+    assert taken.state.streams == waiting.state.streams == ()
 
 
 def test_a_waiting_run_is_cancelled_at_once() -> None:
