@@ -67,7 +67,7 @@ class Relay:
 
     async def run(self) -> None:
         """Publish until cancelled; one instance at a time, under the service's lease."""
-        watcher = HeadWatcher(self._store.client, [self._store.database.name], but_of=self._store.writer.id)
+        watcher = HeadWatcher(self._store.client, [self._store.database.name], ignored_writer=self._store.writer.id)
         try:
             with watcher.listen(self._store.database.name) as self._wake:
                 while True:

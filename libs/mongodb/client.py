@@ -1,7 +1,7 @@
-"""The one door to MongoDB: the only module that imports motor.
+"""Clients of MongoDB. Everything of motor and pymongo that the other modules use is imported from here.
 
-Connections are primary reads with ``w: majority, j: true`` writes, timezone-aware datetimes, and time limits on
-everything that waits.
+A client reads from the primary, writes with ``w: majority, j: true``, gives timezone-aware datetimes, and limits the
+time of everything that waits.
 """
 
 import re
@@ -86,10 +86,10 @@ __all__ = [
 
 
 def connect(url: str, app_name: str = "datasync", *, pool_min: int = 0, pool_max: int = 50) -> Client:
-    """A client for ``url``; it connects when first used and reconnects by itself.
+    """A client for ``url``. It connects on first use and reconnects by itself.
 
     Args:
-        pool_min, pool_max: how many connections it keeps, and may have at a time.
+        pool_min, pool_max: how many connections it keeps open, and how many it may have at a time.
     """
     return AsyncIOMotorClient(
         url,
@@ -112,13 +112,13 @@ def document_bytes(document: Document) -> int:
 
 
 def synchronous(client: Client) -> MongoClient[Document]:
-    """The blocking client under a motor client, sharing its connections: for code that runs on a thread of its own."""
+    """The blocking client inside a motor client, with the same connections: for code on a thread of its own."""
     delegate: MongoClient[Document] = client.delegate
     return delegate
 
 
 def in_short(error: BaseException) -> str:
-    """An error for a line of a log: a driver's message ends with all that it knows of the servers."""
+    """An error as one line of a log, without the description of the servers that ends pymongo's messages."""
     text = str(error)
     if isinstance(error, PyMongoError):
         text = re.split(r" \(configured timeouts|, Timeout: |, Topology Description: ", text, maxsplit=1)[0]
@@ -126,7 +126,7 @@ def in_short(error: BaseException) -> str:
 
 
 def duplicate_key_of(error: PyMongoError) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """The index pattern and the values that a write met twice (code 11000), None for any other error."""
+    """The index and the values of a duplicate key error (code 11000); None for any other error."""
     details: Mapping[str, Any] | None = None
     if isinstance(error, BulkWriteError):
         details = next(iter(error.details.get("writeErrors", ())), None)

@@ -1,8 +1,8 @@
 """Secrets at rest: AES-256-GCM envelope encryption.
 
-Every secret is encrypted with a data key of its own, and that key is wrapped by a key of the environment, named by its
-key id. Several may be present: the first encrypts, all decrypt, and ``rewrap`` moves a secret to the first without
-touching the secret itself (NIST SP 800-57 part 1, section 5.2.4: key wrapping keys).
+Every secret is encrypted with a data key of its own, and that key is wrapped with a key of the environment, which has a
+key id. There may be several: the first one wraps, all of them unwrap, and ``rewrap`` wraps a data key with the first
+one without decrypting the secret (NIST SP 800-57 part 1, section 5.2.4: key wrapping keys).
 """
 
 import base64
@@ -27,7 +27,7 @@ class Sealed:
     """An encrypted secret.
 
     Args:
-        key_id: the environment's key that wraps the data key.
+        key_id: of the environment's key that wrapped the data key.
         wrapped_key: nonce and wrapped data key.
         ciphertext: nonce and encrypted secret.
     """
@@ -49,10 +49,10 @@ class Keyring:
     """The environment's keys.
 
     Args:
-        keys: 32 bytes in base64 by key id; the first encrypts.
+        keys: 32 bytes in base64, by key id; the first one encrypts.
 
     Raises:
-        ValueError: no key, or one that is not 32 bytes in base64; the message holds no key.
+        ValueError: there is no key, or one is not 32 bytes in base64; the message contains no key.
     """
 
     def __init__(self, keys: Mapping[str, SecretStr]) -> None:
@@ -62,16 +62,16 @@ class Keyring:
         self.current_key_id = next(iter(keys))
 
     def encrypt(self, secret: bytes, associated: bytes) -> Sealed:
-        """Encrypt; only the same ``associated`` decrypts it again, so that it can't be moved to another place."""
+        """Encrypt. Decryption needs the same ``associated``, so a stored secret can't be copied to another place."""
         data_key = AESGCM.generate_key(bit_length=KEY_BYTES * 8)
         return Sealed(self.current_key_id, self._wrap(data_key), _seal(AESGCM(data_key), secret, associated))
 
     def decrypt(self, sealed: Sealed, associated: bytes) -> bytes:
-        """Raises ``CallOperator`` when the key is missing or what is stored was altered."""
+        """Raises ``CallOperator`` if the key is missing or the stored secret was altered."""
         return _open(AESGCM(self._unwrap(sealed)), sealed.ciphertext, associated)
 
     def rewrap(self, sealed: Sealed) -> Sealed:
-        """The same secret with its data key wrapped by the current key."""
+        """The same secret with its data key wrapped with the current key."""
         if sealed.key_id == self.current_key_id:
             return sealed
         return Sealed(self.current_key_id, self._wrap(self._unwrap(sealed)), sealed.ciphertext)
@@ -83,19 +83,19 @@ class Keyring:
         key = self._keys.get(sealed.key_id)
         if key is None:
             raise CallOperator(
-                f"a secret is wrapped by the key {sealed.key_id!r}, which ENCRYPTION_KEYS lacks",
+                f"a secret is encrypted with the key {sealed.key_id!r}, which is missing in ENCRYPTION_KEYS",
                 code="encryption_key_missing",
             )
         return _open(key, sealed.wrapped_key, sealed.key_id.encode())
 
 
 async def rewrap_secrets(secrets: Collection, keyring: Keyring) -> int:
-    """Wrap every stored secret by the current key; afterwards the older keys can be taken away.
+    """Wrap every stored secret's data key with the current key; afterwards the older keys can be removed.
 
-    Safe to run beside the service and to run again: a secret that was replaced meanwhile is left alone.
+    Safe to run while the service runs, and to repeat: a secret that is replaced meanwhile is left alone.
 
     Returns:
-        How many secrets were wrapped anew.
+        How many secrets were rewrapped.
     """
     rewrapped = 0
     async for document in secrets.find({"key_id": {"$exists": True, "$ne": keyring.current_key_id}}):

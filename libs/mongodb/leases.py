@@ -1,7 +1,7 @@
-"""Leases by the store's own clock: at most one holder at a time, whatever the instances' clocks say.
+"""Leases that expire by the server's clock, so the clocks of the instances don't matter.
 
-A lease keeps two instances from doing the same work most of the time; it is no proof. A process that was stopped
-past its lease may still finish one step, so whatever is done under a lease is also guarded where it is written.
+A lease usually keeps two instances from doing the same work, but it guarantees nothing: a process that was paused until
+its lease expired may still finish a step. So whatever is done under a lease is also checked where it is written.
 """
 
 import asyncio
@@ -23,15 +23,15 @@ class Leases:
 
     Args:
         collection: one document a lease: ``_id``, ``holder``, ``expires_at``.
-        lease_seconds: how long a lease outlives its last renewal.
-        holder: this instance's name; what its last process held is its own at once. Without one it gets a new name.
+        lease_seconds: how long after its last renewal a lease expires.
+        holder: this instance's name. It holds the leases that its previous process held; by default the name is new.
     """
 
     def __init__(self, collection: Collection, lease_seconds: float = LEASE_SECONDS, *, holder: str = "") -> None:
         self._collection = collection
         self._lease_seconds = lease_seconds
         self.holder = holder or uuid7()
-        self._is_store_away = False
+        self._is_store_unavailable = False
 
     async def acquire(self, name: str) -> bool:
         """Take or renew the lease; False while another instance holds it."""
@@ -40,7 +40,7 @@ class Leases:
             "$or": [
                 {"holder": self.holder},
                 {"$expr": {"$lte": ["$expires_at", "$$NOW"]}},
-                # No lease lasts that long, so the store's clock was set back.
+                # No lease lasts that long, so the server's clock was set back.
                 {"$expr": {"$gt": ["$expires_at", {"$add": ["$$NOW", int(self._lease_seconds * 10_000)]}]}},
             ],
         }
@@ -50,23 +50,23 @@ class Leases:
         if result.matched_count:
             return True
         try:
-            # $expr may not stand in an upsert; whoever inserts first holds it, and everybody else sees it then.
+            # An upsert must not contain $expr. The first instance to insert the document holds the lease.
             await self._collection.insert_one({"_id": name, "holder": self.holder})
         except DuplicateKeyError:
             return False
         return bool((await self._collection.update_one({"_id": name, "holder": self.holder}, change)).matched_count)
 
     async def release(self, name: str) -> None:
-        """Give the lease up at once, so that another instance need not wait for its end."""
+        """Release the lease, so that another instance need not wait until it expires."""
         await self._collection.update_one(
             {"_id": name, "holder": self.holder}, [{"$set": {"expires_at": "$$NOW", "holder": ""}}]
         )
 
     async def run_while_leader(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Wait for the lease, run ``work`` while it is held, and begin again when it is lost; until cancelled.
+        """Wait for the lease, run ``work`` while it is held, and start over when it is lost; until cancelled.
 
-        ``work`` is cancelled when the lease is lost or can't be renewed in time. An exception of ``work`` is raised
-        after the lease has been released.
+        ``work`` is cancelled when the lease is lost or can't be renewed in time. Its exceptions are raised after the
+        lease was released.
         """
         while True:
             await self._acquired(name)
@@ -78,7 +78,7 @@ class Leases:
             log.info("lease_lost", lease=name)
 
     async def _acquired(self, name: str) -> None:
-        while not await self._try_acquire(name):  # noqa: ASYNC110 - another process frees it
+        while not await self._try_acquire(name):  # noqa: ASYNC110 - another process releases it
             await asyncio.sleep(self._lease_seconds / 3)
 
     async def _lead(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -89,14 +89,14 @@ class Leases:
                 done, _ = await asyncio.wait({task}, timeout=self._lease_seconds / 3)
                 if done:
                     return task.result()
-                asked_at = time.monotonic()
+                renewed_at = time.monotonic()
                 if await self._try_acquire(name):
-                    held_until = asked_at + self._lease_seconds
+                    held_until = renewed_at + self._lease_seconds
                 elif time.monotonic() >= held_until - self._lease_seconds / 3:
                     break
         finally:
             task.cancel()
-            # Retrieves its error, which the loop would otherwise report as never retrieved when this is cancelled.
+            # If this is being cancelled, nobody else retrieves the task's error, and the event loop would report that.
             await asyncio.gather(task, return_exceptions=True)
         # The work may have failed while the lease was being renewed.
         return None if task.cancelled() else task.result()
@@ -107,7 +107,7 @@ class Leases:
         except PyMongoError as error:
             self._note_outage(name, error)
             return False
-        self._is_store_away = False
+        self._is_store_unavailable = False
         return acquired
 
     async def _try_release(self, name: str) -> None:
@@ -117,7 +117,7 @@ class Leases:
             self._note_outage(name, error)
 
     def _note_outage(self, name: str, error: PyMongoError) -> None:
-        """One warning an outage, whatever the number of leases."""
-        report = log.debug if self._is_store_away else log.warning
+        """One warning for each outage, whatever the number of leases."""
+        report = log.debug if self._is_store_unavailable else log.warning
         report("lease_store_unavailable", lease=name, error=in_short(error))
-        self._is_store_away = True
+        self._is_store_unavailable = True

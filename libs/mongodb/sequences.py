@@ -1,4 +1,4 @@
-"""Integer ids in blocks: one round trip for many ids; a restart leaves a gap."""
+"""Integer ids, reserved in blocks: one round trip for many ids. A restart leaves a gap."""
 
 import asyncio
 
@@ -8,10 +8,10 @@ BLOCK = 50
 
 
 class Sequences:
-    """Hands out ids; never the same one twice, whatever the number of instances.
+    """Gives out ids, never the same one twice, whatever the number of instances.
 
     Args:
-        ids: the collection that keeps each sequence's next free id.
+        ids: the collection that stores the next id of each sequence.
     """
 
     def __init__(self, ids: Collection) -> None:
@@ -20,7 +20,7 @@ class Sequences:
         self._lock = asyncio.Lock()
 
     async def next(self, name: str, start: int = 1) -> int:
-        """The next id of the sequence, which begins at ``start``."""
+        """The next id of the sequence; the first is ``start``."""
         async with self._lock:
             block = self._blocks.get(name, range(0))
             if not block:

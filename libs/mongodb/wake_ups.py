@@ -1,6 +1,6 @@
-"""Wakes readers when a store's head moves: each batch adds a line to a small capped collection, which they tail.
+"""Wakes readers when a store's head moves: each batch inserts a document into a small capped collection they tail.
 
-Wake-ups only shorten the wait: every reader also polls, so nothing depends on them. A change stream would report the
+Wake-ups only shorten the wait. Every reader also polls, so nothing depends on them. A change stream would report the
 same, but each one makes the server scan everything that is written to its oplog.
 """
 
@@ -18,12 +18,13 @@ from libs.mongodb.client import (
     Document,
     InvalidOperation,
     PyMongoError,
+    SyncDatabase,
     in_short,
     synchronous,
 )
 
 WAKE_UPS = "wake_ups"
-"""The collection that a store's batches announce themselves in: small, capped, and tailed by whoever follows."""
+"""The capped collection with a document for each batch."""
 
 AWAIT_MS = 500
 POLL_SECONDS = 0.25
@@ -34,41 +35,39 @@ log = structlog.get_logger(__name__)
 
 
 class HeadWatcher:
-    """Watches the heads of some databases, each that somebody listens to on a thread of its own.
+    """Wakes listeners when the heads of databases move.
 
     Args:
         client: a motor client; its connections are shared.
-        databases: the names of the databases to watch.
-        but_of: a store's ``writer``, whose own batches wake nobody: for those who are told of them otherwise.
+        databases: the names of the databases that may be listened to.
+        ignored_writer: the id of a writer whose batches wake nobody, because the listeners learn of them otherwise.
     """
 
-    def __init__(self, client: Client, databases: Sequence[str], *, but_of: str | None = None) -> None:
-        self._client = synchronous(client)
-        self._but_of = but_of
-        self._watched = {name: _Watched(name) for name in databases}
-        self._loop: asyncio.AbstractEventLoop | None = None
+    def __init__(self, client: Client, databases: Sequence[str], *, ignored_writer: str | None = None) -> None:
         self._stop = threading.Event()
+        self._watches = {name: _Watch(synchronous(client)[name], ignored_writer, self._stop) for name in databases}
 
     @contextmanager
     def listen(self, database: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever the database's head may have moved; clear it before reading."""
+        """An event that is set when the database's head may have moved; clear it before reading."""
         event = asyncio.Event()
-        self._watched[database].listeners.add(event)
-        self._watch_from_now_on(self._watched[database])
+        watch = self._watches[database]
+        watch.listeners.add(event)
+        watch.start()
         try:
             yield event
         finally:
-            self._watched[database].listeners.discard(event)
+            watch.listeners.discard(event)
 
     def has_moved_past(self, database: str, position: int) -> bool:
-        """False when no batch was heard of that leaves the head above ``position``; True while nobody watches."""
-        watched = self._watched[database]
-        return not watched.is_heard or watched.position > position
+        """Whether the head may be above ``position``; True also while the database can't be watched."""
+        watch = self._watches[database]
+        return not watch.is_live or watch.position > position
 
     async def wait(self, event: asyncio.Event, timeout_seconds: float) -> None:
-        """Wait until ``event`` is set, the poll is due or the time is over."""
-        is_heard = all(watched.is_heard for watched in self._watched.values() if event in watched.listeners)
-        poll_seconds = POLL_SECONDS_WHILE_WATCHING if is_heard else POLL_SECONDS
+        """Wait until ``event`` is set, the next poll is due or the time is over."""
+        is_live = all(watch.is_live for watch in self._watches.values() if event in watch.listeners)
+        poll_seconds = POLL_SECONDS_WHILE_WATCHING if is_live else POLL_SECONDS
         try:
             async with asyncio.timeout(min(timeout_seconds, poll_seconds)):
                 await event.wait()
@@ -76,79 +75,77 @@ class HeadWatcher:
             return
 
     def close(self) -> None:
-        """Let the threads end; they do within the time of one request."""
+        """Stop the threads; they end within the time of one request."""
         self._stop.set()
 
-    def _watch_from_now_on(self, watched: "_Watched") -> None:
-        """Nobody may ever listen to some of them, such as those of services that are not there."""
-        self._loop = asyncio.get_running_loop()
-        if not watched.is_watched:
-            watched.is_watched = True
-            threading.Thread(
-                target=self._run, args=(watched,), name=f"wake-ups {watched.database}", daemon=True
-            ).start()
 
-    def _run(self, watched: "_Watched") -> None:
+class _Watch:
+    """Follows one database's wake-ups, on a thread of its own from the first listener on.
+
+    Args:
+        stop: ends the thread.
+    """
+
+    def __init__(self, database: SyncDatabase[Document], ignored_writer: str | None, stop: threading.Event) -> None:
+        self._database = database
+        self._ignored_writer = ignored_writer
+        self._stop = stop
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.listeners: set[asyncio.Event] = set()
+        self.is_live = False
+        """Whether the next wake-up will be received."""
+        self.position = 0
+        """The highest that was announced; the batch that announced it may not have been committed."""
+
+    def start(self) -> None:
+        has_started = self._loop is not None
+        self._loop = asyncio.get_running_loop()
+        if not has_started:
+            threading.Thread(target=self._run, name=f"wake-ups {self._database.name}", daemon=True).start()
+
+    def _run(self) -> None:
         failures = 0
         while not self._stop.is_set():
             try:
-                self._watch(watched)
+                self._follow()
             except InvalidOperation:
-                # The client is closed: the process is on its way out.
+                # The client is closed, because the process is ending.
                 return
             except PyMongoError as error:
-                failures = 0 if watched.is_heard else failures + 1
+                failures = 0 if self.is_live else failures + 1
                 if failures <= 1 and not self._stop.is_set():
-                    # A store that is away is told of where its head is read.
+                    # An unreachable store is reported by what reads its head.
                     report = log.debug if isinstance(error, ConnectionFailure) else log.warning
-                    report("head_watch_failed", database=watched.database, error=in_short(error))
+                    report("head_watch_failed", database=self._database.name, error=in_short(error))
             finally:
-                watched.is_heard = False
+                self.is_live = False
             self._stop.wait(RETRY_SECONDS)
 
-    def _watch(self, watched: "_Watched") -> None:
-        """Follow the wake-ups until the cursor ends: the collection is missing, or has overrun it."""
-        database = self._client[watched.database]
-        head = database["head"].find_one({"_id": "head"}, {"position": 1})
+    def _follow(self) -> None:
+        """Follow the wake-ups until the cursor is closed: the collection is missing, or has overwritten its place."""
+        head = self._database["head"].find_one({"_id": "head"}, {"position": 1})
         position = 0 if head is None else int(head["position"])
-        wanted: Document = {"position": {"$gt": position}}
-        if self._but_of is not None:
-            wanted["writer"] = {"$ne": self._but_of}
-        cursor = database[WAKE_UPS].find(wanted, cursor_type=CursorType.TAILABLE_AWAIT).max_await_time_ms(AWAIT_MS)
-        with cursor:
-            self._notify(watched, position)
+        criteria: Document = {"position": {"$gt": position}}
+        if self._ignored_writer is not None:
+            criteria["writer"] = {"$ne": self._ignored_writer}
+        wake_ups = self._database[WAKE_UPS].find(criteria, cursor_type=CursorType.TAILABLE_AWAIT)
+        with wake_ups.max_await_time_ms(AWAIT_MS) as cursor:
+            self._announce(position)
             while cursor.alive and not self._stop.is_set():
                 wake_up = next(cursor, None)
-                watched.is_heard = cursor.alive
+                self.is_live = cursor.alive
                 if wake_up is not None:
-                    self._notify(watched, wake_up["position"])
+                    self._announce(wake_up["position"])
 
-    def _notify(self, watched: "_Watched", position: int) -> None:
+    def _announce(self, position: int) -> None:
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(watched.wake, position)
+            self._loop.call_soon_threadsafe(self._wake, position)
         except RuntimeError:
-            # The loop is closed: nobody listens any more.
+            # The event loop is closed, so there is no listener.
             self._stop.set()
 
-
-class _Watched:
-    """What is known of one database.
-
-    Args:
-        position: of the head, as last heard; it may have been announced by a batch that did not commit in the end.
-        is_heard: whether the next batch would be heard of.
-        is_watched: whether a thread follows it.
-    """
-
-    def __init__(self, database: str) -> None:
-        self.database = database
-        self.position = 0
-        self.is_heard = False
-        self.is_watched = False
-        self.listeners: set[asyncio.Event] = set()
-
-    def wake(self, position: int) -> None:
+    def _wake(self, position: int) -> None:
         self.position = max(self.position, position)
         for event in self.listeners:
             event.set()
