@@ -37,7 +37,7 @@ class Admission:
             RetryLater: auth can't be asked.
         """
         address = self._policies.address
-        if address is not None and not self._credentials.has_seen_valid(request):
+        if address is not None and not self._credentials.has_been_valid(request):
             verdict = self._limiter.known_refusal(address, one_client(self.address_of(request)))
             if verdict is not None:
                 _answer(request, address, verdict)

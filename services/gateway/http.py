@@ -23,7 +23,7 @@ from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
 from libs.web.requests import CLIENT_ADDRESS, PRINCIPAL, REQUEST_ID
 from libs.web.shell import RESPONSE_HEADERS, ROUTE_LABEL, not_intended
 from services.gateway.admission import Admission
-from services.gateway.credentials import Credentials
+from services.gateway.credential_cache import CredentialCache
 from services.gateway.description import Description
 from services.gateway.docs import MEDIA_TYPES, PAGE, SECURITY_POLICY, content_of, etag_of
 from services.gateway.origins import SAFE_METHODS, Origins
@@ -43,14 +43,14 @@ class Gateway:
         self,
         own: "OwnRoutes",
         admission: Admission,
-        credentials: Credentials,
+        credential_cache: CredentialCache,
         origins: Origins,
         upstream: Upstream,
         principals: PrincipalSigner,
     ) -> None:
         self._own = own
         self._admission = admission
-        self._credentials = credentials
+        self._credential_cache = credential_cache
         self._origins = origins
         self._upstream = upstream
         self._principals = principals
@@ -93,7 +93,7 @@ class Gateway:
         self._introduce(request, headers)
         answer = await self._upstream.forward(request, target, headers)
         if target.service == "auth" and request.method not in SAFE_METHODS and path not in PUBLIC_PATHS:
-            self._credentials.forget()
+            self._credential_cache.forget()
         return answer
 
     def _introduce(self, request: web.Request, headers: CIMultiDict[str]) -> None:

@@ -16,7 +16,7 @@ from libs.process.settings import ServiceSettings
 from libs.process.signing_keys import new_signing_key
 from libs.web import routes
 from libs.web.answers import json_response
-from libs.web.body import pieces, read_bytes
+from libs.web.body import coding_of, inflated, pieces, read_coded
 from libs.web.calls import Call
 from libs.web.internal import internal_route
 from libs.web.principals import PrincipalSigner, PrincipalVerifier
@@ -30,6 +30,7 @@ SESSION = "ds_sess_" + "a" * 38
 API_KEY = "ds_live_" + "b" * 38
 BOOTSTRAP_KEY = "correct horse battery"
 PROJECT = 123
+BODY_BYTES_MAX = 64 * 1024 * 1024
 
 
 def a_user(name: str = "ada") -> Principal:
@@ -58,7 +59,6 @@ class Backend:
     async def start(self) -> None:
         verifier = PrincipalVerifier(self.name, self.trusted_keys)
         app = create_app(self.name, self.routes, verifier, health=self.health, settings=ServiceSettings())
-        app._client_max_size = 64 * 1024 * 1024
         self._runner = ServiceRunner(app, shutdown_timeout_seconds=0.2)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
@@ -71,7 +71,7 @@ class Backend:
 
 
 class Auth:
-    """Knows credentials, counts how often it is asked, and shows what it was sent."""
+    """Knows credentials, counts the look-ups, answers them while ``answers`` is set, and shows what it was sent."""
 
     def __init__(self) -> None:
         self.credentials: dict[tuple[str, str], Principal] = {
@@ -81,7 +81,8 @@ class Auth:
             ("bearer", BOOTSTRAP_KEY): a_key(),
         }
         self.asked: Counter[str] = Counter()
-        self.answer_delay_seconds = 0.0
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.backend = Backend(
             "auth",
             [
@@ -94,8 +95,13 @@ class Auth:
     async def resolve(self, presented: CredentialPresented) -> CredentialResolved:
         self.asked[presented.credential] += 1
         principal = self.credentials.get((presented.kind, presented.credential))
-        await asyncio.sleep(self.answer_delay_seconds)
+        await self.answers.wait()
         return CredentialResolved(principal=principal, reason=None if principal else "revoked")
+
+    async def was_asked(self, credential: str) -> None:
+        """Return once somebody has asked about it."""
+        while not self.asked[credential]:
+            await asyncio.sleep(0.001)
 
     async def log_in(self, request: web.Request) -> web.Response:
         response = await echo(request)
@@ -105,7 +111,7 @@ class Auth:
 
 
 class Catalog:
-    """Echoes, streams, and takes its time when told to."""
+    """Echoes, streams, and waits for ``go_on`` where a test wants it to."""
 
     def __init__(self) -> None:
         self.received_bytes = 0
@@ -125,6 +131,7 @@ class Catalog:
                 web.get(f"{project}/sources/hang", self.hang),
                 web.get(f"{project}/source/hang", self.hang),
                 web.get(f"{project}/sources/broken", self.broken),
+                web.get(f"{project}/sources/stalled", self.stalled),
                 described(web.get(f"{project}/sources/tagged", self.tagged)),
             ],
         )
@@ -154,7 +161,7 @@ class Catalog:
     async def upload(self, request: web.Request) -> web.Response:
         """Counts while the body comes, so that a test can see how far it is."""
         self.received_bytes = 0
-        async for chunk in pieces(request, 64 * 1024 * 1024):
+        async for chunk in pieces(request, BODY_BYTES_MAX):
             self.received_bytes += len(chunk)
         return json_response({"received": self.received_bytes})
 
@@ -163,16 +170,27 @@ class Catalog:
         await self.go_on.wait()
         return json_response({})
 
+    async def stalled(self, request: web.Request) -> web.StreamResponse:
+        response = await _begun(request)
+        await self.go_on.wait()
+        return response
+
     async def broken(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Length": "1000000"})
-        await response.prepare(request)
-        await response.write(b"x" * 100_000)
+        response = await _begun(request)
         assert request.transport is not None
         request.transport.abort()
         return response
 
     async def tagged(self, _: web.Request) -> web.Response:
         return json_response({"some": "thing" * 1000}, version=7)
+
+
+async def _begun(request: web.Request) -> web.StreamResponse:
+    """A response with a tenth of its body."""
+    response = web.StreamResponse(headers={"Content-Length": "1000000"})
+    await response.prepare(request)
+    await response.write(b"x" * 100_000)
+    return response
 
 
 def echoing(path: str) -> list[web.RouteDef]:
@@ -192,12 +210,15 @@ def described(route: web.RouteDef, *, changes: bool | None = None) -> web.RouteD
 async def echo(request: web.Request) -> web.Response:
     """What the service was sent."""
     principal: Principal | None = request.get(PRINCIPAL)
+    coding, body = coding_of(request), await read_coded(request, BODY_BYTES_MAX)
+    if coding != "identity":
+        body = inflated(body, coding, BODY_BYTES_MAX)
     return json_response(
         {
             "method": request.method,
             "path": request.raw_path,
             "headers": {name.lower(): value for name, value in request.headers.items()},
-            "body": (await read_bytes(request)).decode(),
+            "body": body.decode(),
             "principal": principal and principal.model_dump(mode="json"),
         }
     )

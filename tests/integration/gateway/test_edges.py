@@ -1,27 +1,19 @@
-"""Requests at the edges of HTTP, sent through the gateway and to a service alone: both answer them alike."""
+"""Requests at the edges of HTTP are answered alike by the gateway and by a service that gets them directly."""
 
 import asyncio
 import re
 import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, suppress
-from typing import Any
+from collections.abc import Mapping
+from contextlib import suppress
 
 import pytest
 from pydantic import SecretStr
 
 from libs.core.principal import Principal
-from libs.process.signing_keys import new_signing_key
-from libs.service.running import running_service
-from libs.testing.urls import url_settings
 from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
-from services.auth.app import SERVICE as AUTH
-from services.auth.config import AuthSettings
-from services.gateway.app import SERVICE as GATEWAY
-from services.gateway.config import GatewaySettings
-from tests.integration.gateway.backends import GATEWAY_KEY, GATEWAY_PUBLIC_KEY
+from tests.integration.gateway.backends import BOOTSTRAP_KEY, GATEWAY_KEY
+from tests.integration.gateway.conftest import RealAuth
 
-BOOTSTRAP_KEY = "eight characters or more"
 ADA = Principal(kind="user", subject="1", name="ada", projects={123: "owner"}, scopes=("*",))
 KEYS = "/api/v2/keys"
 BODY = b'{"name": "ci", "permission": "read-only"}'
@@ -30,21 +22,13 @@ LENGTH = f"Content-Length: {len(BODY)}"
 
 
 @pytest.fixture
-async def ends(mongod: str, database_prefix: str) -> AsyncIterator[Mapping[str, str]]:
-    """The header with the credential by the address where it is taken: the gateway's, and that of auth alone."""
-    auth_key, auth_public_key = new_signing_key()
-    shared: dict[str, Any] = {"port": 0, "mongodb_url": mongod, "database_prefix": database_prefix}
-    shared["trusted_keys"] = {"gateway": GATEWAY_PUBLIC_KEY, "auth": auth_public_key}
-    async with AsyncExitStack() as stack:
-        settings = AuthSettings(**shared, signing_key=SecretStr(auth_key), api_key=SecretStr(BOOTSTRAP_KEY))
-        auth = await stack.enter_async_context(running_service(AUTH, settings))
-        front = GatewaySettings(**shared, signing_key=SecretStr(GATEWAY_KEY), **url_settings(auth=auth.base_url))
-        gateway = await stack.enter_async_context(running_service(GATEWAY, front))
-        principal = PrincipalSigner("gateway", SecretStr(GATEWAY_KEY)).sign(ADA, "auth")
-        yield {
-            gateway.base_url: f"Authorization: Bearer {BOOTSTRAP_KEY}",
-            auth.base_url: f"{PRINCIPAL_HEADER}: {principal}",
-        }
+def ends(real_auth: RealAuth) -> Mapping[str, str]:
+    """The header with the credential by the URL that accepts it: the gateway's, and that of auth alone."""
+    principal = PrincipalSigner("gateway", SecretStr(GATEWAY_KEY)).sign(ADA, "auth")
+    return {
+        real_auth.url: f"Authorization: Bearer {BOOTSTRAP_KEY}",
+        real_auth.auth_url: f"{PRINCIPAL_HEADER}: {principal}",
+    }
 
 
 def numbered(count: int) -> list[str]:
@@ -54,13 +38,13 @@ def numbered(count: int) -> list[str]:
 EDGES: Mapping[str, tuple[str, list[str], int]] = {
     # RFC 9110 section 14.2: a server may ignore Range, and then answers all of it.
     "a range": (f"GET {KEYS}", ["Range: bytes=0-3"], 200),
-    "a range that nothing has": (f"GET {KEYS}", ["Range: bytes=99999999999999999999-"], 200),
+    "a range beyond the end": (f"GET {KEYS}", ["Range: bytes=99999999999999999999-"], 200),
     "a range on a condition": (f"GET {KEYS}", ['If-Range: "x"', "Range: bytes=0-3"], 200),
     "TRACE": (f"TRACE {KEYS}", [], 405),
     "TRACE with a body": (f"TRACE {KEYS}", [LENGTH], 405),
     "CONNECT": ("CONNECT example.com:443", [], 404),
     "CONNECT to a path": (f"CONNECT {KEYS}", [], 404),
-    "a method that nobody knows": (f"BREW {KEYS}", [], 400),
+    "an unknown method": (f"BREW {KEYS}", [], 400),
     "a hundred headers": (f"GET {KEYS}", numbered(100), 200),
     "two thousand headers": (f"GET {KEYS}", numbered(2_000), 431),
     "twenty thousand headers": (f"GET {KEYS}", numbered(20_000), 431),
@@ -103,7 +87,7 @@ async def test_chunks_of_http_1_0_are_refused_and_nothing_after_them_is_read(end
 
 
 def _statuses(url: str, sent: bytes) -> list[int]:
-    """Of every answer until the connection ends, which may be reset while there is more to send."""
+    """Of all responses until the connection ends; it may be reset before everything is sent."""
     host, port = url.removeprefix("http://").split(":")
     received = b""
     with socket.create_connection((host, int(port)), timeout=10) as connection:

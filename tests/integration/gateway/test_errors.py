@@ -1,6 +1,4 @@
-"""Errors in the shape of their family, and what is no HTTP at all."""
-
-import asyncio
+"""Errors in the shape of their family, and the answers to what is not HTTP."""
 
 import aiohttp
 import pytest
@@ -8,6 +6,7 @@ import pytest
 from libs.web import server as http_server
 from tests.integration.gateway.backends import API_KEY, PROJECT, a_key
 from tests.integration.gateway.conftest import Suite
+from tests.integration.gateway.sockets import all_received, connected
 
 SOURCES = f"/api/v1/project/{PROJECT}/sources"
 
@@ -67,7 +66,7 @@ async def test_a_key_that_may_only_read_is_refused_a_change(suite: Suite, client
 async def test_what_is_not_http_is_answered_as_json_and_the_connection_closed(
     suite: Suite, sent: bytes, status: int
 ) -> None:
-    answer = await _exchange(suite.url, sent)
+    answer = await all_received(suite.url, sent)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert int(head.split()[1]) == status
     assert b"X-Request-Id" in head
@@ -79,41 +78,26 @@ async def test_what_is_not_http_is_answered_as_json_and_the_connection_closed(
 async def test_a_request_whose_head_never_ends_is_cut_off(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "HEAD_TIMEOUT_SECONDS", 0.2)
     for begun in (b"", b"GET / HTTP/1.1\r\nHost: x\r\n"):
-        assert await _exchange(suite.url, begun) == b""
-    host, port = suite.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert (await reader.readline()).startswith(b"HTTP/1.1 404 ")
-    writer.write(b"GET /nowhere HT")
-    async with asyncio.timeout(5):
+        assert await all_received(suite.url, begun) == b""
+    async with connected(suite.url) as (reader, writer):
+        writer.write(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 404 ")
+        writer.write(b"GET /nowhere HT")
         await reader.read()
-    writer.close()
 
 
-async def test_the_gateway_does_not_tell_what_it_is_made_of(client: aiohttp.ClientSession) -> None:
+async def test_the_server_header_does_not_name_the_software(client: aiohttp.ClientSession) -> None:
     async with client.get(SOURCES) as response:
         assert response.headers.getall("Server") == ["datasync"]
 
 
-async def test_a_caller_that_leaves_in_the_middle_hurts_nobody(suite: Suite, client: aiohttp.ClientSession) -> None:
-    host, port = suite.url.removeprefix("http://").split(":")
+async def test_callers_that_leave_in_an_upload_do_not_affect_others(
+    suite: Suite, client: aiohttp.ClientSession
+) -> None:
+    head = f"POST {SOURCES}/upload HTTP/1.1\r\nHost: x\r\nAuthorization: {API_KEY}\r\nContent-Length: 500000\r\n\r\n"
     for _ in range(5):
-        _, writer = await asyncio.open_connection(host, int(port))
-        head = (
-            f"POST {SOURCES}/upload HTTP/1.1\r\nHost: x\r\nAuthorization: {API_KEY}\r\nContent-Length: 500000\r\n\r\n"
-        )
-        writer.write(head.encode() + b"x" * 100_000)
-        await writer.drain()
-        writer.transport.abort()
+        async with connected(suite.url) as (_, writer):
+            writer.write(head.encode() + b"x" * 100_000)
+            await writer.drain()
     async with client.get(SOURCES) as response:
         assert response.status == 200
-
-
-async def _exchange(url: str, sent: bytes) -> bytes:
-    host, port = url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(sent)
-    async with asyncio.timeout(5):
-        answer = await reader.read()
-    writer.close()
-    return answer

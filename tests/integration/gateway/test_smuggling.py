@@ -1,10 +1,10 @@
-"""Requests whose end two readers could see at different places, sent to the gateway's real socket."""
+"""Requests whose end two parsers could find at different places, sent to the gateway's real socket."""
 
-import asyncio
 import re
 
 from tests.integration.gateway.backends import API_KEY, PROJECT
 from tests.integration.gateway.conftest import Suite
+from tests.integration.gateway.sockets import all_received, connected
 
 SOURCES = f"/api/v1/project/{PROJECT}/sources"
 AUTHORIZED = f"Host: x\r\nAuthorization: Bearer {API_KEY}\r\n"
@@ -83,23 +83,23 @@ UNDERSTOOD = (
 )
 
 
-async def test_what_could_be_read_in_two_ways_is_refused_and_nothing_after_it_is_read(suite: Suite) -> None:
+async def test_an_ambiguous_request_is_rejected_and_nothing_after_it_is_read(suite: Suite) -> None:
     for case, rest in REFUSED.items():
         _assert_refused(case, await _answers(suite, HEAD + rest + SMUGGLED), b"400")
 
 
-async def test_a_line_that_is_no_request_is_refused(suite: Suite) -> None:
+async def test_a_line_that_is_not_a_request_is_rejected(suite: Suite) -> None:
     for case, line in NO_REQUESTS.items():
         _assert_refused(case, await _answers(suite, line.encode() + b"Host: x\r\n\r\n" + SMUGGLED), b"400")
 
 
-async def test_a_head_that_is_too_large_is_refused(suite: Suite) -> None:
+async def test_a_head_that_is_too_large_is_rejected(suite: Suite) -> None:
     for case, head in TOO_LARGE.items():
         answers = await _answers(suite, HEAD + head + b"Content-Length: 2\r\n\r\nok" + SMUGGLED)
         _assert_refused(case, answers, b"400", b"431")
 
 
-async def test_what_has_one_meaning_arrives_with_it_and_the_next_request_after_it(suite: Suite) -> None:
+async def test_an_unambiguous_request_arrives_and_so_does_the_next(suite: Suite) -> None:
     for rest in UNDERSTOOD:
         answers = await _answers(suite, HEAD + rest + SMUGGLED.replace(b"?smuggled", b"?next"))
         assert len(answers) == 2, rest
@@ -108,8 +108,8 @@ async def test_what_has_one_meaning_arrives_with_it_and_the_next_request_after_i
         assert b'?next"' in answers[1]
 
 
-async def test_what_a_service_gets_is_framed_anew(suite: Suite) -> None:
-    """Neither the caller's framing nor what it claims about the connection reaches the service."""
+async def test_a_forwarded_request_has_framing_of_its_own(suite: Suite) -> None:
+    """Neither the caller's framing nor its headers about the connection reach the service."""
     rest = b"Connection: close, X-Mine\r\nX-Mine: 1\r\nTrailer: X\r\nTE: trailers\r\nUpgrade: h2c\r\n"
     (answer,) = await _answers(suite, HEAD + rest + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKED)
     assert b'"transfer-encoding":"chunked"' in answer
@@ -118,12 +118,11 @@ async def test_what_a_service_gets_is_framed_anew(suite: Suite) -> None:
 
 
 async def test_a_body_that_is_cut_never_reaches_another_request(suite: Suite) -> None:
-    """What the caller had announced and not sent is not taken from whoever comes next."""
+    """The rest of an announced body is not taken from the next request."""
     for head in (b"Content-Length: 100000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n10000\r\n"):
-        _, writer = await _connect(suite)
-        writer.write(HEAD + head + b"x" * 1000)
-        await writer.drain()
-        writer.transport.abort()
+        async with connected(suite.url) as (_, writer):
+            writer.write(HEAD + head + b"x" * 1000)
+            await writer.drain()
         (answer,) = await _answers(suite, SMUGGLED)
         assert b'"body":""' in answer
 
@@ -134,20 +133,6 @@ def _assert_refused(case: str, answers: list[bytes], *statuses: bytes) -> None:
     assert b"smuggled" not in answers[0], case
 
 
-async def _connect(suite: Suite) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    host, port = suite.url.removeprefix("http://").split(":")
-    return await asyncio.open_connection(host, int(port))
-
-
 async def _answers(suite: Suite, sent: bytes) -> list[bytes]:
-    """Everything that comes back until the gateway ends the connection, or has no more to say after a first answer."""
-    reader, writer = await _connect(suite)
-    writer.write(sent)
-    received = b""
-    try:
-        while chunk := await asyncio.wait_for(reader.read(1 << 20), 0.3 if received else 10):
-            received += chunk
-    except (TimeoutError, ConnectionError):
-        pass
-    writer.transport.abort()
-    return re.split(rb"(?=HTTP/1\.[01] \d{3} )", received)[1:]
+    """All responses until the gateway ends the connection."""
+    return re.split(rb"(?=HTTP/1\.[01] \d{3} )", await all_received(suite.url, sent))[1:]

@@ -1,7 +1,6 @@
-"""Kept-alive connections against a server that behaves exactly as badly as the test wants."""
+"""The connection pool against a server that misbehaves as each test tells it to."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -17,13 +16,17 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Behave = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
+async def answer_ok(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(OK)
+
+
 class Server:
-    """Reads requests up to their heads' ends and lets ``behave`` answer."""
+    """Reads the heads of requests and lets ``behave`` answer them."""
 
     def __init__(self) -> None:
         self.connections = 0
         self.heads: list[bytes] = []
-        self.behave: Behave = self._answer
+        self.behave: Behave = answer_ok
         self.url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -37,10 +40,6 @@ class Server:
             pass
         finally:
             writer.close()
-
-    @staticmethod
-    async def _answer(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(OK)
 
 
 @pytest.fixture
@@ -78,7 +77,7 @@ async def test_concurrent_requests_have_connections_of_their_own(server: Server,
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
-async def test_a_kept_connection_that_just_ended_is_replaced_for_what_changes_nothing(
+async def test_a_safe_request_is_sent_again_if_its_kept_connection_ends(
     server: Server, pool: ConnectionPool, method: str
 ) -> None:
     await _exchange(pool)
@@ -88,7 +87,9 @@ async def test_a_kept_connection_that_just_ended_is_replaced_for_what_changes_no
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-async def test_what_may_change_something_is_never_sent_twice(server: Server, pool: ConnectionPool, method: str) -> None:
+async def test_a_request_that_may_change_something_is_never_sent_twice(
+    server: Server, pool: ConnectionPool, method: str
+) -> None:
     await _exchange(pool)
     server.behave = _end_once(server)
     with pytest.raises(ResponseBroken):
@@ -96,7 +97,9 @@ async def test_what_may_change_something_is_never_sent_twice(server: Server, poo
     assert len(server.heads) == 2
 
 
-async def test_what_changes_nothing_is_sent_twice_at_most(server: Server, pool: ConnectionPool) -> None:
+async def test_a_safe_request_is_sent_twice_at_most_however_many_connections_are_kept(
+    server: Server, pool: ConnectionPool
+) -> None:
     both = asyncio.Barrier(3)
 
     async def together(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -111,7 +114,7 @@ async def test_what_changes_nothing_is_sent_twice_at_most(server: Server, pool: 
     assert (server.connections, len(server.heads)) == (4, 5)
 
 
-async def test_a_read_is_sent_again_when_its_new_connection_ends_unanswered(
+async def test_a_safe_request_is_sent_again_if_its_new_connection_ends_unanswered(
     server: Server, pool: ConnectionPool
 ) -> None:
     server.behave = _end_once(server)
@@ -119,7 +122,7 @@ async def test_a_read_is_sent_again_when_its_new_connection_ends_unanswered(
     assert (server.connections, len(server.heads)) == (2, 2)
 
 
-async def test_nothing_is_sent_again_once_an_answer_has_begun(server: Server, pool: ConnectionPool) -> None:
+async def test_nothing_is_sent_again_once_a_response_has_begun(server: Server, pool: ConnectionPool) -> None:
     async def begin(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200")
         await writer.drain()
@@ -136,22 +139,24 @@ async def test_nothing_is_sent_again_once_an_answer_has_begun(server: Server, po
 async def test_a_kept_connection_that_ended_before_its_use_is_not_used(
     server: Server, pool: ConnectionPool, method: str
 ) -> None:
-    """The end has arrived, but the event loop has not seen it yet: not a byte is written."""
+    """Not a byte of the next request is written to it."""
+    ended = asyncio.Event()
 
     async def answer_and_end(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(OK)
-        await writer.drain()
-        raise ConnectionResetError
+        writer.close()
+        await writer.wait_closed()
+        ended.set()
 
     server.behave = answer_and_end
     assert await _exchange(pool, method) == b"ok"
-    server.behave = server._answer
-    await asyncio.to_thread(time.sleep, 0.02)
+    server.behave = answer_ok
+    await ended.wait()
     assert await _exchange(pool, method) == b"ok"
     assert len(server.heads) == 2
 
 
-async def test_a_read_whose_connections_end_without_an_answer_is_sent_twice_at_most(
+async def test_a_safe_request_whose_connections_end_unanswered_is_sent_twice_at_most(
     server: Server, pool: ConnectionPool
 ) -> None:
     server.behave = _end
@@ -174,13 +179,13 @@ async def test_a_read_whose_connections_end_without_an_answer_is_sent_twice_at_m
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b""),
     ],
 )
-async def test_every_way_to_frame_an_answer_is_read(
+async def test_every_framing_of_a_response_is_read(
     server: Server, pool: ConnectionPool, answer: bytes, body: bytes
 ) -> None:
-    async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
 
-    server.behave = say
+    server.behave = respond
     for _ in range(2):
         assert await _exchange(pool) == body
     assert server.connections == (2 if b"close" in answer else 1)
@@ -208,15 +213,15 @@ async def test_every_way_to_frame_an_answer_is_read(
         b"\r\n\r\n" + OK,
     ],
 )
-async def test_an_answer_that_is_cut_or_no_http_is_broken_off(
+async def test_a_response_that_is_cut_or_not_http_is_broken(
     server: Server, pool: ConnectionPool, answer: bytes
 ) -> None:
-    async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
         await writer.drain()
         raise ConnectionResetError
 
-    server.behave = say
+    server.behave = respond
     with pytest.raises(ResponseBroken):
         await _exchange(pool)
 
@@ -236,13 +241,13 @@ async def test_an_answer_that_is_cut_or_no_http_is_broken_off(
         b"HTTP/1.1 204 No Content\r\n\r\n" + OK,
     ],
 )
-async def test_a_connection_that_may_hold_something_is_not_used_again(
+async def test_a_connection_on_which_something_may_be_left_is_not_used_again(
     server: Server, pool: ConnectionPool, answer: bytes, method: str
 ) -> None:
-    async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
 
-    server.behave = say
+    server.behave = respond
     for expected in range(1, 4):
         async with await pool.exchange(_request(method)) as exchange:
             body = await exchange.whole()
@@ -250,25 +255,26 @@ async def test_a_connection_that_may_hold_something_is_not_used_again(
         assert server.connections == expected
 
 
-async def test_bytes_that_come_while_a_connection_is_idle_end_it(server: Server, pool: ConnectionPool) -> None:
-    late = asyncio.Event()
+async def test_bytes_that_arrive_while_a_connection_is_idle_end_it(server: Server, pool: ConnectionPool) -> None:
+    late, written = asyncio.Event(), asyncio.Event()
 
-    async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(OK)
         await late.wait()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
         await writer.drain()
+        written.set()
 
-    server.behave = say
+    server.behave = respond
     assert await _exchange(pool) == b"ok"
     late.set()
-    await asyncio.to_thread(time.sleep, 0.02)
-    server.behave = server._answer
+    await written.wait()
+    server.behave = answer_ok
     assert await _exchange(pool) == b"ok"
     assert server.connections == 2
 
 
-async def test_an_answer_byte_by_byte_is_the_same_answer(server: Server, pool: ConnectionPool) -> None:
+async def test_a_response_that_arrives_byte_by_byte_is_the_same_response(server: Server, pool: ConnectionPool) -> None:
     answers = [
         OK,
         b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
@@ -288,13 +294,13 @@ async def test_an_answer_byte_by_byte_is_the_same_answer(server: Server, pool: C
     assert server.connections == 1
 
 
-async def test_an_answer_without_a_length_ends_with_its_connection(server: Server, pool: ConnectionPool) -> None:
-    async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def test_a_response_without_a_length_ends_with_its_connection(server: Server, pool: ConnectionPool) -> None:
+    async def respond(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\nwhatever")
         await writer.drain()
         raise ConnectionError
 
-    server.behave = say
+    server.behave = respond
     for expected in (1, 2):
         assert await _exchange(pool) == b"whatever"
         assert server.connections == expected
@@ -309,7 +315,7 @@ async def test_a_connection_whose_caller_is_gone_is_not_used_again(server: Serve
     assert server.connections == 2
 
 
-async def test_an_answer_that_does_not_begin_in_time_is_no_answer(server: Server, pool: ConnectionPool) -> None:
+async def test_a_response_that_does_not_begin_in_time_times_out(server: Server, pool: ConnectionPool) -> None:
     async def hang(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
         await reader.read()
 
@@ -318,7 +324,7 @@ async def test_an_answer_that_does_not_begin_in_time_is_no_answer(server: Server
         await pool.exchange(_request(), timeout_seconds=0.01)
 
 
-async def test_a_place_that_does_not_get_free_in_time_is_no_answer(server: Server, pool: ConnectionPool) -> None:
+async def test_a_request_that_gets_no_connection_in_time_times_out(server: Server, pool: ConnectionPool) -> None:
     held = [await pool.exchange(_request()) for _ in range(CONNECTIONS_MAX)]
     with pytest.raises(ResponseTimeout):
         await pool.exchange(_request(), timeout_seconds=0.01)
@@ -339,9 +345,7 @@ async def test_a_line_break_in_a_header_is_never_sent(server: Server, pool: Conn
     assert server.heads == []
 
 
-async def test_a_body_of_another_length_than_announced_is_not_passed_for_whole(
-    server: Server, pool: ConnectionPool
-) -> None:
+async def test_a_body_of_another_length_than_announced_fails(server: Server, pool: ConnectionPool) -> None:
     async def drain(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
         await reader.read()
 
@@ -354,7 +358,7 @@ async def test_a_body_of_another_length_than_announced_is_not_passed_for_whole(
             await pool.exchange(UpstreamRequest("POST", "/", CIMultiDict(), body(), announced))
 
 
-async def test_an_empty_piece_does_not_end_a_body_in_chunks(server: Server, pool: ConnectionPool) -> None:
+async def test_an_empty_piece_does_not_end_a_chunked_body(server: Server, pool: ConnectionPool) -> None:
     seen: list[bytes] = []
 
     async def body() -> AsyncIterator[bytes]:
@@ -371,20 +375,20 @@ async def test_an_empty_piece_does_not_end_a_body_in_chunks(server: Server, pool
     assert seen == [b"1\r\na\r\n1\r\nb\r\n0\r\n\r\n"]
 
 
-async def test_an_answer_that_was_not_read_to_its_end_costs_its_connection(
+async def test_a_connection_whose_response_was_not_read_to_its_end_is_not_used_again(
     server: Server, pool: ConnectionPool
 ) -> None:
-    async def say(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun")
 
-    server.behave = say
+    server.behave = respond
     (await pool.exchange(_request())).close()
-    server.behave = server._answer
+    server.behave = answer_ok
     assert await _exchange(pool) == b"ok"
     assert server.connections == 2
 
 
-async def test_an_answer_before_the_end_of_the_body_is_read(server: Server, pool: ConnectionPool) -> None:
+async def test_a_response_before_the_end_of_the_request_body_is_read(server: Server, pool: ConnectionPool) -> None:
     never = asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
@@ -435,14 +439,14 @@ async def test_bodies_are_framed_by_their_length_or_in_chunks(server: Server, po
     assert b"Content-Length" not in server.heads[-1]
 
 
-async def test_nobody_listening_is_not_connected() -> None:
+async def test_connecting_fails_if_nobody_listens() -> None:
     pool = ConnectionPool(f"http://127.0.0.1:{free_port()}")
     for _ in range(3):
         with pytest.raises(ConnectFailed):
             await _exchange(pool)
 
 
-async def test_a_request_that_is_given_up_leaves_nothing_behind(server: Server, pool: ConnectionPool) -> None:
+async def test_requests_that_are_cancelled_release_their_connections(server: Server, pool: ConnectionPool) -> None:
     async def hang(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
         await reader.read()
 
@@ -451,7 +455,7 @@ async def test_a_request_that_is_given_up_leaves_nothing_behind(server: Server, 
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
                 await _exchange(pool)
-    server.behave = server._answer
+    server.behave = answer_ok
     assert await _exchange(pool) == b"ok"
 
 
@@ -461,7 +465,7 @@ async def _end(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter)
 
 def _end_once(server: Server) -> Behave:
     async def end(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server.behave = server._answer
+        server.behave = answer_ok
         writer.transport.abort()
         raise ConnectionResetError
 
