@@ -14,7 +14,8 @@ import structlog
 from opentelemetry import trace
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
-from libs.process.settings import LogLevel, StoreSettings
+from libs.process.setting_types import LogLevel
+from libs.process.settings import StoreSettings
 
 MASK = "***"
 DEPTH_MAX = 8

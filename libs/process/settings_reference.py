@@ -1,4 +1,4 @@
-"""The reference of all settings, written from the settings classes themselves, and a commented ``datasync.yaml``."""
+"""The reference of all settings and a commented ``datasync.yaml``, generated from the settings classes."""
 
 import re
 import types
@@ -14,16 +14,17 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 from libs.process.live import Live
-from libs.process.settings import WITHOUT_EFFECT, YAML_SETTINGS, Seconds, seconds_of
+from libs.process.setting_types import Seconds, seconds_of
+from libs.process.settings_file import WITHOUT_EFFECT, YAML_SETTINGS
 
 PATHS = {setting: path for path, setting in YAML_SETTINGS.items()}
 HEAD = """\
 # Settings
 
-Written by `datasync settings` from the code. A setting comes from its environment variable, else from its place in
-`datasync.yaml` (`--config FILE` or `DATASYNC_CONFIG` name another file), else from its default. A bad or unknown one
-is named at start, which then ends with exit code 2. Durations are seconds, or carry a unit: `500ms`, `30s`, `1h30m`.
-`datasync settings --sample` prints a commented `datasync.yaml`."""
+`datasync settings` generates this page from the code. A setting's value is its environment variable, or else its key in
+`datasync.yaml`, or else its default. `--config FILE` or `DATASYNC_CONFIG` names another file. Invalid values and
+unknown keys are reported at start, and the process exits with code 2. Durations are in seconds, or have a unit:
+`500ms`, `30s`, `1h30m`. `datasync settings --sample` prints a commented `datasync.yaml`."""
 
 _ARGUMENT = re.compile(r"^        (?=\S)([\w, ]+): (.*)")
 
@@ -33,10 +34,10 @@ class Setting:
     """One setting.
 
     Args:
-        readers: the services that read it, in the order of the suite; ``all`` stands for every one.
-        default: as it would be written; empty where there is none.
+        readers: the services that read it, in the order of the table of services, or ``all``.
+        default: as it would be written; empty if there is none.
         is_live: whether it may change while the services run.
-        is_left_to_suite: whether the suite, unlike a service, has something of its own where nothing is said.
+        is_left_to_suite: whether the suite chooses a value if none is set.
     """
 
     name: str
@@ -79,7 +80,7 @@ def settings_of(readers: dict[str, type[BaseSettings]]) -> list[Setting]:
 
 
 def about_of(settings: type[BaseSettings]) -> dict[str, str]:
-    """What the docstrings of a class and of those it extends say about its settings."""
+    """The descriptions of a class's settings in its docstring and in those of the classes that it extends."""
     about: dict[str, str] = {}
     for cls in reversed(settings.__mro__):
         names: list[str] = []
@@ -121,7 +122,7 @@ def markdown(settings: Sequence[Setting]) -> str:
     ]
     lines += [
         "",
-        "These are accepted and have no effect yet, which a warning says at start:",
+        "These settings are accepted but not used yet. A warning is logged at start for each that is set:",
         "",
     ]
     lines += [f"- `{name.upper()}` (`{PATHS[name]}`): {why}" for name, why in WITHOUT_EFFECT.items()]
@@ -129,9 +130,9 @@ def markdown(settings: Sequence[Setting]) -> str:
 
 
 def sample(settings: Sequence[Setting]) -> str:
-    """A ``datasync.yaml`` with every setting at its default, commented out."""
+    """A ``datasync.yaml`` with every setting and its default, commented out."""
     by_name = {item.name: item for item in settings}
-    lines = ["# Every setting that this file may hold, at its default. Environment variables count over it."]
+    lines = ["# Every setting of this file, with its default. Environment variables override them."]
     open_sections: tuple[str, ...] = ()
     for path, name in YAML_SETTINGS.items():
         *sections, key = path.split(".")
@@ -165,7 +166,7 @@ def _wrapped(text: str, width: int) -> Iterator[str]:
 def _yaml_default(item: Setting | None) -> str:
     default = "" if item is None or item.is_left_to_suite else item.default
     if ", gateway " in default:
-        # The file's address is the gateway's.
+        # server.host and server.port of the file are the gateway's.
         default = default.split(", gateway ")[1].split(",")[0]
     return default if re.fullmatch(r"[\w./]*", default) else f'"{default}"'
 
@@ -202,7 +203,7 @@ def _written(value: Any) -> str:
 
 
 def _kind_of(field: FieldInfo) -> str:
-    """What may be written, in words."""
+    """The valid values, in words."""
     annotation, metadata = _parts_of(field.annotation)
     metadata += field.metadata
     kind = _name_of(annotation)
@@ -220,7 +221,7 @@ def _kind_of(field: FieldInfo) -> str:
 
 
 def _parts_of(annotation: Any) -> tuple[Any, list[Any]]:
-    """The type itself, and what is said about it."""
+    """A type without its annotations, and the annotations."""
     if get_origin(annotation) is Live:
         (annotation,) = get_args(annotation)
     if get_origin(annotation) is not Annotated:

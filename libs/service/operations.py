@@ -16,7 +16,8 @@ from libs.eventsourcing.rebuild import Rebuild, RebuildReport
 from libs.eventsourcing.stops import require_at_rest
 from libs.mongodb.client import ConnectionFailure, connect
 from libs.mongodb.encryption import Keyring, rewrap_secrets
-from libs.process.settings import FromJson, StoreSettings
+from libs.process.setting_types import FromJson
+from libs.process.settings import StoreSettings
 from libs.service.definition import AnyDefinition
 from libs.service.repair import RepairReport, renew_identity, repair_topic
 

@@ -5,12 +5,11 @@ import asyncio
 import importlib
 import importlib.util
 import json
-import os
 import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsError
@@ -20,18 +19,12 @@ from libs.core.clock import isoformat_z
 from libs.core.errors import DataSyncError
 from libs.eventsourcing.rebuild import RebuildFailed, RebuildReport
 from libs.mongodb.client import PyMongoError
+from libs.process.bad_settings import describe_bad_settings
 from libs.process.kept_settings import OtherInstallation, settings_of_installation
 from libs.process.live import Live
 from libs.process.logs import configure_logs
-from libs.process.settings import (
-    CONFIG_VARIABLE,
-    EXIT_BAD_SETTINGS,
-    BadSettings,
-    ServiceSettings,
-    SettingsT,
-    StoreSettings,
-    describe_bad_settings,
-)
+from libs.process.settings import EXIT_BAD_SETTINGS, ServiceSettings, StoreSettings
+from libs.process.settings_file import BadSettings, use_config
 from libs.process.settings_reference import markdown, sample, settings_of
 from libs.process.signing_keys import new_signing_key
 from libs.process.version import installed_version
@@ -41,19 +34,21 @@ from libs.suite.mongod import mongod_url
 from libs.suite.settings import CannotStart, SuiteSettings, new_encryption_keys
 from libs.suite.supervisor import up
 
+StoreSettingsT = TypeVar("StoreSettingsT", bound=StoreSettings)
+
 EXIT_DIFFERENT = 3
 EXPECTED_FAILURES = (DataSyncError, OSError, PyMongoError, RebuildFailed)
 
 
 class Refused(Exception):
-    """The command can't be carried out; the message tells the person who gave it why."""
+    """The command can't be run; the message says why."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
     if options.config:
-        os.environ[CONFIG_VARIABLE] = options.config
+        use_config(options.config)
     try:
         return int(options.run(options))
     except (BadSettings, SettingsError, ValidationError) as error:
@@ -78,7 +73,7 @@ def _explained(error: StoreUnreachable, options: argparse.Namespace) -> str:
     if data_dir is None:
         return f"{error}, with the settings of {options.config}"
     if (data_dir / "settings").is_dir():
-        return f"{error}, where the installation in {data_dir.resolve()} keeps its data: it must run"
+        return f"{error}, where the installation in {data_dir.resolve()} keeps its data: start it first"
     return f"no installation in {data_dir.resolve()}, and {error}: set DATA_DIR, or MONGODB_URL"
 
 
@@ -86,50 +81,54 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="datasync", description="A self-hosted data synchronisation platform.")
     parser.add_argument("--version", action="version", version=f"datasync {installed_version()}")
     parser.add_argument(
-        "--config", metavar="FILE", help="settings in place of datasync.yaml, and of those that DATA_DIR keeps"
+        "--config",
+        metavar="FILE",
+        help="read this file instead of datasync.yaml and instead of the settings kept in DATA_DIR",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("up", help="start the whole suite on this machine and stay until Ctrl-C")
+    command = commands.add_parser("up", help="run the whole suite on this machine until Ctrl-C")
     command.set_defaults(run=_up)
 
     command = commands.add_parser("serve", help="run one service in this process")
     command.add_argument("service", metavar="SERVICE", help=", ".join(service.name for service in SERVICES))
     command.set_defaults(run=_serve)
 
-    command = commands.add_parser("rebuild", help="make a service's documents anew from events, while it runs")
+    command = commands.add_parser("rebuild", help="rebuild a service's documents from its events, while it runs")
     command.add_argument("service", metavar="SERVICE")
     command.add_argument(
-        "--compare", action="store_true", help=f"only compare; exit code {EXIT_DIFFERENT} if different"
+        "--compare", action="store_true", help=f"only compare; exit code {EXIT_DIFFERENT} if they differ"
     )
     command.set_defaults(run=_rebuild)
 
-    command = commands.add_parser("repair", help="accept what a topic holds now, after its log or store was replaced")
+    command = commands.add_parser("repair", help="accept a topic's current content after its log or store was replaced")
     command.add_argument("service", metavar="SERVICE", help="the service that follows the topic")
     command.add_argument("topic", metavar="TOPIC")
     command.set_defaults(run=_repair)
 
-    command = commands.add_parser("restored", help="say that a service's database was restored from a backup")
+    command = commands.add_parser("restored", help="declare that a service's database was restored from a backup")
     command.add_argument("service", metavar="SERVICE")
     command.set_defaults(run=_restored)
 
-    command = commands.add_parser("parked", help="list the messages that a service could not handle")
+    command = commands.add_parser("parked", help="list the messages that a service failed to handle")
     command.add_argument("service", metavar="SERVICE")
-    command.add_argument("--retry", action="store_true", help="have the running service try them again, in order")
-    command.add_argument("--topic", help="only those of this topic")
-    command.add_argument("--stream", help="only those of this stream, such as source-42")
+    command.add_argument("--retry", action="store_true", help="have the running service retry them, in order")
+    command.add_argument("--topic", help="only messages of this topic")
+    command.add_argument("--stream", help="only messages of this stream, such as source-42")
     command.set_defaults(run=_parked)
 
     command = commands.add_parser("settings", help="print the reference of all settings")
     command.add_argument("--sample", action="store_true", help="print a commented datasync.yaml instead")
     command.set_defaults(run=_settings)
 
-    actions = commands.add_parser("keys", help="the keys that encrypt connectors' secrets").add_subparsers(
+    actions = commands.add_parser("keys", help="signing keys and encryption keys").add_subparsers(
         required=True, metavar="ACTION"
     )
-    command = actions.add_parser("new", help="print a new signing key with its public half, and a new encryption key")
+    command = actions.add_parser("new", help="print a new signing key, its public key, and a new encryption key")
     command.set_defaults(run=_new_keys)
-    command = actions.add_parser("rewrap", help="wrap every secret by the first of ENCRYPTION_KEYS, while catalog runs")
+    command = actions.add_parser(
+        "rewrap", help="re-encrypt the data key of every secret with the first of ENCRYPTION_KEYS, while catalog runs"
+    )
     command.set_defaults(run=_rewrap)
     return parser
 
@@ -141,7 +140,11 @@ def _up(_: argparse.Namespace) -> int:
 
 
 def _require_good_settings(suite: SuiteSettings) -> None:
-    """Raise ``CannotStart`` that names what any service would refuse, before the first of them starts."""
+    """Validate every service's settings before the first service starts.
+
+    Raises:
+        CannotStart: names every bad setting once.
+    """
     given_by_suite = {
         "signing_key": new_signing_key()[0],
         "trusted_keys": {},
@@ -164,7 +167,7 @@ def _require_good_settings(suite: SuiteSettings) -> None:
 
 
 def _config_of(service: str) -> type[ServiceSettings]:
-    """A service's settings without all that its app would load."""
+    """A service's settings class, without importing its app."""
     module = importlib.import_module(f"services.{service}.config")
     [found] = [
         item
@@ -176,7 +179,7 @@ def _config_of(service: str) -> type[ServiceSettings]:
 
 def _serve(options: argparse.Namespace) -> int:
     name = _known_service(options.service)
-    # As with `python -m services.<name>`: the service sees no arguments of ours.
+    # The service must not see this command's arguments.
     sys.argv = [f"datasync serve {name}"]
     runpy.run_module(f"services.{name}", run_name="__main__", alter_sys=True)
     return 0
@@ -205,7 +208,10 @@ def _repair(options: argparse.Namespace) -> int:
 def _restored(options: argparse.Namespace) -> int:
     definition, settings = _service(options)
     asyncio.run(operations.restored(definition, settings))
-    print(f"the events of {definition.name} are published anew; `datasync repair` its followers, which stop now")
+    print(
+        f"the events of {definition.name} are published again. The services that follow it stop now: "
+        "run `datasync repair` for each"
+    )
     return 0
 
 
@@ -213,7 +219,7 @@ def _parked(options: argparse.Namespace) -> int:
     definition, settings = _service(options)
     if options.retry:
         count = asyncio.run(operations.retry_parked(definition, settings, options.topic, options.stream))
-        print(f"{count} messages wait to be tried again")
+        print(f"{count} messages will be retried")
         return 0
     for message in asyncio.run(operations.parked_messages(definition, settings)):
         if options.topic in (None, message.topic) and options.stream in (None, message.stream):
@@ -230,12 +236,12 @@ def _rewrap(options: argparse.Namespace) -> int:
         if data_dir is None
         else settings_of_installation(RewrapSettings, definition.name, data_dir, **known)
     )
-    print(f"{asyncio.run(operations.rewrap(definition, settings))} secrets were wrapped anew")
+    print(f"{asyncio.run(operations.rewrap(definition, settings))} secrets were re-encrypted")
     return 0
 
 
 def _kept_encryption_keys(data_dir: Path | None) -> dict[str, Any]:
-    """Those that ``datasync up`` made; elsewhere they are in ``ENCRYPTION_KEYS``."""
+    """The keys that ``datasync up`` generated; elsewhere they are in ``ENCRYPTION_KEYS``."""
     path = None if data_dir is None else data_dir / "keys" / "encryption.json"
     return {} if path is None or not path.is_file() else {"encryption_keys": json.loads(path.read_text())}
 
@@ -254,11 +260,11 @@ def _settings_class(service: str) -> type[BaseSettings]:
 
 def _new_keys(_: argparse.Namespace) -> int:
     private, public = new_signing_key()
-    print("# one service's signing key, for that service alone")
+    print("# the signing key of one service; no other service may have it")
     print(f"SIGNING_KEY={private}")
-    print('# its public half, for all services, under the service\'s name: TRUSTED_KEYS=\'{"gateway": "…", …}\'')
+    print('# its public key, for all services, by service: TRUSTED_KEYS=\'{"gateway": "…", …}\'')
     print(f"TRUSTED_KEY={public}")
-    print("# what wraps connectors' secrets, for catalog alone; without it no stored secret can be opened: save it")
+    print("# the key that encrypts stored secrets, for catalog only. Without it they can't be decrypted, so back it up")
     print(f"ENCRYPTION_KEYS='{new_encryption_keys()}'")
     return 0
 
@@ -276,12 +282,12 @@ def _print_report(report: RebuildReport) -> None:
 def _known_service(name: str) -> str:
     service = name.replace("-", "_")
     if not service.isidentifier() or importlib.util.find_spec(f"services.{service}") is None:
-        raise Refused(f"there is no service {name!r}")
+        raise Refused(f"unknown service: {name}")
     return service
 
 
 def _service(options: argparse.Namespace) -> tuple[Any, StoreSettings]:
-    """A service's definition and the settings of its store: those it last ran with, if they are kept."""
+    """A service's definition, and the settings of its store: those that it last ran with, if they are kept."""
     definition, data_dir = _definition(options.service), _data_dir(options)
     return definition, _prepared(
         StoreSettings() if data_dir is None else settings_of_installation(StoreSettings, definition.name, data_dir)
@@ -289,20 +295,20 @@ def _service(options: argparse.Namespace) -> tuple[Any, StoreSettings]:
 
 
 def _definition(name: str) -> Any:
-    """Services are found by name at run time, as the runtime stands below them."""
+    """A service with a store; imported by name, since commands must not load the other services."""
     service = _known_service(name)
     definition = importlib.import_module(f"services.{service}.app").SERVICE
     if not definition.uses_store:
-        raise Refused(f"{service} keeps nothing")
+        raise Refused(f"{service} has no store")
     return definition
 
 
 def _data_dir(options: argparse.Namespace) -> Path | None:
-    """Where the installation's settings are kept, None if ``--config`` names a file instead."""
+    """Where the installation keeps its settings; None if ``--config`` names a file instead."""
     return None if options.config else SuiteSettings().data_dir
 
 
-def _prepared(settings: SettingsT) -> SettingsT:
+def _prepared(settings: StoreSettingsT) -> StoreSettingsT:
     configure_logs("datasync", settings.model_copy(update={"log_level": Live("WARN")}))
     return settings
 

@@ -1,4 +1,4 @@
-"""The suite on one machine: its services and ports, its data directory, and the keys that it keeps there."""
+"""The suite on one machine: its settings, its data directory and the keys in it, and each service's environment."""
 
 import base64
 import fcntl
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from libs.contracts.services import GATEWAY, SERVICES, Secret, Service, called, service_named
 from libs.core.ids import checksum_base62, random_base62
 from libs.process.private_files import private_directory, write_private
-from libs.process.settings import EXIT_BAD_SETTINGS, MONGODB_SCHEMES, Host, YamlFile, with_settings
+from libs.process.setting_types import MONGODB_SCHEMES, Host
+from libs.process.settings import EXIT_BAD_SETTINGS, Settings, with_settings
 from libs.process.signing_keys import new_signing_key, public_key_of
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -27,7 +28,7 @@ SuiteT = TypeVar("SuiteT", bound="SuiteSettings")
 
 
 class CannotStart(Exception):
-    """The suite can't start here and now; the message tells a person what to do."""
+    """The suite can't start; the message says what to do about it."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -35,7 +36,7 @@ class CannotStart(Exception):
 
 
 def with_port_settings(services: Sequence[Service]) -> Callable[[type[SuiteT]], type[SuiteT]]:
-    """Makes it a suite of these services, with a setting for the port of each: ``auth_port`` and so on."""
+    """Makes a class the settings of a suite of these services, with the port of each: ``auth_port`` and so on."""
 
     def add(cls: type[SuiteT]) -> type[SuiteT]:
         suite = with_settings(
@@ -56,20 +57,21 @@ def with_port_settings(services: Sequence[Service]) -> Callable[[type[SuiteT]], 
 
 
 @with_port_settings(SERVICES)
-class SuiteSettings(BaseSettings):
-    """What an installation on one machine may choose, by environment variable or in ``datasync.yaml``.
+class SuiteSettings(Settings):
+    """The settings of an installation on one machine.
 
     Args:
-        data_dir: where the databases, keys and logs of this installation are kept.
-        host: where the gateway listens; everything else listens on 127.0.0.1 only.
-        port: the gateway's.
-        mongodb_port: where the mongod that is started listens.
-        mongodb_url: an existing MongoDB replica set; without it a mongod is started on ``mongodb_port``.
-        db_url: the same, when it begins with ``mongodb://``; other schemes concern the services.
-        api_key: the first project's key; without it one is made and kept in the data directory.
+        data_dir: the data directory: databases, keys and logs of this installation.
+        host: the address that the gateway listens on. Everything else listens on 127.0.0.1.
+        port: the gateway's port.
+        mongodb_port: the port of the mongod that the suite starts.
+        mongodb_url: an existing MongoDB replica set. Without one, the suite starts a mongod on `MONGODB_PORT`.
+        db_url: the same as `MONGODB_URL` if it begins with ``mongodb://``. Other schemes concern the services.
+        api_key: the first project's API key. Without one, the suite generates a key and keeps it in the data directory.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(extra="ignore")
+
     public: ClassVar[bool] = True
     services: ClassVar[tuple[Service, ...]] = ()
 
@@ -82,21 +84,9 @@ class SuiteSettings(BaseSettings):
     api_key: SecretStr | None = Field(default=None, min_length=8)
     log_format: Literal["auto", "json", "console"] = "auto"
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment over ``datasync.yaml`` over the defaults."""
-        return init_settings, env_settings, YamlFile(settings_cls)
-
     @property
     def external_mongodb_url(self) -> str | None:
-        """The state store that is there already, None when we start our own."""
+        """The existing MongoDB, or None if the suite starts its own."""
         db_url = self.db_url.get_secret_value() if self.db_url else ""
         return self.mongodb_url or (db_url if db_url.startswith(MONGODB_SCHEMES) else None)
 
@@ -105,7 +95,7 @@ class SuiteSettings(BaseSettings):
         return port
 
     def host_of(self, service: Service) -> str:
-        """Only what is public listens for other machines."""
+        """The address that a service listens on; only public services can be reached from other machines."""
         return self.host if service.is_public else "127.0.0.1"
 
     def url_of(self, service: Service) -> str:
@@ -118,8 +108,8 @@ class Keys:
 
     Args:
         signing_keys: Ed25519 private keys by service, base64 of the raw 32 bytes.
-        trusted_keys: the public halves, likewise.
-        encryption_keys: what wraps the connectors' secrets, base64 of 32 bytes by key id; the first encrypts.
+        trusted_keys: the public keys, likewise.
+        encryption_keys: the keys that wrap the data keys of secrets, base64 of 32 bytes by key id; the first encrypts.
     """
 
     signing_keys: Mapping[str, str]
@@ -130,10 +120,10 @@ class Keys:
 
 @contextmanager
 def locked_data_dir(settings: SuiteSettings) -> Iterator[Path]:
-    """Hold the data directory, so that two suites never share it.
+    """Lock the data directory, so that no two suites use it.
 
     Raises:
-        CannotStart: another process holds it.
+        CannotStart: another process has locked it, or it can't be used.
     """
     try:
         directory = private_directory(settings.data_dir)
@@ -156,7 +146,7 @@ def locked_data_dir(settings: SuiteSettings) -> Iterator[Path]:
 
 
 def load_keys(directory: Path, settings: SuiteSettings) -> Keys:
-    """The keys kept in the data directory; those that are missing are made."""
+    """The keys in the data directory; missing ones are generated."""
     folder = private_directory(directory / "keys")
     signing = {
         service.name: _kept(folder / f"{service.name}.ed25519", lambda: new_signing_key()[0])
@@ -169,7 +159,10 @@ def load_keys(directory: Path, settings: SuiteSettings) -> Keys:
 
 
 def service_environment(service: Service, settings: SuiteSettings, keys: Keys, mongodb_url: str) -> dict[str, str]:
-    """Our own environment and the variables that make a service a part of this suite; secrets go where they belong."""
+    """The environment of a service's process: our own, and the settings that connect the services of this suite.
+
+    Only the services that need a secret are given it.
+    """
     secrets: dict[Secret, str] = {
         "api_key": keys.api_key,
         "encryption_keys": json.dumps(dict(keys.encryption_keys)),
@@ -187,14 +180,14 @@ def service_environment(service: Service, settings: SuiteSettings, keys: Keys, m
 
 
 def _kept(path: Path, make: Callable[[], str]) -> str:
-    """The text of a private file, made the first time."""
+    """The text of a private file, which is written first if it does not exist."""
     if not path.exists():
         write_private(path, make())
     return path.read_text().strip()
 
 
 def new_encryption_keys() -> str:
-    """One key for ``ENCRYPTION_KEYS``, under an id of its own."""
+    """A value for ``ENCRYPTION_KEYS`` with one new key."""
     return json.dumps({f"k{secrets.token_hex(4)}": base64.b64encode(secrets.token_bytes(32)).decode()})
 
 

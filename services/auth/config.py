@@ -5,24 +5,26 @@ from typing import Literal
 from pydantic import Field, SecretStr
 
 from libs.contracts.services import service_named
-from libs.process.settings import Port, Seconds, ServiceSettings
+from libs.process.setting_types import Port, Seconds
+from libs.process.settings import ServiceSettings
 
 DAY_SECONDS = 24 * 60 * 60
 
 
 class AuthSettings(ServiceSettings):
-    """What an installation may choose about accounts and credentials.
+    """The settings of accounts and credentials.
 
     Args:
-        auth_signup: ``open`` lets anybody make an account; ``invite`` leaves it to the owners of projects.
-        api_key: one read-write key for the first project, known from the start; at least 8 characters.
-        session_ttl_seconds: a session that nobody used for this long has ended.
-        session_cookie_secure: send the cookie over TLS only.
-        rate_limits: False turns the throttling of logins off, as it does the gateway's limits.
-        login_free_attempts: failures of one account in a row before logins have to wait; of an OAuth client likewise.
-        login_free_attempts_per_address: the same for one client address, whatever the accounts.
-        login_delay_seconds_first: the first wait; every further failure doubles it.
-        login_delay_seconds_max: where the doubling ends.
+        auth_signup: ``open`` lets anybody sign up. With ``invite``, owners of projects add accounts.
+        api_key: a read-write API key of the first project, for installations that need to know it in advance. At least
+            8 characters.
+        session_ttl_seconds: how long a session lasts after its last use.
+        session_cookie_secure: whether the session cookie is sent over TLS only.
+        rate_limits: ``false`` disables the gateway's rate limits and the throttling of logins.
+        login_free_attempts: how many failed logins in a row an account, or an OAuth client, has before it must wait.
+        login_free_attempts_per_address: how many failed logins in a row a client address has before it must wait.
+        login_delay_seconds_first: the first wait. Each further failure doubles it.
+        login_delay_seconds_max: the longest wait.
     """
 
     port: Port = service_named("auth").port

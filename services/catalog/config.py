@@ -7,17 +7,18 @@ from pydantic import Field, SecretStr, field_validator
 from libs.contracts.services import service_named
 from libs.mongodb.encryption import Keyring
 from libs.process.live import Live, live
-from libs.process.settings import FromJson, Port, ServiceSettings
+from libs.process.setting_types import FromJson, Port
+from libs.process.settings import ServiceSettings
 
 
 class CatalogSettings(ServiceSettings):
-    """What an installation may choose about sources and destinations.
+    """The settings of sources and destinations.
 
     Args:
-        encryption_keys: what wraps the data keys of secrets, 32 bytes in base64 by key id; the first encrypts, all
-            of them decrypt.
-        reservation_seconds: how long a job may take to appear after it reserved its source and destination.
-        reservation_sweep_seconds: how often reservations without a job are looked for.
+        encryption_keys: the keys that encrypt the data keys of secrets: 32 bytes in base64, by key id. The first one
+            encrypts; all of them decrypt.
+        reservation_seconds: how long a source and a destination stay reserved for a job that does not exist yet.
+        reservation_sweep_seconds: how often expired reservations are released.
     """
 
     port: Port = service_named("catalog").port

@@ -8,7 +8,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from libs.contracts.services import service_named
 from libs.core.addresses import IPNetwork
 from libs.process.live import Live, live
-from libs.process.settings import Port, Seconds, ServiceSettings, is_port_in_range, listed
+from libs.process.setting_types import Port, Seconds, is_port_in_range, listed
+from libs.process.settings import ServiceSettings
 
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@*]+")
 
@@ -25,19 +26,19 @@ Limit = Annotated[int, Field(ge=0)]
 
 
 class GatewaySettings(ServiceSettings):
-    """What an installation may choose about its public door.
+    """The settings of the public API.
 
     Args:
-        signing_key: without it no service would believe the gateway.
-        server_timeout: how long a service may take until its answer begins; tests of connections get longer.
-        allowed_origins: the web pages that may call with a session cookie from elsewhere.
-        trusted_proxies: the networks of proxies in front, whose ``X-Forwarded-For`` is believed.
-        rate_limits: False turns all limits off; a limit of 0 turns off that one.
-        rate_limit_address_per_minute: requests of an address before anybody is logged in.
-        rate_limit_sync_per_minute: a caller's requests under ``/api/v1/sync``.
-        rate_limit_project_per_minute: a caller's requests to the routes of projects.
-        rate_limit_v2_standard_per_hour: a caller's requests under ``/api/v2``.
-        rate_limit_v2_enterprise_per_hour: the same for the rate class ``enterprise``.
+        signing_key: the gateway's Ed25519 private key, which the services trust.
+        server_timeout: how long a service may take until its response begins. Connection tests have longer.
+        allowed_origins: the origins whose web pages may call the API with a session cookie.
+        trusted_proxies: the networks of the reverse proxies whose ``X-Forwarded-For`` is trusted.
+        rate_limits: ``false`` disables all rate limits. A limit of 0 disables that limit.
+        rate_limit_address_per_minute: requests per client address before authentication.
+        rate_limit_sync_per_minute: requests per caller under ``/api/v1/sync``.
+        rate_limit_project_per_minute: requests per caller to the routes of projects.
+        rate_limit_v2_standard_per_hour: requests per caller under ``/api/v2``.
+        rate_limit_v2_enterprise_per_hour: the same for callers of the rate class ``enterprise``.
     """
 
     public: ClassVar[bool] = True

@@ -7,20 +7,21 @@ from pydantic import BeforeValidator, Field
 from libs.contracts.services import service_named
 from libs.core.addresses import IPNetwork
 from libs.process.live import Live, live
-from libs.process.settings import Port, Seconds, ServiceSettings, listed
+from libs.process.setting_types import Port, Seconds, listed
+from libs.process.settings import ServiceSettings
 
 
 class JobOrchestratorSettings(ServiceSettings):
-    """Settings beside those of every service.
+    """The settings of jobs and runs.
 
     Args:
-        max_retries: how often a failed run is tried again before it counts as failed.
-        retry_backoff_seconds: the pause before the first retry; at most 5 minutes before any.
-        sync_backoff: how it grows from retry to retry: ``exponential`` doubles it, ``linear`` adds as much each time,
-            ``constant`` keeps it.
-        outbound_allowed_networks: networks of private addresses that alerts may be sent to all the same.
-        run_retention_seconds: for how long runs that have ended, and lines of their logs, are kept.
-        run_lease_seconds: how long a worker that does not report keeps its run.
+        max_retries: how many times a failed run is retried.
+        retry_backoff_seconds: the delay before the first retry. No delay is longer than 5 minutes.
+        sync_backoff: how the delay grows: ``exponential`` doubles it with each retry, ``linear`` adds the first delay
+            each time, ``constant`` keeps it.
+        outbound_allowed_networks: private networks that alerts may be sent to.
+        run_retention_seconds: how long ended runs and the lines of their logs are kept.
+        run_lease_seconds: how long a worker keeps a run without sending a heartbeat.
     """
 
     port: Port = service_named("job_orchestrator").port

@@ -1,10 +1,11 @@
 """The settings of the record sync service."""
 
 from libs.contracts.services import service_named
-from libs.process.settings import Port, ServiceSettings
+from libs.process.setting_types import Port
+from libs.process.settings import ServiceSettings
 
 
 class RecordSyncSettings(ServiceSettings):
-    """What an installation may choose about developer sync records: nothing but what every service has."""
+    """The settings of developer sync records; it has none of its own."""
 
     port: Port = service_named("record_sync").port

@@ -6,7 +6,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from libs.contracts.services import service_named
 from libs.process.live import Live, live
-from libs.process.settings import Port, Seconds, ServiceSettings, listed
+from libs.process.setting_types import Port, Seconds, listed
+from libs.process.settings import ServiceSettings
 
 
 def _absolute(path: str) -> str:
@@ -16,17 +17,17 @@ def _absolute(path: str) -> str:
 
 
 class WorkerSettings(ServiceSettings):
-    """What an installation may choose about its workers.
+    """The settings of the data plane.
 
     Args:
-        worker_id: what runs show as their worker; host and process when empty.
-        worker_runs_max: how many runs one worker moves at once; each takes about 150 MB at most.
-        worker_heartbeat_seconds: how often a run reports; a third of the lease where that is shorter.
-        worker_poll_seconds: how often an idle worker asks for work when no event has told it of any.
-        worker_check_seconds: how long the test of a connection may take.
+        worker_id: the worker's name in runs. The host name and process id by default.
+        worker_runs_max: how many runs a worker executes at once. Each needs up to 150 MB.
+        worker_heartbeat_seconds: how often a run sends a heartbeat; a third of its lease if that is shorter.
+        worker_poll_seconds: how often an idle worker asks for work when no event has announced any.
+        worker_check_seconds: how long a connection test may take.
         worker_discover_seconds: how long a discovery of streams may take.
-        stall_timeout_seconds: how long a stream may move nothing before the attempt is given up and tried again.
-        parquet_roots: the directories below which Parquet files may be written; anywhere when empty.
+        stall_timeout_seconds: how long a stream may make no progress before the attempt fails and is retried.
+        parquet_roots: the directories that Parquet files may be written to. Any directory if empty.
     """
 
     port: Port = service_named("worker").port

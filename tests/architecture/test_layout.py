@@ -12,7 +12,7 @@ from tests.architecture.source import ROOT, python_files, services, tree_of
 
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 READERS_OF_THE_ENVIRONMENT = {
-    "libs/process/settings.py",
+    "libs/process/settings_file.py",
     # These pass their own environment on to the processes and services that they start.
     "libs/suite/cli.py",
     "libs/suite/settings.py",

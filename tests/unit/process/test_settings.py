@@ -6,7 +6,8 @@ from typing import ClassVar
 import pytest
 from pydantic import Field, SecretStr, ValidationError
 
-from libs.process.settings import Seconds, ServiceSettings, load_settings, settings_without_effect
+from libs.process.setting_types import Seconds
+from libs.process.settings import ServiceSettings, load_settings, settings_without_effect
 from libs.process.signing_keys import new_signing_key
 from libs.suite.settings import SuiteSettings
 from services.gateway.config import GatewaySettings

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from libs.contracts.services import SERVICES
-from libs.process.settings import WITHOUT_EFFECT, YAML_SETTINGS, load_settings
+from libs.process.settings import load_settings
+from libs.process.settings_file import WITHOUT_EFFECT, YAML_SETTINGS
 from libs.process.settings_reference import settings_of
 from libs.process.signing_keys import new_signing_key
 from libs.suite.settings import SuiteSettings, new_encryption_keys
