@@ -161,7 +161,7 @@ class BatchWriter:
             raise RetryLater("the event store has no head yet")
         head = head_of(incremented["value"])
         self._require_unchanged(batch, head)
-        entering = {name: changes.entered for name, changes in batch.lists.items() if changes.entered}
+        entering = {name: changes.entering for name, changes in batch.lists.items() if changes.entering}
         numbers = {
             name: int(reply["value"]["next"]) - entered
             for (name, entered), reply in zip(entering.items(), reserved, strict=True)

@@ -62,7 +62,7 @@ class ExpectedHead:
             batch.collections == self.head.collections
             and batch.newer_types == self.head.newer_types
             and batch.kinds <= self.head.kinds
-            and all(name in self.numbers for name, changes in batch.lists.items() if changes.entered)
+            and all(name in self.numbers for name, changes in batch.lists.items() if changes.entering)
         )
 
     def after(self, batch: Batch) -> "ExpectedHead":
@@ -75,7 +75,7 @@ class ExpectedHead:
             self.head.kinds if batch.kinds <= self.head.kinds else self.head.kinds | batch.kinds,
         )
         entered = {
-            name: self.numbers[name] + changes.entered for name, changes in batch.lists.items() if changes.entered
+            name: self.numbers[name] + changes.entering for name, changes in batch.lists.items() if changes.entering
         }
         return ExpectedHead(head, {**self.numbers, **entered})
 

@@ -1,48 +1,37 @@
-"""Counted lists: exact totals and pages of any number, without counting or skipping when they are read.
-
-An entity gets the next number of its collection when it enters its lists, so that a list's order, newest first, is that
-of falling numbers. For each list there is one document per era of 2^20 numbers: ``{_id: "<list>#<era>", n: how many of
-the list's entities have their number in it, b: {block: how many of them in each block of 1,024 numbers}}``. These are
-incremented in the transaction of the batch that changes the entities, by one write a list however many entities the
-batch concerns, and never otherwise: they are as exact as the documents. Deleting an entity lowers its block by one and
-moves no other entity. A page is found by adding up the eras, then the blocks of one era, and by one index scan that
-begins at the right block and steps over at most 1,023 index keys: page 1,000 costs one small look-up more than page 1.
-Zeros are removed, so that the counts are a pure function of the events and a rebuild gives the same bytes.
-"""
+"""How a batch changes counted lists (see ``counted_lists``): one write per list and era, whatever changes in them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from libs.eventsourcing.counted_lists import increments
 from libs.mongodb.client import DURABLE, ClientSession, Document, SyncDatabase
 from libs.mongodb.commands import Write, raise_for, removal, update, write_commands
 
-ERA = 1 << 20
-BLOCK = 1 << 10
-NUMBERS = "#"
+NEXT_NUMBER = "#"
 """The ``_id`` of the document that holds the next number."""
 
 
 @dataclass(slots=True)
 class ListChanges:
-    """What some events change in the lists of one collection.
+    """Changes of the lists of one collection, made before the numbers of new entities are known.
 
-    A number below zero is not known yet: -1 is the first that this change will be given, -2 the second.
+    Until then such an entity has a provisional number: -1 for the first one, -2 for the second.
 
     Args:
-        entered: how many numbers are needed.
-        counts: by how much the list's count at the number changes.
-        documents: the owner's documents whose numbers are not known yet.
+        entering: how many entities need a number, because they enter their first list.
+        counts: by how much the list's count changes at a number, which may be provisional.
+        documents: the owner's documents with a provisional number, and that number.
     """
 
-    entered: int = 0
+    entering: int = 0
     counts: dict[tuple[str, int], int] = field(default_factory=dict)
     documents: list[tuple[Document, int]] = field(default_factory=list)
 
-    def follow(self, before: Sequence[str], after: Sequence[str], number: int | None) -> int | None:
-        """Account for one event of an entity that stood in the lists ``before``; gives its number after it."""
+    def move(self, before: Sequence[str], after: Sequence[str], number: int | None) -> int | None:
+        """Move an entity from the lists ``before`` to the lists ``after``; returns its number, None if it left all."""
         if number is None and after:
-            self.entered += 1
-            number = -self.entered
+            self.entering += 1
+            number = -self.entering
         if number is None or before == after:
             return number
         for name in before:
@@ -53,67 +42,63 @@ class ListChanges:
                 self._count(name, number, 1)
         return number if after else None
 
-    def add(self, later: "ListChanges") -> None:
-        """Take over what was followed on a copy that began where this one stands."""
-        self.entered = later.entered
-        for (name, number), change in later.counts.items():
+    def draft(self) -> "ListChanges":
+        """Empty changes that continue these ones: they give out the next provisional numbers."""
+        return ListChanges(self.entering)
+
+    def accept(self, draft: "ListChanges") -> None:
+        """Add the changes of a draft that these ones made."""
+        self.entering = draft.entering
+        for (name, number), change in draft.counts.items():
             self._count(name, number, change)
 
-    def continued(self) -> "ListChanges":
-        """An empty change that gives the numbers after this one's."""
-        return ListChanges(self.entered)
-
     def reservation(self, collection: str) -> Document:
-        """The command that takes the numbers that are needed; its answer's ``next`` follows on the last of them."""
-        change = {"$inc": {"next": self.entered}}
-        return {"findAndModify": collection, "query": {"_id": NUMBERS}, "update": change, "upsert": True, "new": True}
+        """The command that reserves the needed numbers; the ``next`` in its reply follows the last of them."""
+        change = {"$inc": {"next": self.entering}}
+        return {
+            "findAndModify": collection,
+            "query": {"_id": NEXT_NUMBER},
+            "update": change,
+            "upsert": True,
+            "new": True,
+        }
 
     def statements(self, collection: str, first: int) -> list[Document]:
-        """Number the documents and give the commands that count; the same again when it is called again.
+        """Set the numbers in the documents, and return the commands that count; may be called again.
 
         Args:
-            first: the first of the numbers that were reserved.
+            first: the first of the reserved numbers.
         """
-        for document, number in self.documents:
-            document["number"] = first - number - 1
-        return write_commands(collection, self._writes(first))
+        for document, provisional in self.documents:
+            document["number"] = _final(provisional, first)
+        counts = ((name, _final(number, first), change) for (name, number), change in self.counts.items() if change)
+        return write_commands(collection, _writes(increments(counts)))
 
     def write(self, database: SyncDatabase[Document], collection: str, session: ClientSession | None) -> None:
-        """Reserve, number and count in the caller's transaction, if there is one."""
+        """Reserve the numbers, set them and count, in the caller's transaction if there is one. It blocks."""
         durable = {} if session is not None else {"writeConcern": DURABLE.document}
         first = 0
-        if self.entered:
+        if self.entering:
             reserved = database.command(self.reservation(collection) | durable, session=session)
-            first = reserved["value"]["next"] - self.entered
+            first = reserved["value"]["next"] - self.entering
         for statement in self.statements(collection, first):
             raise_for(database.command(statement | durable, session=session))
 
     def _count(self, name: str, number: int, change: int) -> None:
         self.counts[name, number] = self.counts.get((name, number), 0) + change
 
-    def _writes(self, first: int) -> list[Write]:
-        changes: dict[str, dict[str, int]] = {}
-        for (name, unresolved), change in self.counts.items():
-            if change == 0:
-                continue
-            number = unresolved if unresolved >= 0 else first - unresolved - 1
-            era, within = divmod(number, ERA)
-            of_era = changes.setdefault(_era_id(name, era), {"n": 0})
-            path = f"b.{within // BLOCK}"
-            of_era["n"] += change
-            of_era[path] = of_era.get(path, 0) + change
-        updates, removals = list[Write](), list[Write]()
-        for identifier, increments in changes.items():
-            effective = {path: change for path, change in increments.items() if change}
-            if not effective:
-                continue
-            updates.append(update({"_id": identifier}, {"$inc": effective}, upsert=True))
-            lowered = [path for path, change in effective.items() if change < 0]
-            updates += [update({"_id": identifier, path: 0}, {"$unset": {path: ""}}) for path in lowered if path != "n"]
-            if lowered:
-                removals.append(removal(identifier, n=0))
-        return updates + removals
+
+def _final(number: int, first: int) -> int:
+    return number if number >= 0 else first - number - 1
 
 
-def _era_id(name: str, era: int) -> str:
-    return f"{name}#{era:07d}"
+def _writes(by_document: dict[str, dict[str, int]]) -> list[Write]:
+    """The writes that increment counts, and remove those that became zero."""
+    updates, removals = list[Write](), list[Write]()
+    for identifier, paths in by_document.items():
+        updates.append(update({"_id": identifier}, {"$inc": paths}, upsert=True))
+        lowered = [path for path, change in paths.items() if change < 0]
+        updates += [update({"_id": identifier, path: 0}, {"$unset": {path: ""}}) for path in lowered if path != "n"]
+        if lowered:
+            removals.append(removal(identifier, n=0))
+    return updates + removals

@@ -50,7 +50,7 @@ class Changes:
         self.documents.update(later.documents)
         self.holders.update(later.holders)
         for collection, changes in later.lists.items():
-            self.lists.setdefault(collection, ListChanges()).add(changes)
+            self.lists.setdefault(collection, ListChanges()).accept(changes)
 
 
 class RequestDraft:
@@ -165,7 +165,7 @@ class RequestDraft:
             envelopes.append(envelope)
             if listing is not None:
                 before, names = names, listing.lists(state)
-                number = self._list_changes(listing).follow(before, names, number)
+                number = self._list_changes(listing).move(before, names, number)
         keys = tuple(aggregate.unique_keys(state)) if state is not None else ()
         return Known(version, state, metadata.project_id, keys, number, listing, time, known.others), envelopes
 
@@ -173,7 +173,7 @@ class RequestDraft:
         changes = self.changes.lists.get(listing.collection)
         if changes is None:
             so_far = self._batch.lists.get(listing.collection)
-            changes = self.changes.lists[listing.collection] = so_far.continued() if so_far else ListChanges()
+            changes = self.changes.lists[listing.collection] = so_far.draft() if so_far else ListChanges()
         return changes
 
     def _move_keys(self, act: Act, before: tuple[str, ...], after: tuple[str, ...]) -> None:

@@ -48,7 +48,7 @@ def increment_of_any_head(batch: Batch, *, adds_kinds: bool) -> Document:
 
 def reservations_of(batch: Batch) -> list[Document]:
     """Takes the numbers of the entities that enter lists, one command for each collection of lists."""
-    return [changes.reservation(batch.collections[name]) for name, changes in batch.lists.items() if changes.entered]
+    return [changes.reservation(batch.collections[name]) for name, changes in batch.lists.items() if changes.entering]
 
 
 def _numbered_events(batch: Batch, head: Head) -> list[Document]:

@@ -308,7 +308,7 @@ def _batch(head: Head, numbers: range) -> Batch:
         stream = RECORD.stream(identifier)
         envelope = Envelope(uuid7(), stream, 1, 0, head.store_id, now, event, data_json, metadata)
         state = RECORD.evolve(None, envelope)
-        place = changes.follow((), lists(state), None)
+        place = changes.move((), lists(state), None)
         assert place is not None
         document = stored_document(identifier, 1, PROJECT, unique_keys(state), state, place)
         changes.documents.append((document, place))

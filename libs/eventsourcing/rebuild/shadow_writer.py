@@ -131,7 +131,7 @@ class ShadowWriter:
             return None
         changes = self._lists.setdefault(listing.collection, ListChanges())
         names = () if before is None else listing.lists(before)
-        return changes.follow(names, listing.lists(after), None if document is None else document.get("number"))
+        return changes.move(names, listing.lists(after), None if document is None else document.get("number"))
 
     def _write_later(self, collection: str, key: Any, document: Document | None) -> None:
         operation: ReplaceOne[Document] | DeleteOne = (

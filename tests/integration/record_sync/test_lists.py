@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from libs.eventsourcing import list_changes, listings
+from libs.eventsourcing import counted_lists
 from libs.eventsourcing.rebuild import Rebuild, RebuildReport
 from services.record_sync.domain.record import RECORD
 from services.record_sync.queries import INDEXES
@@ -50,9 +50,8 @@ BOUNDED = settings(
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (list_changes, listings):
-            patch.setattr(module, "BLOCK", 2)
-            patch.setattr(module, "ERA", 6)
+        patch.setattr(counted_lists, "BLOCK", 2)
+        patch.setattr(counted_lists, "ERA", 6)
         yield
 
 

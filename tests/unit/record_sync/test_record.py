@@ -4,7 +4,6 @@ from datetime import timedelta
 
 from libs.contracts.records import RecordCreated, RecordDeleted, RecordUpdated
 from libs.core.errors import Conflict, NotFound
-from libs.eventsourcing.list_changes import ListChanges
 from libs.testing.given import MOMENT, envelope, given
 from services.record_sync.domain.record import (
     RECORD,
@@ -66,25 +65,3 @@ def test_its_key_is_free_and_its_lists_are_left_once_it_is_deleted() -> None:
     assert (len(set(lists(living))), lists(gone)) == (8, ())
     assert list_name(123, None, None, None) in lists(living)
     assert list_name(123, "dev-1", "FLAG", "ACTIVE") in lists(living)
-
-
-def test_list_changes_number_what_enters_and_cancel_what_leaves_again() -> None:
-    changes = ListChanges()
-    first = changes.follow((), ("a", "b"), None)
-    second = changes.follow((), ("a",), None)
-    assert (first, second, changes.entered) == (-1, -2, 2)
-    assert changes.follow(("a", "b"), ("a", "c"), first) == first
-    assert changes.follow(("a",), (), second) is None
-    assert {place: count for place, count in changes.counts.items() if count} == {("a", -1): 1, ("c", -1): 1}
-    assert changes.follow(("a",), (), 7) is None
-    assert changes.counts["a", 7] == -1
-
-
-def test_a_refused_draft_leaves_no_trace_in_the_numbers() -> None:
-    changes = ListChanges()
-    changes.follow((), ("a",), None)
-    draft = changes.continued()
-    assert draft.follow((), ("a",), None) == -2
-    assert changes.entered == 1
-    changes.add(draft)
-    assert (changes.entered, changes.counts) == (2, {("a", -1): 1, ("a", -2): 1})
