@@ -1,6 +1,6 @@
 """Reads request bodies: 100 Continue, timeouts and decompression, all bounded.
 
-The server does not decompress bodies by itself (no ``auto_decompress``), so that only what is read is inflated.
+The server does not decompress bodies by itself (no ``auto_decompress``), so only bodies that are read are decompressed.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from libs.core.errors import FixRequest, RequestTimeout, TooLarge, UnsupportedMe
 BODY_IDLE_SECONDS = 30.0
 BODY_SECONDS_MAX = 600.0
 BODY_BYTES_PER_SECOND_MIN = 1024
-# Larger bodies are inflated in a thread: a kilobyte may expand to a megabyte.
+# Larger bodies are decompressed in a thread: a kilobyte may expand to a megabyte.
 INFLATED_IN_PLACE_BYTES_MAX = 4 * 1024
 INFLATED_TOGETHER_BYTES = 64 * 1024
 GZIP_MEMBERS_MAX = 1000
@@ -35,21 +35,21 @@ def require_readable(request: web.Request) -> None:
     """Refuse a body that can't be read before the client is asked to send it.
 
     Raises:
-        UnsupportedMediaType: a content coding that is not read.
-        FixRequest: 417, an expectation that is not met (RFC 9110 section 10.1.1).
+        UnsupportedMediaType: the content coding is not supported.
+        FixRequest: 417, the expectation is not supported (RFC 9110 section 10.1.1).
     """
     coding_of(request)
     if EXPECTATION in request and request[EXPECTATION].strip().lower() != "100-continue":
-        unmet = FixRequest("the only expectation that is met is 100-continue", code="expectation_failed")
+        unmet = FixRequest("the only supported expectation is 100-continue", code="expectation_failed")
         unmet.status = 417
         raise unmet
 
 
 def coding_of(request: web.Request) -> Coding:
-    """How the body is coded (RFC 9110 section 8.4).
+    """The content coding of the body (RFC 9110 section 8.4).
 
     Raises:
-        UnsupportedMediaType: in a way that is not read, or in several ways at once.
+        UnsupportedMediaType: the coding is not supported, or there are several.
     """
     if "Content-Encoding" not in request.headers:
         return "identity"
@@ -72,8 +72,8 @@ async def read_bytes(request: web.Request) -> bytes:
     """The body, decompressed, within the application's limit.
 
     Raises:
-        TooLarge: it is over the limit, as it came or decompressed.
-        RequestTimeout: it stopped coming.
+        TooLarge: it is over the limit, compressed or decompressed.
+        RequestTimeout: it did not arrive in time.
         FixRequest: it can't be decoded.
     """
     known: bytes | None = request.get(BODY)
@@ -97,7 +97,7 @@ async def read_coded(request: web.Request, size_bytes_max: int) -> bytes:
     if announced_bytes is not None and announced_bytes > size_bytes_max:
         raise too_large(size_bytes_max)
     if request.content.is_eof() and request.content.exception() is None:
-        # What has come with its head needs no timer.
+        # The body arrived together with the head, so there is nothing to wait for.
         body = await request.content.read()
         if len(body) > size_bytes_max:
             raise too_large(size_bytes_max)
@@ -109,8 +109,8 @@ async def pieces(request: web.Request, size_bytes_max: int) -> AsyncIterator[byt
     """The body in pieces as it arrives, not decompressed.
 
     Raises:
-        TooLarge: more has come than the limit.
-        RequestTimeout: nothing came for 30 seconds, less than a kilobyte a second, or not all of it in ten minutes.
+        TooLarge: it exceeds the limit.
+        RequestTimeout: nothing arrived for 30 seconds, less than 1 KiB per second, or not all of it within 10 minutes.
         FixRequest: its framing is broken.
     """
     await continue_with(request)
@@ -148,8 +148,8 @@ def inflated(body: bytes, coding: Coding, size_bytes_max: int) -> bytes:
     """Decompress a body; stops at the limit.
 
     Raises:
-        TooLarge: it holds more.
-        FixRequest: it is cut off, corrupt, or something follows its end.
+        TooLarge: the decompressed body exceeds the limit.
+        FixRequest: it is truncated, corrupt, or followed by other data.
     """
     found = bytearray()
     position, members, inflater = 0, 0, None
@@ -157,7 +157,7 @@ def inflated(body: bytes, coding: Coding, size_bytes_max: int) -> bytes:
         while position < len(body):
             if inflater is None:
                 if (members and coding != "gzip") or members == GZIP_MEMBERS_MAX:
-                    raise malformed("something follows its end")
+                    raise malformed("other data follows its end")
                 members, inflater = members + 1, _inflater(body, coding)
             piece = body[position : position + INFLATED_TOGETHER_BYTES]
             found += inflater.decompress(piece, size_bytes_max + 1 - len(found))
@@ -169,7 +169,7 @@ def inflated(body: bytes, coding: Coding, size_bytes_max: int) -> bytes:
     except zlib.error:
         raise malformed(f"it is not valid {coding}") from None
     if inflater is not None or not members:
-        raise malformed(f"its {coding} is cut off")
+        raise malformed(f"its {coding} data are truncated")
     return bytes(found)
 
 
@@ -182,7 +182,7 @@ def _inflater(body: bytes, coding: Coding) -> "zlib._Decompress":
 
 
 def too_large(size_bytes_max: int) -> TooLarge:
-    """The refusal of a body by its size."""
+    """The refusal of a body that is too large."""
     return TooLarge(f"the request body is over {size_bytes_max} bytes")
 
 

@@ -15,7 +15,7 @@ COMPRESSED_TYPES = frozenset(
 )
 TAGS_MAX = 100
 GZIP_SUFFIX = "-gzip"
-"""Suffix of the entity tags of compressed answers, which are other representations than the plain ones."""
+"""Suffix of the entity tags of compressed answers, which are separate representations (RFC 9110 section 8.8.3)."""
 
 _KEPT_BY_304 = ("Cache-Control", "Content-Location", "Expires", "Vary")
 _LISTED_TAG = re.compile(r'[ \t]*(?:((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")[ \t]*)?(?:,|$)')
@@ -24,10 +24,10 @@ _WEIGHT = re.compile(r"[ \t]*q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)[ \t]*", re.IG
 
 
 def finished(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """Compress the answer if it is large enough; answer 304 if the caller has it already.
+    """Compress the answer if it is large enough; answer 304 if the caller already has it.
 
     Raises:
-        PreconditionFailed: ``If-Match`` of a reader names no form of what is shown.
+        PreconditionFailed: ``If-Match`` of a GET names another version.
     """
     if response.prepared or not isinstance(response, web.Response):
         return response
@@ -45,7 +45,7 @@ def finished(request: web.Request, response: web.StreamResponse) -> web.StreamRe
 
 
 def _conditional(request: web.Request, response: web.Response, tag: str) -> web.Response:
-    """A tag of the plain or the compressed form matches: a caller may have kept either."""
+    """The tags of the plain and the compressed form both match: a client may hold either."""
     plain = tag.replace(f'{GZIP_SUFFIX}"', '"')
     forms = (tag, plain, f'{plain[:-1]}{GZIP_SUFFIX}"')
     if "If-Match" in request.headers:
@@ -68,7 +68,7 @@ def if_match_of(request: web.Request) -> ExpectedVersion:
     The comparison is strong (RFC 9110 section 13.1.1), so a weak tag matches nothing.
 
     Raises:
-        PreconditionFailed: there is no tag among them that a version of ours can have.
+        PreconditionFailed: none of the tags can be one of ours.
     """
     if "If-Match" not in request.headers:
         return None

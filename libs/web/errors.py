@@ -1,4 +1,4 @@
-"""Errors as answers: one shape for each family of the API, chosen by the path that was called."""
+"""Errors as responses: each family of the API has a shape of its own, chosen by the path."""
 
 import math
 import re
@@ -48,7 +48,7 @@ def family_of(path: str) -> Family:
 
 
 def error_answer(error: DataSyncError, family: Family, accept: str, request_id: str) -> web.Response:
-    """The response that tells an error.
+    """The response to an error.
 
     Args:
         family: whose shape it has, see ``family_of``.
@@ -74,7 +74,7 @@ def error_answer(error: DataSyncError, family: Family, accept: str, request_id: 
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
-    """As JSON; what a caller sent that is no text may stand in a message."""
+    """JSON; a message may quote bytes of the caller that are not valid UTF-8."""
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError:
@@ -94,7 +94,7 @@ def _readable(value: Any) -> Any:
 
 
 def of_http_exception(error: web.HTTPException, path: str) -> DataSyncError:
-    """What aiohttp itself refuses, as one of our errors."""
+    """An error that aiohttp raised, as one of ours."""
     match error:
         case web.HTTPMethodNotAllowed():
             return MethodNotAllowed(f"{path} does not take {error.method}")
@@ -111,7 +111,7 @@ def of_http_exception(error: web.HTTPException, path: str) -> DataSyncError:
 
 
 def error_of_internal(status: int, body: Mapping[str, Any]) -> DataSyncError:
-    """The error that the callee of an internal call raised."""
+    """The error that the called service raised."""
     message = str(body.get("message") or _title(status))
     code = str(body["code"]) if "code" in body else None
     known = _errors_by_name().get(str(body.get("kind")))
@@ -137,7 +137,7 @@ def _errors_by_name() -> dict[str, type[DataSyncError]]:
 
 
 def _problem(error: DataSyncError, request_id: str) -> dict[str, Any]:
-    """RFC 9457; without a page about the error its type is ``about:blank`` and its title the status's phrase."""
+    """RFC 9457: errors have no pages of their own, so the type is ``about:blank`` and the title the status's phrase."""
     return {
         "type": "about:blank",
         "title": _title(error.status),
@@ -163,7 +163,7 @@ _NOT_IN_OAUTH = re.compile(r"[^\x20-\x21\x23-\x5b\x5d-\x7e]")
 
 
 def _oauth(error: DataSyncError) -> dict[str, str]:
-    """RFC 6749 section 5.2; what it has no word for gets the nearest of section 4.1.2.1, or one of our own."""
+    """RFC 6749 section 5.2; codes that it lacks come from section 4.1.2.1, or are our own."""
     if error.code in _OAUTH_CODES:
         word = error.code
     elif error.status == HTTPStatus.TOO_MANY_REQUESTS:

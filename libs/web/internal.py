@@ -1,4 +1,4 @@
-"""Calls from one service to another: signed, bounded in time, over connections that are kept."""
+"""Calls from one service to another: signed, with a timeout, over pooled connections."""
 
 import asyncio
 import time
@@ -43,12 +43,12 @@ class InternalClient:
             self._session = None
 
     async def call(self, call: InternalCall[RequestT, ResponseT], request: RequestT) -> ResponseT:
-        """Ask another service; what it raises is raised here.
+        """Call another service; the error that it raises is raised here.
 
         Raises:
             RetryLater: the service can't be reached.
             UpstreamTimeout: it did not answer within the call's time.
-            DataSyncError: the very error that the callee raised.
+            DataSyncError: the error that the called service raised.
         """
         started_at = time.perf_counter()
         outcome = "failed"
@@ -75,7 +75,7 @@ class InternalClient:
         return _answer(call, status, body)
 
     async def _send_twice(self, call: InternalCall[Any, Any], body: bytes) -> tuple[int, bytes]:
-        """Send again, once, after a refused connection or, if the call is repeatable, a broken one."""
+        """Retry once if the connection was refused or, for repeatable calls, broken."""
         try:
             return await self._send(call, body)
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
@@ -118,7 +118,7 @@ def _answer(call: InternalCall[Any, ResponseT], status: int, body: bytes) -> Res
             return call.response.model_validate_json(body, extra="ignore")
         except ValidationError as error:
             raise CallOperator(
-                f"{call.service} answered {call.path} with another model: {error.error_count()} errors"
+                f"{call.service} answered {call.path} with an unexpected model: {error.error_count()} errors"
             ) from None
     try:
         told = orjson.loads(body)

@@ -35,7 +35,7 @@ ProjectId = Annotated[int, Field(ge=1, le=2**53, description="Projects count fro
 
 @dataclass(frozen=True, slots=True)
 class ReadAs:
-    """Marks a field that the body's model takes as it comes and the handler reads by a model, which describes it."""
+    """Describes a field that the body's model accepts as any JSON by the model that the handler validates it with."""
 
     shape: Shape
 
@@ -46,20 +46,20 @@ class ReadAs:
 _METHODS = ("get", "put", "post", "patch", "delete")
 _SERVED = frozenset({429, 500, 503, 504})
 _DESCRIPTIONS = {
-    304: "The caller has this version already.",
+    304: "The caller already has this version.",
     400: "The request is malformed, or a field is missing, unknown or out of its bounds.",
-    401: "No credential, or one that is not valid.",
-    403: "A valid credential that may not do this.",
-    404: "There is no such thing in the caller's projects.",
+    401: "The credential is missing or not valid.",
+    403: "The credential is valid but does not permit this.",
+    404: "It does not exist in the caller's projects.",
     408: "The body did not arrive in time.",
-    409: "The request does not fit the present state, or a unique name is taken.",
+    409: "The request conflicts with the current state, or a unique name is taken.",
     412: "`If-Match` names a version that is no longer the current one.",
-    413: "The body is over its limit, measured after decompression.",
-    415: "The body's media type or encoding is not one that this route reads.",
-    422: "The `Idempotency-Key` came before with another body.",
+    413: "The body exceeds its limit, measured after decompression.",
+    415: "The body's media type or encoding is not supported.",
+    422: "The `Idempotency-Key` was used with another body.",
     429: "Too many requests.",
     500: "Something went wrong on the server's side.",
-    503: "The request is good, and can't be taken now; safe to send again.",
+    503: "The request is valid but can't be processed now; it is safe to retry.",
     504: "A service or a remote database did not answer in time.",
 }
 
@@ -181,8 +181,8 @@ def part_of(routes: Iterable[web.AbstractRouteDef], public_paths: Collection[str
     """One service's part of the document: ``paths``, ``components`` and ``tags``.
 
     Args:
-        public_paths: what needs no credential.
-        is_served: False for the gateway's own operations, which are refused by no limit and no service.
+        public_paths: paths that need no credential.
+        is_served: False for the gateway's own operations, which have no rate limit and no service behind them.
     """
     described = [route for route in routes if isinstance(route, DescribedRoute)]
     schemas = _Schemas(described)
@@ -197,7 +197,7 @@ def part_of(routes: Iterable[web.AbstractRouteDef], public_paths: Collection[str
 
 
 def merged(parts: Sequence[Json], *, version: str) -> Json:
-    """The whole document; where two parts say something of the same name, the first one's word holds."""
+    """The whole document; where two parts define the same name, the first one wins."""
     document: Json = {
         "openapi": OPENAPI_VERSION,
         "info": {"title": "DataSync", "version": version, "summary": _SUMMARY, "description": _DESCRIPTION},
@@ -259,7 +259,10 @@ _OAUTH2: Json = {
 }
 
 _RESPONSE_HEADERS: Mapping[str, Json] = {
-    "X-Request-Id": {"schema": {"type": "string", "minLength": 1}, "description": "Finds the request in the logs."},
+    "X-Request-Id": {
+        "schema": {"type": "string", "minLength": 1},
+        "description": "Identifies the request in the logs.",
+    },
     "ETag": {"schema": {"type": "string"}, "description": "The version, for `If-Match` and `If-None-Match`."},
     "Location": {"schema": {"type": "string"}, "description": "Where the new thing is."},
     "Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds to wait."},
@@ -269,14 +272,14 @@ _RESPONSE_HEADERS: Mapping[str, Json] = {
     "Content-Range": {"schema": {"type": "string"}, "description": "Which part this is (RFC 9110 section 14.4)."},
     "X-DataSync-Key-Expires": {
         "schema": {"type": "string", "format": "date-time"},
-        "description": "When the API key that was sent ends, in its last seven days: rotate it.",
+        "description": "When the API key that was sent expires; sent in its last seven days: rotate it.",
     },
     "X-RateLimit-Limit": {"schema": {"type": "integer"}, "description": "Requests in a window."},
     "X-RateLimit-Remaining": {"schema": {"type": "integer"}, "description": "Requests left in this window."},
     "X-RateLimit-Reset": {"schema": {"type": "integer"}, "description": "When the next window begins, epoch seconds."},
     "X-RateLimit-Mode": {
         "schema": {"const": "local"},
-        "description": "The store does not answer: this gateway limits by itself for a while.",
+        "description": "The store does not answer: this gateway limits on its own meanwhile.",
     },
     "RateLimit": {"schema": {"type": "string"}, "description": "What is left of the policy, and for how long."},
     "RateLimit-Policy": {"schema": {"type": "string"}, "description": "The policy that the request counts under."},
@@ -325,7 +328,7 @@ class _Schemas:
         return {**self.definitions[name], **{key: value for key, value in schema.items() if key != "$ref"}}
 
     def used_by(self, node: Any) -> Json:
-        """The definitions that something refers to, directly or through another."""
+        """The definitions that a node refers to, directly or indirectly."""
         used: set[str] = set()
         waiting = _referred_to(node)
         while waiting:
@@ -336,7 +339,7 @@ class _Schemas:
         return {name: schema for name, schema in self.definitions.items() if name in used}
 
     def example(self, schema: Json) -> Any:
-        """The first example that the schema gives, or one made of those that its parts give."""
+        """The schema's first example, or one composed of the examples of its parts."""
         schema = self.resolved(schema)
         for key in ("examples", "enum"):
             if schema.get(key):
@@ -438,9 +441,12 @@ class _Writer:
     def _header_parameters(self) -> Iterator[Json]:
         described = self.route.operation
         known = {
-            "If-None-Match": (described.versioned, "The `ETag` that the caller has: 304 if it is still the one."),
-            "If-Match": (described.conditional, "The `ETag` that the change is based on: 412 if it is no longer."),
-            "Idempotency-Key": (described.idempotent, "Unique to this request; repeats get its first answer."),
+            "If-None-Match": (described.versioned, "The `ETag` that the caller has: 304 if it is still current."),
+            "If-Match": (
+                described.conditional,
+                "The `ETag` that the change is based on: 412 if it is no longer current.",
+            ),
+            "Idempotency-Key": (described.idempotent, "Unique to this request; a repetition gets the first answer."),
         }
         wanted = {name: text for name, (is_wanted, text) in known.items() if is_wanted}
         for name, text in {**wanted, **described.headers}.items():

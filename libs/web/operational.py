@@ -1,4 +1,4 @@
-"""What a process answers about itself: health, readiness, metrics, its part of the API's description."""
+"""What a process reports about itself: health, readiness, metrics, its part of the API's description."""
 
 import asyncio
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from libs.web.openapi import Content, Json, part_of
 PUBLIC_PATHS = frozenset(
     {"/login", "/signup", "/oauth/token", "/healthz", "/readyz", "/openapi.json", "/docs", "/telemetry-id"}
 )
-"""What answers without a credential."""
+"""Paths that need no credential."""
 
 DESCRIPTION_PATH = "/internal/openapi.json"
-"""Where a service tells its part of the API's description; the gateway forwards nothing below ``/internal``."""
+"""Where a service shows its part of the API's description; the gateway forwards nothing below ``/internal``."""
 
 OPERATIONAL_PATHS = frozenset({"/healthz", "/readyz", "/metrics", DESCRIPTION_PATH})
 
@@ -47,7 +47,7 @@ class ReadinessShown(TypedDict):
 
 
 def operational_routes(health: Health) -> Sequence[web.RouteDef]:
-    """What tells orchestrators whether the process lives, and whether it should get requests."""
+    """Liveness and readiness probes."""
     get = partial(routes.get, tag="Operation", enveloped=False)
     not_ready = Content("Not ready: some check fails, or the process is stopping", ReadinessShown)
     return [
@@ -81,7 +81,7 @@ def _readyz_of(health: Health) -> routes.CallHandler:
 
 
 def description_of(described: Sequence[web.AbstractRouteDef]) -> Handler:
-    """Written when it is first asked for: a service has it to start, and its callers to wait, without it."""
+    """Generated on the first request, so that it does not slow down the start of the service."""
     written: list[Json] = []
 
     async def description(_: web.Request) -> web.Response:

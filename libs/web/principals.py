@@ -1,4 +1,4 @@
-"""Who is calling, passed between services in a signed token that they can verify and can't forge.
+"""The caller's identity, passed between services in a signed token that they can verify but not forge.
 
 A token is a JWT (RFC 7519) signed with Ed25519 (EdDSA, RFC 8037): 30 seconds, one audience. Each service has a key of
 its own; only the gateway may speak for users, every other service only for itself.
@@ -55,7 +55,8 @@ class PrincipalSigner:
         """A token that says to ``audience`` who is calling; reused for a few seconds.
 
         Args:
-            may_only_read: the call may not be the user's intent, so no route that changes something may take it.
+            may_only_read: the user may not have intended the call (it came from another site), so routes that change
+                something must refuse it.
         """
         now = time.time()
         key = (principal.kind, principal.subject, audience, may_only_read)
@@ -78,7 +79,7 @@ class PrincipalSigner:
         return self.sign(self._self, audience)
 
     def sign_grant(self, claims: Mapping[str, Any], *, ttl_seconds: float = 60.0) -> str:
-        """A token of claims for whoever presents it, such as the right to a run's configuration."""
+        """A bearer token with claims, such as the right to read a run's configuration."""
         return self._encode({"aud": _GRANT_AUDIENCE, "grant": dict(claims)}, ttl_seconds)
 
     def _encode(self, claims: dict[str, Any], ttl_seconds: float) -> str:
@@ -91,7 +92,7 @@ class PrincipalSigner:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a valid token says: who is calling, which service vouches for it, and whether it may change anything."""
+    """A valid token: the caller, the service that signed it, and whether the call may change anything."""
 
     principal: Principal
     issuer: str
@@ -100,7 +101,7 @@ class Verified:
 
 
 class PrincipalVerifier:
-    """Verifies tokens that were meant for one service.
+    """Verifies tokens whose audience is one service.
 
     Args:
         service: the audience that tokens must name.
@@ -113,7 +114,7 @@ class PrincipalVerifier:
         self._verified: dict[str, Verified] = {}
 
     def verify(self, token: str) -> Verified:
-        """Raises ``Unauthenticated`` unless a trusted service signed the token for this one, lately."""
+        """Raises ``Unauthenticated`` unless a trusted service signed the token for this one and it has not expired."""
         known = self._verified.get(token)
         if known is not None and time.time() < known.expires_at + CLOCK_SKEW_SECONDS:
             return known

@@ -67,7 +67,9 @@ async def read_query_or_body(request: web.Request, model: type[ModelT]) -> Model
     """
     query = _query_of(request)
     if "config" in query:
-        raise invalid_field("config", "must not travel in a query, which logs and histories keep; send it in the body")
+        raise invalid_field(
+            "config", "must not be in the query, which logs and browser histories keep; send it in the body"
+        )
     if not request.body_exists or not await read_bytes(request):
         return _model_of_query(query, model)
     body = await read_raw_json(request)
@@ -75,7 +77,7 @@ async def read_query_or_body(request: web.Request, model: type[ModelT]) -> Model
         return await read_body(request, model)
     for name, value in query.items():
         if name in body and str(body[name]) != value:
-            raise invalid_field(name, "stands in the query and in the body with different values")
+            raise invalid_field(name, "differs between the query and the body")
     _require_plain_numbers(query, model)
     fields = {**query, **{name: value for name, value in body.items() if value is not None}}
     try:
@@ -92,7 +94,7 @@ def invalid_input(error: ValidationError) -> InvalidInput:
 
 
 def require_json(request: web.Request) -> None:
-    """Raises ``UnsupportedMediaType`` unless the body says to be JSON in UTF-8."""
+    """Raises ``UnsupportedMediaType`` unless the content type is JSON in UTF-8."""
     content_type = request.content_type if "Content-Type" in request.headers else "absent"
     if content_type != "application/json" and not content_type.endswith("+json"):
         raise UnsupportedMediaType(f"the content type must be application/json, and it is {content_type[:64]}")
@@ -107,7 +109,7 @@ def _query_of(request: web.Request) -> dict[str, str]:
         if not (is_text(name) and is_text(value)):
             raise invalid_field(readable(name)[:64], "is not UTF-8")
         if len(query.getall(name)) > 1:
-            raise invalid_field(name, "stands twice in the query")
+            raise invalid_field(name, "occurs twice in the query")
     return dict(query)
 
 
@@ -132,7 +134,7 @@ def _require_plain_numbers(query: Mapping[str, str], model: type[BaseModel]) -> 
 
 @lru_cache(maxsize=256)
 def _numbers_of(model: type[BaseModel]) -> Mapping[str, tuple[type, frozenset[str]]]:
-    """The numeric fields, each with the literal texts that it accepts too; fields that accept any text are left out."""
+    """The numeric fields with the literal texts that each also accepts; fields that accept any text are left out."""
     found: dict[str, tuple[type, frozenset[str]]] = {}
     for name, field in model.model_fields.items():
         kinds = list(_kinds_of(field.annotation))
@@ -175,7 +177,7 @@ def idempotency_key_of(request: web.Request) -> str | None:
     if not keys:
         return None
     if len(keys) > 1:
-        raise invalid_field("Idempotency-Key", "stands twice")
+        raise invalid_field("Idempotency-Key", "occurs twice")
     key = keys[0]
     if not 1 <= len(key) <= IDEMPOTENCY_KEY_LENGTH_MAX or not key.isascii() or not key.isprintable():
         raise invalid_field("Idempotency-Key", f"must be 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} printable ASCII characters")
@@ -202,7 +204,7 @@ def idempotency_of(request: web.Request, body: bytes | None = None) -> Idempoten
     """The request's ``Idempotency-Key``, made unique to the caller, the method and the path.
 
     Args:
-        body: what must be the same when the key comes again; by default the body that was read.
+        body: what has to be equal when the key is used again; by default the body that was read.
     """
     key = idempotency_key_of(request)
     if key is None:
@@ -212,5 +214,5 @@ def idempotency_of(request: web.Request, body: bytes | None = None) -> Idempoten
     parts = (*caller, request.method, request.path, key)
     identity = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
     content = request.get(BODY, b"") if body is None else body
-    # Keyed by what is not kept, so that a password in the body can't be guessed from what is.
+    # The key of this HMAC is not stored, so a password in the body can't be guessed from the stored hash.
     return IdempotencyKey(identity, hmac.digest(key.encode(), content, "sha256").hex())

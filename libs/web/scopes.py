@@ -1,4 +1,4 @@
-"""Which scope a route needs: one table for every service, so that no route can be forgotten.
+"""Which scope a route needs: one table for all services.
 
 A scope is ``<resource>:<right>``, such as ``sources:write``. The route's path tells the resource; its right is what
 its description says of changes. A route that the table does not know is open to credentials with every scope
@@ -14,7 +14,7 @@ from libs.core.principal import Principal
 from libs.core.scopes import ALL_SCOPES
 
 ANY = ""
-"""The resource of what every valid credential may call."""
+"""The resource of routes that any valid credential may call."""
 
 _RESOURCES: tuple[tuple[str, str], ...] = tuple(
     (re.sub(r"\{[^}]*\}", r"[^/]+", prefix), resource)
@@ -63,7 +63,7 @@ def scope_of(route: str, *, changes: bool) -> str | None:
 
 
 def authorize(principal: Principal, route: str, *, changes: bool) -> None:
-    """Refuse what the caller's scopes, or its binding to one developer, exclude.
+    """Refuse what the caller's scopes or its binding to one developer do not allow.
 
     Raises:
         InsufficientScope: the scope is missing.
@@ -73,7 +73,7 @@ def authorize(principal: Principal, route: str, *, changes: bool) -> None:
     if scope is None:
         return
     if principal.developer_id is not None and not _OF_ONE_DEVELOPER.fullmatch(route):
-        message = "this credential is bound to a developer, and opens that developer's sync records only"
+        message = "this credential is bound to a developer and can only access that developer's sync records"
         raise Forbidden(message, code="bound_to_developer")
     if ALL_SCOPES in principal.scopes or scope in principal.scopes:
         return

@@ -1,4 +1,4 @@
-"""The HTTP/1.1 server under every service: what is not HTTP gets an answer in our shape, what never ends is cut off."""
+"""The HTTP/1.1 server of every service: malformed requests get an error in the API's shape, stalled ones are closed."""
 
 import asyncio
 from collections.abc import Callable
@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 
 class ServiceRunner(web.AppRunner):
-    """Runs an application with our connections.
+    """Runs an application.
 
     Args:
         shutdown_timeout_seconds: how long requests in flight may take to finish when it is cleaned up.
@@ -87,7 +87,7 @@ class _Connection(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send the answer, then release what its reads hold."""
+        """Send the answer, then give back the read budget that it holds."""
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
@@ -95,7 +95,7 @@ class _Connection(RequestHandler):
                 held.give_back()
 
     def _expect_head(self) -> None:
-        """A request that has begun, or a new connection, has this long to say what it wants."""
+        """Close the connection unless a complete request head arrives in time."""
         self._head_deadline = self._loop.call_later(HEAD_TIMEOUT_SECONDS, self.force_close)
 
     def handle_error(
@@ -105,11 +105,11 @@ class _Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what could not be read as HTTP; the connection ends with the answer, or has ended already."""
+        """Answer a request that is not valid HTTP, then close the connection."""
         if isinstance(exc, ConnectionError):
             raise exc
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun, so the error can't be told")
+            raise ConnectionError("the answer has begun, so no error can be sent")
         request_id = uuid7()
         answer = error_answer(self._error_of(exc, status, request_id), "project", "", request_id)
         answer.headers["X-Request-Id"] = request_id
@@ -135,7 +135,7 @@ def _head_too_large(message: str) -> FixRequest:
 
 
 def _expecting(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
-    """Requests whose ``Expect`` is met when their body is first read, not before anybody has looked at them."""
+    """Make 100 Continue wait until the body is read, so that a request can be refused before its body is sent."""
 
     def request_of(message: RawRequestMessage, *connection: Any) -> web.BaseRequest:
         expectation = message.headers.get("Expect")

@@ -1,7 +1,7 @@
-"""The HTTP shell of every service: what happens around each handler.
+"""The middleware around every handler of a service.
 
-Every request gets an id, a place in its caller's trace, a log line, a metric and, on every path that is not public, a
-verified principal before its handler runs. Handlers raise core errors.
+Every request gets an id, a span in its caller's trace, a log line and a metric. On every path that is not public, the
+caller is authenticated and authorized before the handler runs. Errors become responses in the family's shape.
 """
 
 import re
@@ -91,7 +91,7 @@ def create_app(
 
 
 class _Shell:
-    """What happens around every handler."""
+    """The middleware."""
 
     def __init__(self, service_name: str, verifier: PrincipalVerifier, *, is_public: bool) -> None:
         self._service_name = service_name
@@ -101,7 +101,7 @@ class _Shell:
         self._operations: dict[tuple[web.AbstractResource | None, str], Operation] = {}
 
     def add(self, router: web.UrlDispatcher, routes: Iterable[web.AbstractRouteDef]) -> None:
-        """Register routes, and remember what those that are described promise."""
+        """Register routes, and remember their operations."""
         for route in routes:
             [*_, registered] = route.register(router)
             if isinstance(route, DescribedRoute):
@@ -123,7 +123,7 @@ class _Shell:
                 response = await self._answer(request, handler, request_id)
                 status = response.status
                 if (EXPECTATION in request or _is_misframed(request)) and not response.prepared:
-                    # A client that got no 100 Continue may or may not send its body, so the connection can't be reused.
+                    # Without 100 Continue the client may or may not send its body, so the connection can't be reused.
                     response.force_close()
                 if span.is_recording():
                     _describe(span, request, status)
@@ -142,7 +142,7 @@ class _Shell:
             self._authenticate(request)
             if request.match_info.http_exception is None:
                 require_readable(request)
-                _require_heeded(request, self._operation_of(request))
+                _require_supported(request, self._operation_of(request))
             request[HELD] = count_reads()
             return finished(request, await handler(request))
         except BaseException as error:
@@ -151,7 +151,7 @@ class _Shell:
             if not isinstance(error, Exception):
                 raise
             if request.transport is None or request.transport.is_closing():
-                raise ConnectionResetError("the caller is gone") from error
+                raise ConnectionResetError("the caller has disconnected") from error
             if request.writer.output_size > 0:
                 raise _cut(request, error) from error
             return self._answer_error(request, error, request_id)
@@ -201,7 +201,7 @@ class _Shell:
             raise Forbidden(f"the service {principal.subject} may call /internal only")
 
     def _changes(self, request: web.Request) -> bool:
-        """Whether the matched route changes something; assumed if it is not described."""
+        """Whether the matched route changes something; assumed of a route without an operation."""
         operation = self._operation_of(request)
         return operation is None or operation.changes
 
@@ -231,7 +231,7 @@ class _Shell:
                 client_address=request.get(CLIENT_ADDRESS),
             )
             return
-        # What came through the gateway stands in its log already.
+        # The gateway has logged the requests that it forwarded.
         report = log.info if status >= 500 else log.debug
         report("http_request", method=method, path=path, status=status, duration_ms=duration_ms)
 
@@ -262,36 +262,36 @@ def not_intended() -> Forbidden:
 
 
 def _is_misframed(request: web.Request) -> bool:
-    """RFC 9112 section 6.1: what HTTP/1.0 calls chunked may have passed a proxy that did not know the word."""
+    """RFC 9112 section 6.1: a chunked HTTP/1.0 request may have passed a proxy that does not support the coding."""
     return request.version < HttpVersion11 and "Transfer-Encoding" in request.headers
 
 
 def _require_one_meaning(request: web.Request) -> None:
-    """Refuse what this service and a proxy in front of it could read differently."""
+    """Refuse requests that this service and a proxy in front of it could interpret differently."""
     if _is_misframed(request):
         raise FixRequest("Transfer-Encoding needs HTTP/1.1", code="malformed_request")
     if "Authorization" in request.headers and len(request.headers.getall("Authorization")) > 1:
-        raise invalid_field("Authorization", "stands twice")
+        raise invalid_field("Authorization", "occurs twice")
 
 
-_UNHEEDED = (
+_CONDITIONS = (
     ("Idempotency-Key", "idempotency_key_not_supported"),
     ("If-Match", "if_match_not_supported"),
     ("If-None-Match", "if_none_match_not_supported"),
 )
 
 
-def _require_heeded(request: web.Request, operation: Operation | None) -> None:
-    """Refuse a header that this route does not support and whose sender relies on it.
+def _require_supported(request: web.Request, operation: Operation | None) -> None:
+    """Refuse a conditional header that this route does not support: its sender relies on it.
 
-    A POST without effects of its own (logins, tests, previews) takes any ``Idempotency-Key``.
+    A POST without lasting effects (logins, tests, previews) accepts any ``Idempotency-Key``.
     """
     if operation is None or request.method in ("GET", "HEAD"):
         return
-    heeded = {"Idempotency-Key": operation.idempotent or request.method == "POST", "If-Match": operation.conditional}
-    for name, code in _UNHEEDED:
-        if name in request.headers and not heeded.get(name, False):
-            raise FixRequest(f"{request.method} of this route does not heed {name}; leave it out", code=code)
+    supported = {"Idempotency-Key": operation.idempotent or request.method == "POST", "If-Match": operation.conditional}
+    for name, code in _CONDITIONS:
+        if name in request.headers and not supported.get(name, False):
+            raise FixRequest(f"{request.method} of this route does not support {name}; leave it out", code=code)
 
 
 def _request_id_of(request: web.Request) -> str:
@@ -314,8 +314,8 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
 
 
 def _cut(request: web.Request, error: Exception) -> ConnectionResetError:
-    """After the head has gone out the only honest end is an incomplete body: the connection is cut."""
-    log.error("response_broken_off", path=readable(request.path), error=repr(error), exc_info=error)
+    """The status was already sent, so the connection is closed: an incomplete body tells the client of the error."""
+    log.error("response_aborted", path=readable(request.path), error=repr(error), exc_info=error)
     if request.transport is not None:
         request.transport.abort()
-    return ConnectionResetError("the answer was broken off")
+    return ConnectionResetError("the response was aborted")
