@@ -1,27 +1,122 @@
-"""Messages that can't be handled wait here, with every later one of their stream, for an operator.
+"""Messages that failed are parked, with every later one of their stream, until an operator has them retried.
 
-A message is parked in the transaction that moves the consumer's offset past it. The operator's command only marks what
-is to be tried again; the consumer that holds the topic's lease does it, between two batches, so that a retry and a
-newly parked message of the same stream can't pass each other.
+The operator's command only marks them. The consumer with the topic's lease retries them between two batches, so a retry
+and a new message of the same stream can't overtake each other.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import structlog
 
-from libs.event_log.cloudevents import decode_message
 from libs.event_log.port import Message
 from libs.eventsourcing.batch import SideWrite
-from libs.mongodb.client import ASCENDING, Collection, Database, Document
+from libs.eventsourcing.held_messages import IN_ORDER, HeldMessages, hold, message_of, release
+from libs.mongodb.client import ASCENDING, Database, Document
 from libs.process.telemetry import CONSUMER_PARKED
 
 COLLECTION = "parked"
-STREAM_IS_PARKED = "an earlier message of its stream is parked"
+BEHIND_PARKED = "an earlier message of its stream is parked"
+STREAMS_MAX = 100
+WITHIN_SECONDS = 60.0
 
 log = structlog.get_logger(__name__)
+
+
+class TooMuchParked(Exception):
+    """Too many streams fail within a minute: the messages are not the cause, and parking them all would hide it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A message that is to be parked, and why."""
+
+    message: Message
+    reason: str
+
+    @property
+    def is_behind_another(self) -> bool:
+        return self.reason == BEHIND_PARKED
+
+
+class Parking(HeldMessages):
+    """The parked messages of one topic.
+
+    Args:
+        database: the consumer's own.
+    """
+
+    def __init__(self, database: Database, topic: str) -> None:
+        super().__init__(database[COLLECTION], topic, CONSUMER_PARKED)
+        self._service = database.name.removeprefix("datasync_")
+        self._parked_at: deque[float] = deque(maxlen=STREAMS_MAX)
+
+    def require_few(self, failed: Sequence[Failed]) -> None:
+        """Raise ``TooMuchParked`` if these would be more than 100 streams within a minute."""
+        first = [item for item in failed if not item.is_behind_another]
+        since = time.monotonic() - WITHIN_SECONDS
+        recently = sum(parked_at > since for parked_at in self._parked_at)
+        if first and recently + len(first) > STREAMS_MAX:
+            raise TooMuchParked(
+                f"{self._topic}: {recently} streams were parked within {WITHIN_SECONDS:g} s, and the next one fails "
+                f"too: {first[0].reason}"
+            )
+
+    def parked(self, failed: Sequence[Failed]) -> None:
+        """These are parked now: the transaction that wrote them is durable."""
+        self._note((item.message for item in failed), (item.message.stream for item in failed))
+        for item in failed:
+            if not item.is_behind_another:
+                self._parked_at.append(time.monotonic())
+                log.error(
+                    "message_parked",
+                    topic=self._topic,
+                    stream=item.message.stream,
+                    event_id=item.message.event_id,
+                    event_type=item.message.event_type,
+                    reason=item.reason,
+                    repair=f"datasync parked {self._service} --retry",
+                )
+
+    def forgive(self) -> None:
+        """The topic was repaired: earlier failures no longer count."""
+        self._parked_at.clear()
+
+    async def streams_to_retry(self) -> list[str]:
+        """The streams that an operator wants retried."""
+        if self.count == 0:
+            return []
+        requested = await self._collection.distinct("stream", {"topic": self._topic, "retry_requested": True})
+        return [str(stream) for stream in requested]
+
+    async def messages_of(self, stream: str) -> AsyncIterator[Message]:
+        """The parked messages of a stream, in order."""
+        async for document in self.documents(stream=stream):
+            yield message_of(document)
+
+    async def failed_again(self, failed: Failed) -> None:
+        """The first message of its stream failed again; the others still wait behind it."""
+        stream, identifier = failed.message.stream, failed.message.id
+        await self._collection.update_many(
+            {"topic": self._topic, "stream": stream}, {"$set": {"retry_requested": False}}
+        )
+        await self._collection.update_one(
+            {"_id": identifier}, {"$set": {"reason": failed.reason}, "$inc": {"attempts": 1}}
+        )
+        log.error(
+            "parked_message_failed_again", topic=self._topic, stream=stream, parked=identifier, reason=failed.reason
+        )
+
+
+def parking_write(failed: Failed, now: datetime) -> SideWrite:
+    return hold(COLLECTION, failed.message, reason=failed.reason, attempts=1, parked_at=now, retry_requested=False)
+
+
+def unparking_write(message: Message) -> SideWrite:
+    return release(COLLECTION, message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,86 +134,9 @@ class ParkedMessage:
     retry_requested: bool
 
 
-class Parking:
-    """The parked messages of one topic, as its consumer keeps them.
-
-    Args:
-        database: the consumer's own.
-    """
-
-    def __init__(self, database: Database, topic: str) -> None:
-        self._collection: Collection = database[COLLECTION]
-        self._topic = topic
-        self._streams: set[str] = set()
-        self._count = 0
-
-    async def load(self) -> None:
-        """Find out which streams are parked."""
-        self._streams = set(await self._collection.distinct("stream", {"topic": self._topic}))
-        self._count = await self._collection.count_documents({"topic": self._topic})
-        CONSUMER_PARKED.labels(self._topic).set(self._count)
-
-    @property
-    def is_empty(self) -> bool:
-        return not self._streams
-
-    def holds(self, stream: str) -> bool:
-        """Whether the stream's messages have to wait behind a parked one."""
-        return stream in self._streams
-
-    def parked(self, messages: Sequence[Message]) -> None:
-        """These are parked now; the transaction that did it is durable."""
-        self._streams.update(message.stream for message in messages)
-        self._count += len(messages)
-        CONSUMER_PARKED.labels(self._topic).set(self._count)
-
-    async def streams_to_retry(self) -> list[str]:
-        """The streams that an operator wants tried again."""
-        wanted = await self._collection.distinct("stream", {"topic": self._topic, "retry_requested": True})
-        return [str(stream) for stream in wanted]
-
-    async def messages_of(self, stream: str) -> AsyncIterator[tuple[str, Message]]:
-        """The parked messages of a stream with their ids here, in the order that they came in, one at a time."""
-        order = {"position": ASCENDING, "offset": ASCENDING}
-        cursor = self._collection.find({"topic": self._topic, "stream": stream}, order)
-        for identifier in [document["_id"] async for document in cursor.sort(list(order.items()))]:
-            document = await self._collection.find_one({"_id": identifier})
-            if document is not None:
-                yield identifier, message_of(document)
-
-    async def failed_again(self, identifier: str, stream: str, reason: str) -> None:
-        """The first parked message of the stream still can't be handled; the others go on waiting."""
-        await self._collection.update_many(
-            {"topic": self._topic, "stream": stream}, {"$set": {"retry_requested": False}}
-        )
-        await self._collection.update_one({"_id": identifier}, {"$set": {"reason": reason}, "$inc": {"attempts": 1}})
-        log.error("parked_message_failed_again", topic=self._topic, stream=stream, parked=identifier, reason=reason)
-
-    async def released(self) -> None:
-        """A stream was handled to its end."""
-        await self.load()
-
-
-def parking_write(message: Message, reason: str, now: datetime) -> SideWrite:
-    """The write that parks a message."""
-    document = {
-        **document_of(message),
-        "reason": reason,
-        "attempts": 1,
-        "parked_at": now,
-        "retry_requested": False,
-    }
-    return SideWrite(COLLECTION, message.id, document)
-
-
-def unparking_write(identifier: str) -> SideWrite:
-    """The write that takes a message out, in the transaction that handles it."""
-    return SideWrite(COLLECTION, identifier, None)
-
-
 async def list_parked(database: Database) -> list[ParkedMessage]:
     """All parked messages of a service, in order within each stream."""
-    order = [("topic", ASCENDING), ("stream", ASCENDING), ("position", ASCENDING), ("offset", ASCENDING)]
+    order = [("topic", ASCENDING), ("stream", ASCENDING), *IN_ORDER]
     documents = await database[COLLECTION].find({}, {"value": 0, "headers": 0}).sort(order).to_list(None)
     return [
         ParkedMessage(
@@ -137,10 +155,10 @@ async def list_parked(database: Database) -> list[ParkedMessage]:
 
 
 async def request_retry(database: Database, topic: str | None = None, stream: str | None = None) -> int:
-    """Ask the running service to try parked messages again, in order; returns how many are waiting for it.
+    """Ask the running service to retry parked messages, in order; returns how many there are.
 
     Args:
-        topic, stream: only these; all when absent.
+        topic, stream: only these; all if absent.
     """
     criteria: Document = {}
     if topic is not None:
@@ -149,26 +167,3 @@ async def request_retry(database: Database, topic: str | None = None, stream: st
         criteria["stream"] = stream
     await database[COLLECTION].update_many(criteria, {"$set": {"retry_requested": True}})
     return int(await database[COLLECTION].count_documents(criteria))
-
-
-def document_of(message: Message) -> Document:
-    """A message as it is put aside."""
-    return {
-        "topic": message.topic,
-        "partition": message.partition,
-        "offset": message.offset,
-        "position": message.position,
-        "store_id": message.store_id,
-        "stream": message.stream,
-        "event_id": message.event_id,
-        "event_type": message.event_type,
-        "headers": dict(message.headers),
-        "value": message.raw,
-    }
-
-
-def message_of(document: Mapping[str, Any]) -> Message:
-    """A message that was put aside, read anew."""
-    return decode_message(
-        document["topic"], document["partition"], document["offset"], document["headers"], bytes(document["value"])
-    )

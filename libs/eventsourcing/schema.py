@@ -11,8 +11,9 @@ IDEMPOTENCY_SECONDS = 24 * 3600
 WAKE_UPS_BYTES = 64 * 1024
 NAMESPACE_EXISTS = 48
 
-WITHOUT_INDEXES = {"offsets", "secrets", "leases", "ids", "relay", "parked", "stops"}
+WITHOUT_INDEXES = {"offsets", "secrets", "leases", "ids", "relay", "stops"}
 """Collections that are created beforehand, because a transaction must not wait for an implicit creation."""
+_HELD_IN_ORDER = IndexModel([("topic", ASCENDING), ("position", ASCENDING), ("offset", ASCENDING)])
 INDEXES = {
     "events": [
         IndexModel([("stream", ASCENDING), ("version", ASCENDING)], unique=True),
@@ -20,7 +21,8 @@ INDEXES = {
         IndexModel([("topic", ASCENDING), ("position", ASCENDING)]),
     ],
     "idempotency": [IndexModel([("created_at", ASCENDING)], expireAfterSeconds=IDEMPOTENCY_SECONDS)],
-    "passed_over": [IndexModel([("topic", ASCENDING), ("position", ASCENDING), ("offset", ASCENDING)])],
+    "parked": [_HELD_IN_ORDER],
+    "passed_over": [_HELD_IN_ORDER],
 }
 
 

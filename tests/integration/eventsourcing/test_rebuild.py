@@ -11,8 +11,8 @@ import pytest
 
 from libs.core.errors import FixRequest
 from libs.eventsourcing import batch_writer
-from libs.eventsourcing import consumer as consumer_module
 from libs.eventsourcing import relay as relay_module
+from libs.eventsourcing.consumer import intervals
 from libs.eventsourcing.offsets import Checkpoint, stored_checkpoints
 from libs.eventsourcing.parking import list_parked, request_retry
 from libs.eventsourcing.rebuild import Rebuild, RebuildFailed, TopicRepair, bounds
@@ -36,9 +36,9 @@ from libs.testing.things import THING, TOPIC, DiscardThing
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay_module, "STOPPED_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(consumer_module, "STOPPED_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(consumer_module, "CHORES_SECONDS", 0.05)
-    monkeypatch.setattr(consumer_module, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(intervals, "STOPPED_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(intervals, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(intervals, "WAIT_SECONDS", 0.1)
 
 
 def of_owner(place: Installation, owner: Owner) -> Rebuild:

@@ -12,7 +12,8 @@ import pytest
 
 from libs.core.envelope import Envelope
 from libs.event_log.kafka import KafkaEventLog
-from libs.eventsourcing import consumer as consumer_module
+from libs.eventsourcing import parking
+from libs.eventsourcing.consumer import intervals
 from libs.eventsourcing.parking import Parking, list_parked, request_retry
 from libs.process.telemetry import CONSUMER_STOPPED
 from libs.suite.child_process import die_with_parent
@@ -23,9 +24,9 @@ from libs.testing.things import TOPIC
 
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consumer_module, "STOPPED_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(consumer_module, "CHORES_SECONDS", 0.05)
-    monkeypatch.setattr(consumer_module, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(intervals, "STOPPED_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(intervals, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(intervals, "WAIT_SECONDS", 0.1)
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], timeout_seconds: float = 30.0) -> None:
@@ -150,7 +151,7 @@ async def test_a_consumer_that_would_park_the_world_stops_with_an_alarm(
         return {"quotient": 1 / divisor} | view_of(document, envelope)
 
     divisor = 0
-    monkeypatch.setattr(consumer_module, "PARKED_STREAMS_MAX", 5)
+    monkeypatch.setattr(parking, "STREAMS_MAX", 5)
     async with embedded.owner() as owner:
         await made(owner, 30)
         async with embedded.follower(Behaviour(apply)) as follower:
@@ -168,7 +169,7 @@ async def test_a_consumer_that_would_park_the_world_stops_with_an_alarm(
 async def test_a_topic_that_stopped_because_of_its_failures_goes_on_when_repaired(
     embedded: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consumer_module, "PARKED_STREAMS_MAX", 2)
+    monkeypatch.setattr(parking, "STREAMS_MAX", 2)
     behaviour = Behaviour(refuses={f"name {number}" for number in range(4)})
     async with embedded.owner() as owner, embedded.follower(behaviour) as follower:
         await made(owner, 6)
@@ -355,14 +356,16 @@ async def _holder(leases: Any, among: Collection[str]) -> str:
 
 async def test_a_parked_stream_is_taken_up_again_without_being_held_in_memory(embedded: Installation) -> None:
     async with embedded.follower() as follower:
-        parked = follower.store.database["parked"]
+        collection = follower.store.database["parked"]
         for offset in range(40):
             place = {"topic": TOPIC, "partition": 0, "offset": offset, "position": 40 - offset, "stream": "thing-1"}
-            await parked.insert_one({**place, "_id": f"{TOPIC}/0/{offset}", "headers": {}, "value": b"x" * 1_000_000})
+            await collection.insert_one(
+                {**place, "_id": f"{TOPIC}/0/{offset}", "headers": {}, "value": b"x" * 1_000_000}
+            )
         tracemalloc.start()
         try:
             offsets = [
-                message.offset async for _, message in Parking(follower.store.database, TOPIC).messages_of("thing-1")
+                message.offset async for message in Parking(follower.store.database, TOPIC).messages_of("thing-1")
             ]
             peak_bytes = tracemalloc.get_traced_memory()[1]
         finally:

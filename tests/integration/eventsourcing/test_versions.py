@@ -15,9 +15,9 @@ from libs.core.clock import ManualClock
 from libs.core.decider import Act, Aggregate, Reaction
 from libs.core.envelope import Envelope, Event
 from libs.core.errors import NewerVersion
-from libs.eventsourcing import consumer as consumer_module
 from libs.eventsourcing import passed_over
 from libs.eventsourcing.command_handler import CommandHandler
+from libs.eventsourcing.consumer import intervals
 from libs.eventsourcing.documents import Documents
 from libs.eventsourcing.parking import list_parked
 from libs.eventsourcing.rebuild import Rebuild, RebuildFailed
@@ -84,9 +84,9 @@ def newer_version() -> AbstractContextManager[None]:
 
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consumer_module, "WAIT_SECONDS", 0.1)
-    monkeypatch.setattr(consumer_module, "CHORES_SECONDS", 0.05)
-    monkeypatch.setattr(consumer_module, "STOPPED_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(intervals, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(intervals, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(intervals, "STOPPED_POLL_SECONDS", 0.05)
 
 
 async def paint(owner: Owner, identifier: str, colour: str) -> None:
