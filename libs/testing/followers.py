@@ -11,7 +11,7 @@ from libs.core.decider import Act, Aggregate, Projection, Reaction
 from libs.core.entity import Entity
 from libs.core.envelope import Envelope, Metadata
 from libs.event_log.embedded import EmbeddedEventLog
-from libs.event_log.kafka import DeclaredTopic, KafkaEventLog, ensure_topics
+from libs.event_log.kafka import Brokers, DeclaredTopic, KafkaEventLog, ensure_topics
 from libs.event_log.port import EventLog
 from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.consumer import Consumer
@@ -175,7 +175,7 @@ async def installation(
 
     topic_prefix = f"{database_prefix}."
     if bootstrap_servers is not None:
-        await ensure_topics(bootstrap_servers, topic_prefix, TOPICS)
+        await ensure_topics(Brokers(bootstrap_servers), topic_prefix, TOPICS)
     try:
         yield Installation(client, database_prefix, open_log)
     finally:

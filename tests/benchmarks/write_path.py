@@ -16,7 +16,7 @@ from typing import Any
 from libs.core.clock import SystemClock
 from libs.core.envelope import Metadata
 from libs.core.ids import uuid7
-from libs.event_log.kafka import KafkaEventLog, ensure_topics
+from libs.event_log.kafka import Brokers, KafkaEventLog, ensure_topics
 from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.event_store import EventStore
 from libs.eventsourcing.relay import Relay
@@ -116,7 +116,7 @@ async def _relay_beside(stack: AsyncExitStack, store: EventStore, commands: Comm
         kafka = stack.enter_context(Kafka())
     except ServerUnavailable as missing:
         return f"without relay: {missing}"
-    await ensure_topics(kafka.bootstrap_servers, topics=TOPICS)
+    await ensure_topics(Brokers(kafka.bootstrap_servers), topics=TOPICS)
     event_log = KafkaEventLog(kafka.bootstrap_servers, "bench")
     stack.push_async_callback(event_log.close)
     leases = Leases(store.database["leases"])

@@ -19,7 +19,7 @@ from libs.contracts.topics import OWNERS
 from libs.core.envelope import EVENT_SIZE_BYTES_MAX, Envelope, Event, Metadata
 from libs.core.ids import uuid7
 from libs.event_log.embedded import EmbeddedEventLog
-from libs.event_log.kafka import KafkaEventLog, ensure_topics
+from libs.event_log.kafka import Brokers, KafkaEventLog, ensure_topics
 from libs.event_log.port import EventLog, Message, OffsetOutOfRange, Subscription
 from libs.eventsourcing.batch import Batch
 from libs.eventsourcing.event_store import EventStore
@@ -123,7 +123,7 @@ async def subject(
         else:
             bootstrap_servers = request.getfixturevalue("kafka")
             subject = KafkaLog(bootstrap_servers)
-            await ensure_topics(bootstrap_servers, subject.prefix)
+            await ensure_topics(Brokers(bootstrap_servers), subject.prefix)
         stack.push_async_callback(subject.log.close)
         yield subject
 

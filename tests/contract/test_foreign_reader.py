@@ -11,7 +11,7 @@ import pytest
 from libs.contracts.catalog import TOPIC, SourceCreated
 from libs.core.envelope import Envelope, Event, Metadata
 from libs.core.ids import uuid7
-from libs.event_log.kafka import KafkaEventLog, ensure_topics
+from libs.event_log.kafka import Brokers, KafkaEventLog, ensure_topics
 from libs.testing.servers import kafka_jars
 
 READER = Path(__file__).with_name("java") / "TopicReader.java"
@@ -40,7 +40,7 @@ async def read_with_java(bootstrap_servers: str, topic: str, count: int) -> list
 
 async def test_a_java_program_reads_events_and_would_choose_the_same_partitions(kafka: str) -> None:
     prefix = f"{uuid.uuid4().hex[:8]}."
-    await ensure_topics(kafka, prefix)
+    await ensure_topics(Brokers(kafka), prefix)
     log = KafkaEventLog(kafka, "catalog", prefix)
     created = SourceCreated(name="café", type="postgres", version="v0.1.0", config_json='{"port": 5432.0}')
     sent = [envelope(f"source-{number}", number, created) for number in range(1, 41)]

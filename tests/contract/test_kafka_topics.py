@@ -16,13 +16,14 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 from libs.contracts.catalog import TOPIC
 from libs.contracts.runs import TOPIC as RUNS
 from libs.contracts.topics import OWNERS
-from libs.event_log import kafka as kafka_module
 from libs.event_log.kafka import (
+    Brokers,
     DeclaredTopic,
     KafkaEventLog,
     TopicMismatch,
     declared_topics,
     ensure_topics,
+    group_progress,
 )
 from libs.suite.child_process import free_port
 from libs.testing.servers import Kafka, ServerUnavailable
@@ -43,8 +44,8 @@ def test_every_topic_is_declared_with_twelve_partitions() -> None:
 @pytest.mark.kafka
 async def test_missing_topics_are_made_as_declared_and_again_is_no_error(kafka: str) -> None:
     prefix = f"{uuid.uuid4().hex[:8]}."
-    await asyncio.gather(ensure_topics(kafka, prefix), ensure_topics(kafka, prefix))
-    await ensure_topics(kafka, prefix)
+    await asyncio.gather(ensure_topics(Brokers(kafka), prefix), ensure_topics(Brokers(kafka), prefix))
+    await ensure_topics(Brokers(kafka), prefix)
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     await admin.start()
     try:
@@ -58,9 +59,9 @@ async def test_missing_topics_are_made_as_declared_and_again_is_no_error(kafka: 
 @pytest.mark.kafka
 async def test_a_topic_with_another_number_of_partitions_is_refused(kafka: str) -> None:
     prefix = f"{uuid.uuid4().hex[:8]}."
-    await ensure_topics(kafka, prefix, [DeclaredTopic(TOPIC, 3, -1, {})])
+    await ensure_topics(Brokers(kafka), prefix, [DeclaredTopic(TOPIC, 3, -1, {})])
     with pytest.raises(TopicMismatch, match="has 3 partitions, declared are 12"):
-        await ensure_topics(kafka, prefix)
+        await ensure_topics(Brokers(kafka), prefix)
 
 
 @pytest.mark.kafka
@@ -103,9 +104,9 @@ async def test_a_broker_that_is_not_there_is_an_os_error() -> None:
 
 @pytest.mark.kafka
 async def test_the_usual_tools_see_how_far_a_service_has_come(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka_module, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(group_progress, "PROGRESS_SECONDS", 0.0)
     prefix = f"{uuid.uuid4().hex[:8]}."
-    await ensure_topics(kafka, prefix)
+    await ensure_topics(Brokers(kafka), prefix)
     log = KafkaEventLog(kafka, "catalog", prefix)
     await log.publish(TOPIC, [envelope_of("source-1", SOURCE, position=1)])
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
@@ -133,7 +134,7 @@ async def _committed(admin: AIOKafkaAdminClient, group: str) -> dict[int, int]:
 
 def test_an_installed_wheel_declares_the_same_topics(tmp_path: Path) -> None:
     """The checkout is not beside it: the declaration travels in the package."""
-    root = Path(kafka_module.__file__).resolve().parents[3]
+    root = Path(group_progress.__file__).resolve().parents[3]
     checkout, built = tmp_path / "checkout", tmp_path / "built"
     for name in ("libs", "services"):
         shutil.copytree(root / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
