@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.8
 ONLY ?=
+SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check fmt bench docs proto lock clean
+.PHONY: help setup run demo test test-faults check fmt bench docs proto lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  \033[1mmake %-8s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1mmake %-11s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.dev ## Make the virtual environment with everything that development needs
 
@@ -23,6 +24,9 @@ demo: $(VENV)/.embedded ## Replicate 336,776 real flights through the REST gatew
 
 test: $(VENV)/.dev ## Run every test, against real servers
 	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
+
+test-faults: $(VENV)/.dev ## Walk far where make test takes a sample of random choices; SEED=… repeats a walk
+	$(BIN)/pytest -m randomised --walk=long --seed=$(SEED) --hypothesis-seed=$(SEED) -o timeout=3600
 
 check: $(VENV)/.dev ## Lint, type-check and hold the import contracts
 	@failed=; for command in "ruff check ." "ruff format --check ." "mypy" "lint-imports"; do \

@@ -1,19 +1,49 @@
 """The real servers that tests share, each started once a session and only when a test asks for it."""
 
+import random
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pymongo
 import pytest
-from hypothesis import settings
+from hypothesis import is_hypothesis_test, settings
 
 from libs.testing.databases import new_database
 from libs.testing.servers import Kafka, Mongod, Postgres, ServerUnavailable
+from libs.testing.walks import LONG, SAMPLE, Walk
 
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("datasync", deadline=None)
-settings.load_profile("datasync")
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--walk", choices=(SAMPLE, LONG), default=SAMPLE, help="how far randomised tests walk")
+    parser.addoption("--seed", type=int, help="the seed of random walks; a new one by default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile(config.option.walk)
+    if config.option.seed is None:
+        # The processes of xdist are given this one's options.
+        config.option.seed = random.randrange(1 << 32)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"random walks: {config.option.walk}, --seed={config.option.seed}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that walk at random, so that they can be selected."""
+    for item in items:
+        if isinstance(item, pytest.Function) and ("walk" in item.fixturenames or is_hypothesis_test(item.obj)):
+            item.add_marker("randomised")
+
+
+@pytest.fixture
+def walk(request: pytest.FixtureRequest) -> Walk:
+    """How far this test walks, and its choices; the report of a failure shows the seed."""
+    options = request.config.option
+    request.node.add_report_section("setup", "walk", f"repeat it with --walk={options.walk} --seed={options.seed}")
+    return Walk.of(options.seed, request.node.nodeid, is_long=options.walk == LONG)
 
 
 @pytest.fixture(scope="session")

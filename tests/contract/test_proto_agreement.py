@@ -19,6 +19,7 @@ from libs.contracts.topics import OWNERS
 from libs.core.envelope import Event, Frozen
 from libs.event_log.cloudevents import message_name
 from libs.testing import protobuf
+from libs.testing.walks import examples
 from proto import generate
 from proto.generate import SchemaError
 
@@ -104,7 +105,7 @@ def test_every_event_has_a_message_and_a_topic_with_an_owner(event: type[Event])
     assert event.TOPIC in OWNERS
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_json_of_an_event_survives_the_way_through_its_message(data: st.DataObject) -> None:
     """Read as protobuf's JSON, serialised in binary, printed as protobuf's JSON and read back: the same event."""

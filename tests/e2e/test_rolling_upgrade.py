@@ -9,7 +9,6 @@ import base64
 import itertools
 import json
 import os
-import random
 import shutil
 import sys
 from collections import Counter
@@ -28,6 +27,7 @@ from libs.core.principal import Principal
 from libs.mongodb.client import connect
 from libs.process.signing_keys import new_signing_key
 from libs.suite.child_process import die_with_parent, free_port
+from libs.testing.walks import Walk
 from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
 
 TREE = Path(__file__).resolve().parents[2]
@@ -159,10 +159,11 @@ class Installation:
 
 
 class Load:
-    """Clients that make jobs with ends of their own and change those, by whichever version, as a balancer would."""
+    """Clients that create jobs and rename their sources, each request at a random version, as behind a load balancer."""
 
-    def __init__(self, place: Installation) -> None:
+    def __init__(self, place: Installation, walk: Walk) -> None:
         self._place = place
+        self._walk = walk
         self._signer = PrincipalSigner("gateway", SecretStr(place.keys["gateway"][0]))
         self._numbers = itertools.count()
         self.jobs: dict[int, tuple[int, int]] = {}
@@ -191,7 +192,7 @@ class Load:
         self, session: aiohttp.ClientSession, service: str, method: str, path: str, body: Any = None
     ) -> Any:
         for _ in range(100):
-            version = random.choice(("older", "newer"))
+            version = self._walk.random.choice(("older", "newer"))
             url = f"{self._place.url(service, version)}/api/v1/project/123{path}"
             headers = {PRINCIPAL_HEADER: self._signer.sign(ADA, service)}
             async with session.request(method, url, json=body, headers=headers) as response:
@@ -234,14 +235,14 @@ def place(mongod: str, database_prefix: str, tmp_path: Path) -> Installation:
     return Installation(mongod, database_prefix, {"older": TREE, "newer": newer_tree(tmp_path)})
 
 
-async def test_two_versions_side_by_side_under_load_lose_nothing(place: Installation) -> None:
-    load = Load(place)
+async def test_two_versions_side_by_side_under_load_lose_nothing(place: Installation, walk: Walk) -> None:
+    load = Load(place, walk)
     async with place.running("older"), place.running("newer"):
         # The older ones came first and hold every lease: they follow what the newer ones write.
-        await load.until_made(40)
+        await load.until_made(walk.rounds(40, 800))
     async with place.running("newer"):
         async with place.running("older"):
-            await load.until_made(20)
+            await load.until_made(walk.rounds(20, 400))
         assert load.refused["older"], "the older catalog must have met sources that only the newer can change"
         await everything_is_there(place, load)
 

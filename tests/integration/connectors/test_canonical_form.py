@@ -20,6 +20,7 @@ from libs.connectors.postgres.arrow_form import arrow_form
 from libs.connectors.postgres.connection import SESSION_SETTINGS
 from libs.connectors.postgres.source import PostgresTable
 from libs.connectors.postgres.types import columns_of
+from libs.testing.walks import examples
 from tests.integration.connectors.moving import plan_of
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
@@ -100,10 +101,11 @@ def asked(postgres: str) -> Iterator[Asked]:
     asyncio.run(execute(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
+@pytest.mark.randomised
 def test_postgres_sends_the_bytes_that_arrow_values_are_encoded_to(asked: Asked) -> None:
     promised = arrow_columns(asked.table)
 
-    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples(300), deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def the_same(data: st.DataObject) -> None:
         index = data.draw(st.integers(0, len(ALL_TYPES) - 1))

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from libs.eventsourcing.event_store import EventStore
 from libs.mongodb.client import connect
 from libs.testing.servers import Mongod
 from libs.testing.things import THING, MakeThing, RenameThing
+from libs.testing.walks import Walk
 
 PROJECT = Metadata(actor="ann", project_id=7)
 CLIENTS = 32
@@ -110,12 +110,12 @@ async def everything_agrees(store: EventStore, clients: Clients) -> None:
         )
 
 
-async def test_killing_mongod_at_random_moments_loses_nothing_acknowledged(own_mongod: Mongod) -> None:
+async def test_killing_mongod_at_random_moments_loses_nothing_acknowledged(own_mongod: Mongod, walk: Walk) -> None:
     async with writer(own_mongod.url) as (store, commands):
         clients = Clients(commands)
         async with clients.at_work():
-            for _ in range(3):
-                await clients.acknowledged_beyond(random.randrange(50, 300))
+            for _ in range(walk.rounds(3, 60)):
+                await clients.acknowledged_beyond(walk.random.randrange(50, 300))
                 own_mongod.kill()
                 await asyncio.to_thread(own_mongod.start)
             await clients.acknowledged_beyond(100)

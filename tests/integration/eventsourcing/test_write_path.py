@@ -45,6 +45,7 @@ from libs.mongodb.wake_ups import WAKE_UPS
 from libs.process.telemetry import REGISTRY
 from libs.testing.followers import history
 from libs.testing.things import THING, DiscardThing, MakeThing, RenameThing
+from libs.testing.walks import examples
 
 PROJECT = Metadata(actor="ann", project_id=7, correlation_id="request-1")
 Answer = TypeVar("Answer")
@@ -409,7 +410,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 async def test_any_sequence_agrees_with_a_dictionary_and_its_replay(service: Service, steps: list[Step]) -> None:
     run = uuid7()

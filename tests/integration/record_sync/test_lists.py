@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from libs.eventsourcing import counted_lists
 from libs.eventsourcing.rebuild import Rebuild, RebuildReport
+from libs.testing.walks import examples
 from services.record_sync.domain.record import RECORD
 from services.record_sync.queries import INDEXES
 from tests.integration.record_sync.record_service import RecordService, record_body, running_record_service
@@ -120,7 +121,7 @@ async def rebuilt(service: RecordService, *, swap: bool) -> RebuildReport:
     return await rebuild.run(swap=swap, grace_seconds=0)
 
 
-@settings(BOUNDED, max_examples=25)
+@settings(BOUNDED, max_examples=examples(25))
 @given(steps=STEPS, limit=st.integers(1, 5))
 async def test_any_sequence_of_writes_agrees_with_a_dictionary(
     shared_service: RecordService, steps: list[Step], limit: int
@@ -131,7 +132,7 @@ async def test_any_sequence_of_writes_agrees_with_a_dictionary(
     await model.compare(limit)
 
 
-@settings(BOUNDED, max_examples=6)
+@settings(BOUNDED, max_examples=examples(6))
 @given(before=STEPS, after=STEPS)
 async def test_replaying_the_events_gives_the_same_documents_and_counts(
     shared_service: RecordService, before: list[Step], after: list[Step]

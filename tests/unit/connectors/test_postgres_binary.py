@@ -22,6 +22,7 @@ from libs.connectors.postgres.binary import (
     new_marker,
     without_header,
 )
+from libs.testing.walks import examples
 
 MARKER = new_marker()
 INTEGER = struct.Struct(">i")
@@ -44,8 +45,9 @@ TYPES: dict[pa.DataType, st.SearchStrategy[Any]] = {
 }
 
 
+@pytest.mark.randomised
 def test_a_table_of_every_type_is_read_back() -> None:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=examples(60), deadline=None)
     @given(st.data())
     def reads_back(data: st.DataObject) -> None:
         types = data.draw(st.lists(st.sampled_from([*TYPES, *map(pa.list_, TYPES)]), min_size=1, max_size=5))

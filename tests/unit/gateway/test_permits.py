@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from libs.testing.walks import examples
 from services.gateway.rate_limits.permits import LEASE_MS, Account, LeaseRequest, Policy, Verdict
 from tests.unit.gateway.counter_model import Counter
 
@@ -103,7 +104,7 @@ STEPS = st.one_of(
     ahead_ms=st.lists(st.integers(-(10**7), 10**7), min_size=3, max_size=3),
     steps=st.lists(STEPS, max_size=40),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 def test_no_interleaving_admits_more_than_the_limit_or_tells_a_remaining_that_is_older_than_a_lease(
     limit: int, ahead_ms: list[int], steps: list[tuple[str, int, int, int]]
 ) -> None:
