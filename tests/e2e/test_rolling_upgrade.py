@@ -159,7 +159,7 @@ class Installation:
 
 
 class Load:
-    """Clients that create jobs and rename their sources, each request at a random version, as behind a load balancer."""
+    """Clients that create jobs and rename their sources, each request at a random version, like a load balancer."""
 
     def __init__(self, place: Installation, walk: Walk) -> None:
         self._place = place
