@@ -14,7 +14,6 @@ NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "manag
 READERS_OF_THE_ENVIRONMENT = {
     "libs/process/settings_file.py",
     # These pass their own environment on to the processes and services that they start.
-    "libs/suite/cli.py",
     "libs/suite/settings.py",
     "libs/suite/supervisor.py",
     # Sets a variable that Arrow looks at while it is loaded, and reads none.

@@ -45,4 +45,4 @@ def test_a_taken_port_is_said_plainly() -> None:
         port = taken.getsockname()[1]
         shown = demo(port)
     assert shown.returncode == 1
-    assert f"port {port} is taken" in shown.stderr
+    assert f"port {port} is in use" in shown.stderr

@@ -94,7 +94,7 @@ def test_a_taken_port_is_named_with_the_setting_that_moves_it(tmp_path: Path) ->
         port = taken.getsockname()[1]
         refused = datasync_up(tmp_path, PORT=str(port), MONGODB_PORT=str(port))
     assert refused.returncode == 1
-    assert f"port {port} is taken (set PORT to use another)" in refused.stderr
+    assert f"port {port} is in use (set PORT to use another)" in refused.stderr
     assert "set MONGODB_PORT" in refused.stderr
 
 
@@ -152,8 +152,8 @@ def test_the_words_of_a_mongod_that_can_not_start_are_told_and_kept(tmp_path: Pa
     ports = {f"{service.port_setting.upper()}": str(free_port()) for service in SERVICES}
     refused = datasync_up(tmp_path, MONGODB_PORT=str(free_port()), LOG_FORMAT="console", **ports)
     assert refused.returncode == 1
-    assert "mongod said: " in refused.stdout
-    assert "storage" in refused.stdout.split("mongod said: ", 1)[1].lower()
+    assert "mongod logged: " in refused.stdout
+    assert "storage" in refused.stdout.split("mongod logged: ", 1)[1].lower()
     assert (tmp_path / "logs" / "mongod.log").read_text()
 
 

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from libs.process.listeners import Listeners, PortTaken
+from libs.suite.child import Child
 from libs.suite.child_process import free_port
-from libs.suite.supervisor import Child, Output
+from libs.suite.output import Output
 
 HOST = "127.0.0.1"
 

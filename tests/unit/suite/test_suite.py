@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from libs.contracts.services import SERVICES
 from libs.process.version import installed_version
 from libs.suite.installation import Installation
+from libs.suite.output import Output
 from libs.suite.settings import CannotStart, SuiteSettings, load_keys, locked_data_dir, service_environment
-from libs.suite.supervisor import Output
 
 URL = "mongodb://127.0.0.1:1/?replicaSet=datasync"
 
