@@ -1,6 +1,6 @@
-"""The settings of a service's store, written to the data directory at start for the operator's commands.
+"""The settings of a service's store, kept in the data directory for the operator's commands.
 
-Otherwise a command would act on whatever the settings of its shell name.
+So a command acts on the running installation, and not on whatever the environment of its shell names.
 """
 
 import json
@@ -34,24 +34,24 @@ SettingsT = TypeVar("SettingsT", bound=StoreSettings)
 
 
 class OtherInstallation(Exception):
-    """The shell's settings differ from the service's; the message names them."""
+    """The settings given to the command differ from the service's; the message names them."""
 
 
 def keep_settings(service: str, settings: StoreSettings, data_dir: Path) -> None:
-    """Write the settings of a service's store, without a user's name and password."""
+    """Write the settings of a service's store, without credentials."""
     kept = settings.model_dump(mode="json", include=set(KEPT))
     folder = private_directory(data_dir / "settings")
     write_private(folder / f"{service}.json", json.dumps(_without_password(kept), indent=2) + "\n")
 
 
 def settings_of_installation(settings: type[SettingsT], service: str, data_dir: Path, **known: Any) -> SettingsT:
-    """The settings for a command: those the service last ran with, else those given here.
+    """The settings for a command: those that the service last ran with, or else those given here.
 
     Args:
-        known: settings that are neither kept nor looked for in the environment.
+        known: settings that are not kept and not read from the environment.
 
     Raises:
-        OtherInstallation: those given here differ from those of the service, or lack a password that it has.
+        OtherInstallation: settings given here differ from the service's, or a password is missing.
     """
     given = settings(**known)
     path = data_dir / "settings" / f"{service}.json"
@@ -64,13 +64,11 @@ def settings_of_installation(settings: type[SettingsT], service: str, data_dir: 
     different = sorted(name.upper() for name in here.keys() & kept.keys() if here[name] != kept[name])
     if different:
         raise OtherInstallation(
-            f"{', '.join(different)} here differ from those of the running service, which are kept in {path}: "
-            "unset them, or say by DATA_DIR or --config which installation is meant",
+            f"{', '.join(different)}: not the settings of the running service, which are kept in {path}. "
+            "Unset them, or select the installation with DATA_DIR or --config",
         )
     if is_stripped and "mongodb_url" not in here:
-        raise OtherInstallation(
-            f"MONGODB_URL must be set: that of the service in {path} has a password, which is not kept"
-        )
+        raise OtherInstallation(f"MONGODB_URL must be set: the service's, in {path}, has a password, which is not kept")
     return settings(**{name: value for name, value in kept.items() if name not in here}, **known)
 
 

@@ -1,8 +1,8 @@
-"""Traces and metrics: W3C trace context in and out, every metric in one registry, pushed over OTLP when configured.
+"""Traces and metrics: W3C trace context is propagated, every metric is in one registry, both are exported over OTLP.
 
-Spans are recorded only where there is a collector to send them to; without one the trace context is still made, bound
-to the logs and passed on, at a microsecond a request. Metrics are kept by prometheus_client (0.7 µs an observation of a
-kept child, a tenth of the OpenTelemetry SDK's) and read from its registry for ``/metrics`` and for OTLP alike.
+Spans are recorded only if a collector is configured. Without one, a trace context is still created, bound to the logs
+and propagated, which costs a microsecond per request. prometheus_client keeps the metrics, since an observation costs a
+tenth of the OpenTelemetry SDK's (0.7 µs); ``/metrics`` and OTLP both read its registry.
 """
 
 import random
@@ -41,7 +41,7 @@ HTTP_IN_FLIGHT = Gauge("datasync_http_server_requests_in_flight", "Requests bein
 
 
 class InFlight:
-    """Counts without the gauge's lock, of which two a request are felt; the gauge asks when it is read."""
+    """Counts without the gauge's lock, which each request would take twice; the gauge reads the count on collection."""
 
     def __init__(self, gauge: Gauge) -> None:
         self._count = 0
@@ -131,13 +131,13 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 
 class _Tracing:
-    """The tracer, None while nobody collects spans."""
+    """The tracer; None without a collector."""
 
     tracer: trace.Tracer | None = None
 
 
 def configure_telemetry(service: str, settings: ServiceSettings) -> None:
-    """Push traces and metrics to ``otlp_endpoint``; does nothing without one."""
+    """Export traces and metrics to ``otlp_endpoint``, if it is set."""
     if settings.otlp_endpoint is None:
         return
     # The exporters are imported only where they are used: they cost 5 MB and 0.2 s a process.
@@ -149,12 +149,12 @@ def configure_telemetry(service: str, settings: ServiceSettings) -> None:
 
 
 def metrics_page() -> bytes:
-    """What Prometheus reads."""
+    """The metrics in Prometheus' text format."""
     return generate_latest(REGISTRY)
 
 
 def server_span(name: str, headers: Mapping[str, str]) -> AbstractContextManager[Span]:
-    """The span of a request that came in, under the caller's trace if it sent one."""
+    """The span of an incoming request, a child of the caller's span if it sent one."""
     return _span(name, headers, SpanKind.SERVER)
 
 
@@ -165,7 +165,7 @@ def consumer_span(name: str, headers: Mapping[str, str]) -> AbstractContextManag
 
 @contextmanager
 def client_span(name: str) -> Iterator[Span]:
-    """The span of a call to another service; free while nobody collects spans."""
+    """The span of a call to another service; free without a collector."""
     if _Tracing.tracer is None:
         yield trace.get_current_span()
         return
@@ -220,7 +220,7 @@ class _Unrecorded:
 
 
 def _span_context(traceparent: str | None) -> SpanContext:
-    """The caller's span, or a new one; read here because the propagator takes five times as long."""
+    """The caller's span, or a new one. OpenTelemetry's propagator would take five times as long."""
     given = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
     if given is None:
         return SpanContext(random.getrandbits(128) | 1, random.getrandbits(64) | 1, False, TraceFlags(0))

@@ -1,4 +1,4 @@
-"""One installation on one machine: what its data directory says about it."""
+"""The identity and keys of an installation, kept in its data directory."""
 
 import json
 import socket
@@ -14,10 +14,10 @@ from libs.suite.settings import CannotStart, Keys, SuiteSettings, load_keys
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """What is kept in a data directory that one suite holds.
+    """What a data directory says about its installation.
 
     Args:
-        id: made with the directory.
+        id: generated with the directory.
     """
 
     directory: Path
@@ -26,18 +26,18 @@ class Installation:
 
     @classmethod
     def of(cls, directory: Path, settings: SuiteSettings) -> Self:
-        """Read the directory, and make what is missing.
+        """Read the directory, and generate what is missing.
 
         Raises:
-            CannotStart: a newer DataSync has worked on it.
+            CannotStart: a newer DataSync has used it.
         """
         path = directory / "installation.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
         ours, theirs = installed_version(), kept.get("version", "0.0.0")
         if release_of(theirs) > release_of(ours):
             raise CannotStart(
-                f"DataSync {theirs} has worked on {directory.resolve()}, and this is the older {ours}. "
-                "Start the newer one, or set DATA_DIR to another directory."
+                f"DataSync {theirs} has used {directory.resolve()}, and this is the older {ours}. "
+                "Start the newer version, or set DATA_DIR to another directory."
             )
         identifier = kept.get("id") or uuid7()
         write_private(path, json.dumps(kept | {"id": identifier, "version": ours}, indent=2) + "\n")
@@ -45,5 +45,5 @@ class Installation:
 
     @property
     def instance(self) -> str:
-        """Identifies this installation's processes in the store; a copy of the directory on another machine differs."""
+        """Identifies the processes of this installation in the store; a copy of it on another machine differs."""
         return f"{self.id}@{socket.gethostname()}"
