@@ -6,9 +6,9 @@ from libs.process.settings import StoreSettings
 
 
 async def open_event_log(settings: StoreSettings, client: Client, service: str = "datasync") -> EventLog:
-    """The log that the settings choose: Kafka where it is configured, else the owners' own stores."""
+    """The log that the settings choose: Kafka if it is configured, otherwise the event stores themselves."""
     if settings.kafka_bootstrap_servers is None:
-        # Imported here because an installation uses one of the two.
+        # An installation uses only one of the two, so the other is not imported.
         from libs.event_log.embedded import EmbeddedEventLog  # noqa: PLC0415
 
         return EmbeddedEventLog(client, settings.database_prefix)

@@ -1,8 +1,8 @@
-"""How an event travels: CloudEvents 1.0, Kafka protocol binding, binary content mode.
+"""The format of messages: CloudEvents 1.0, Kafka protocol binding, binary content mode.
 
-The attributes are the message's ``ce_…`` headers, the value is the event's fields as JSON, the key is the stream.
-See https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md (section 3.2);
-``sequence`` and ``partitionkey`` are documented extensions, the rest of the extensions are ours.
+The attributes are the message's ``ce_…`` headers, the value is the event's fields as JSON, the key is the stream. See
+https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md (section 3.2);
+``sequence`` and ``partitionkey`` are extensions that CloudEvents documents, the other extensions are our own.
 """
 
 import importlib
@@ -20,7 +20,7 @@ from libs.event_log.port import Message
 CONTENT_TYPE = "application/json"
 POSITION_UNKNOWN = 0
 
-# A message's type is looked up among the registered events, so every module of contracts must have registered its own.
+# Decoding looks up the event's type in the registry, so every module of contracts has to be imported.
 for _module in pkgutil.iter_modules(contracts.__path__):
     importlib.import_module(f"{contracts.__name__}.{_module.name}")
 
@@ -38,7 +38,7 @@ def headers_of(
     time: datetime,
     metadata: Metadata,
 ) -> dict[str, str]:
-    """The headers of a message; an attribute without a value is absent."""
+    """The headers of a message; attributes without a value are left out."""
     headers = {
         "content-type": CONTENT_TYPE,
         "ce_specversion": "1.0",
@@ -66,7 +66,7 @@ def headers_of(
 
 
 def encode(envelope: Envelope) -> dict[str, str]:
-    """The headers of an event's message; its key is ``envelope.stream``, its value ``envelope.data_json``."""
+    """The headers of an event's message, whose key is ``envelope.stream`` and whose value is ``envelope.data_json``."""
     return headers_of(
         topic=envelope.data.TOPIC,
         event_id=envelope.id,
@@ -82,12 +82,12 @@ def encode(envelope: Envelope) -> dict[str, str]:
 
 
 def decode_message(topic: str, partition: int, offset: int, headers: Mapping[str, str], raw: bytes) -> Message:
-    """The message in these headers and this value; never raises: what can't be decoded carries its ``failure``."""
+    """Decode a message; never raises: one that can't be decoded has a ``failure``."""
     envelope: Envelope | None = None
     failure: str | None = None
     try:
         envelope = _envelope(topic, headers, raw)
-    except Exception as error:  # noqa: BLE001 - whatever a stranger wrote must become a parked message
+    except Exception as error:  # noqa: BLE001 - whatever was written there must become a parked message
         failure = f"{type(error).__name__}: {error}"[:1000]
     position = headers.get("ce_position", "")
     return Message(
@@ -107,7 +107,7 @@ def decode_message(topic: str, partition: int, offset: int, headers: Mapping[str
 
 
 def message_name(event_type: str) -> str:
-    """``source_created`` is described by the message ``SourceCreated``."""
+    """The protobuf message of an event type: ``SourceCreated`` for ``source_created``."""
     return "".join(word.capitalize() for word in event_type.split("_"))
 
 

@@ -1,7 +1,7 @@
-"""The embedded log: the owners' event stores are the log, so nothing is copied and no relay runs.
+"""The embedded log: the event stores of the topics' owners are the log, so nothing is copied and no relay runs.
 
-A topic has one partition, 0, in which an event's offset is its position in the owner's store. A service that owns two
-topics numbers them together, so offsets within a topic have gaps.
+A topic has one partition, 0. An event's offset is its position in the owner's store, which may own several topics, so
+the offsets of a topic have gaps.
 """
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -21,11 +21,11 @@ BATCH_BYTES_MAX = 4 * 1024 * 1024
 
 
 class EmbeddedEventLog:
-    """The log of one machine.
+    """The log of an installation without Kafka.
 
     Args:
-        client: a motor client of the server that holds the owners' databases.
-        database_prefix: what their names begin with.
+        client: of the server with the owners' databases.
+        database_prefix: precedes the names of the databases.
         topics: those that may be followed.
     """
 
@@ -37,7 +37,7 @@ class EmbeddedEventLog:
         self._watcher = HeadWatcher(client, sorted({database_prefix + owner_of(topic) for topic in topics}))
 
     async def publish(self, topic: str, envelopes: Sequence[Envelope]) -> None:
-        """Nothing to do: what is committed is published."""
+        """Do nothing: an event is published by its commit."""
 
     async def last_position(self, topic: str, store_id: str) -> int:
         """The position of the topic's last event."""
@@ -51,7 +51,7 @@ class EmbeddedEventLog:
 
     @asynccontextmanager
     async def subscribe(self, topic: str, offsets: Mapping[int, int] | None) -> AsyncIterator["EmbeddedSubscription"]:
-        """Read the owner's store from an offset, from its beginning, or from its end (``offsets=None``)."""
+        """Read the owner's store from an offset, or from its end if ``offsets`` is None."""
         database = self._prefix + owner_of(topic)
         with self._watcher.listen(database) as changed:
             subscription = EmbeddedSubscription(self._client, database, topic, self._watcher, changed)
@@ -65,7 +65,7 @@ class EmbeddedEventLog:
         return LogIdentity(kind="embedded")
 
     async def close(self) -> None:
-        """Stop watching; the client stays open, it is its opener's."""
+        """Stop watching; the client is not closed."""
         self._watcher.close()
 
 
@@ -82,7 +82,7 @@ class EmbeddedSubscription:
         self.next_offset = 0
 
     async def next_batch(self, messages_max: int, timeout_seconds: float) -> Sequence[Message]:
-        """The next events of the topic; waits for the head to move when there are none."""
+        """The next events of the topic; if there are none, waits until the head changes."""
         if self._drained and not self._changed.is_set():
             if timeout_seconds <= 0:
                 return []
@@ -101,10 +101,10 @@ class EmbeddedSubscription:
         return {PARTITION: 0 if last is None else int(last["position"]) + 1}
 
     async def report_progress(self, next_offsets: Mapping[int, int]) -> None:
-        """Nobody asks: the offsets are in the reader's database."""
+        """Do nothing: there is no monitoring tool to tell."""
 
     async def head(self) -> tuple[int, str]:
-        """The position of the store's last event and the store's id; 0 and nothing before it is opened."""
+        """The position of the store's last event, and the store's id; 0 and empty if there is no store yet."""
         try:
             document = await self._head.find_one({"_id": "head"})
         except PyMongoError as error:
@@ -134,7 +134,7 @@ class EmbeddedSubscription:
 
 
 async def _bounded(cursor: Cursor) -> tuple[list[Document], bool]:
-    """The documents up to ``BATCH_BYTES_MAX``, and whether that left some out."""
+    """The first documents, up to ``BATCH_BYTES_MAX``, and whether there may be more."""
     documents: list[Document] = []
     size_bytes = 0
     async for document in cursor:

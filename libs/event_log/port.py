@@ -1,8 +1,8 @@
-"""The port: what the platform asks of an event log.
+"""The port of the event log.
 
-The contract, held by ``tests/contract/test_event_log.py`` on every adapter: a topic has partitions; all events of one
-stream are in one partition; within a partition the first occurrences stand in position order; an event may come again,
-later, and is then recognised by a position that is not above the highest seen.
+The contract, which ``tests/contract/test_event_log.py`` checks for every adapter: a topic has partitions; all events of
+a stream are in one partition; within a partition the first occurrences of events are in the order of their positions.
+An event may occur again later; then its position is not above the highest one before it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,15 @@ from libs.core.envelope import Envelope, Frozen
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message as a consumer gets it.
+    """One message, as a consumer gets it.
 
     Args:
-        offset: its place in the partition; the next one to read is ``offset + 1``.
-        envelope: the decoded event, or None when it could not be decoded.
-        failure: why it could not be decoded; an exception's text.
-        position, store_id, stream, event_id, event_type: from the headers, known even when decoding failed.
-        raw: the message's value, kept for parking.
-        headers: the CloudEvents headers, kept for parking.
+        offset: its offset in the partition; the next one to read is ``offset + 1``.
+        position, store_id, stream, event_id, event_type: from the headers, so known even if decoding failed.
+        envelope: the decoded event; None if it could not be decoded.
+        failure: why it could not be decoded.
+        raw: the value.
+        headers: the CloudEvents headers.
     """
 
     topic: str
@@ -41,37 +41,37 @@ class Message:
 
     @property
     def id(self) -> str:
-        """Its place on the log, the id under which it is parked or passed over; topic names contain no slash."""
+        """Its topic, partition and offset, which identify it; the names of topics contain no slash."""
         return f"{self.topic}/{self.partition}/{self.offset}"
 
 
 class OffsetOutOfRange(Exception):
-    """The stored offset is no longer, or not yet, on the log: never reset silently."""
+    """The log no longer holds the offset, or does not hold it yet. Offsets are never reset silently."""
 
 
 class Subscription(Protocol):
     """An open reader of one topic."""
 
     async def next_batch(self, messages_max: int, timeout_seconds: float) -> Sequence[Message]:
-        """Up to ``messages_max`` messages of one partition, in order; empty when none came in time.
+        """Up to ``messages_max`` messages of one partition, in order; empty if none arrived in time.
 
         Raises:
-            OffsetOutOfRange: the log does not hold the asked offset.
-            OSError | TimeoutError: the log can't be reached; try again with backoff.
+            OffsetOutOfRange: the log does not hold the next offset.
+            OSError | TimeoutError: the log can't be reached; retry with backoff.
         """
 
     async def end_offsets(self) -> Mapping[int, int]:
-        """For each partition the offset that the next message will get: what lag is measured against."""
+        """The offset that the next message of each partition will get."""
 
     async def report_progress(self, next_offsets: Mapping[int, int]) -> None:
-        """Tell the log how far this reader has come, for its monitoring alone; never raises, decides nothing."""
+        """Show monitoring tools how far this reader has come; never raises, and decides nothing."""
 
 
 class LogIdentity(Frozen):
-    """Tells one log from another.
+    """Identifies a log.
 
     Args:
-        cluster_id: as the brokers tell it; empty for the embedded log.
+        cluster_id: the Kafka cluster's; empty for the embedded log.
     """
 
     kind: Literal["embedded", "kafka"]
@@ -86,33 +86,35 @@ class LogIdentity(Frozen):
 
 
 class EventLog(Protocol):
-    """What the platform asks of a log."""
+    """An event log."""
 
     needs_relay: bool
-    """Whether committed events must be published; False where the stores themselves are the log."""
+    """Whether committed events have to be published; False if the stores themselves are the log."""
 
     async def publish(self, topic: str, envelopes: Sequence[Envelope]) -> None:
-        """Publish in order and return when all are durable (acks=all).
+        """Publish in order; returns when all events are durable.
 
         Raises:
-            OSError | TimeoutError: not all were acknowledged; publish again from the last stored position.
+            OSError | TimeoutError: not all were acknowledged; publish them again.
         """
 
     async def last_position(self, topic: str, store_id: str) -> int:
-        """The highest position of a store's events at the topic's end; 0 where it has none there.
+        """The position of the last event of a store in a topic; 0 if there is none.
 
         Raises:
             OSError | TimeoutError: the log can't be reached.
         """
 
     def subscribe(self, topic: str, offsets: Mapping[int, int] | None) -> AbstractAsyncContextManager[Subscription]:
-        """Read a topic from ``offsets`` (next offset by partition; a partition not named: its beginning).
+        """Read a topic.
 
-        ``offsets=None`` reads from the end: only what comes after the call.
+        Args:
+            offsets: the next offset by partition; a partition that is not named is read from its beginning. None reads
+                only what is published after the call.
         """
 
     async def identity(self) -> LogIdentity:
-        """Which log this is; raises ``OSError`` while it can't be asked."""
+        """Which log this is; raises ``OSError`` if it can't be reached."""
         ...
 
     async def close(self) -> None:

@@ -1,6 +1,6 @@
-"""Deletes documents of entities that ended long ago; their events stay.
+"""Deletes the documents of entities that ended long ago; their events are kept.
 
-How far it went is kept in the same database, so that a rebuild leaves out the same documents.
+What was deleted is recorded in the same database, so that a rebuild does not bring it back.
 """
 
 import asyncio
@@ -24,8 +24,9 @@ class Retention:
 
     Args:
         collection: its logical name.
-        field: the time that counts, such as ``state.finished_at``; a document without it is kept. It has an index.
-        keep_seconds: for how long from that time on.
+        field: the time from which on a document is kept, such as ``state.finished_at``; it needs an index. Documents
+            without it are never deleted.
+        keep_seconds: for how long a document is kept.
     """
 
     def __init__(self, documents: Documents, clock: Clock, *, collection: str, field: str, keep_seconds: float) -> None:
@@ -36,13 +37,13 @@ class Retention:
         self._keep_seconds = keep_seconds
 
     async def run(self) -> None:
-        """Sweep every hour, until cancelled; under a lease."""
+        """Delete expired documents every hour, until cancelled; run under a lease."""
         while True:
             await self.sweep()
             await asyncio.sleep(ROUND_SECONDS)
 
     async def sweep(self) -> int:
-        """Delete what is past its time; returns how many documents that were."""
+        """Delete the expired documents, and return how many there were."""
         before = self._clock.now() - timedelta(seconds=self._keep_seconds)
         expired = {self._field: {"$lt": before}}
         await self._documents.plain(RETENTION).update_one(
@@ -58,10 +59,10 @@ class Retention:
 
 
 async def forget_again(database: Database, shadows: dict[str, str]) -> None:
-    """Leave out of rebuilt collections what was forgotten from the live ones.
+    """Delete from rebuilt collections what was deleted from the live ones.
 
     Args:
-        shadows: the rebuilt collections' names by their logical names.
+        shadows: the names of the rebuilt collections, by logical name.
     """
     async for kept in database[RETENTION].find({"_id": {"$in": list(shadows)}}):
         await database[shadows[kept["_id"]]].delete_many({kept["field"]: {"$lt": kept["before"]}})

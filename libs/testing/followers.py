@@ -1,4 +1,4 @@
-"""An owner of things and a follower of its events, for tests and benchmarks of the way between two services."""
+"""A service that owns things and a service that follows its events, for tests and benchmarks of both together."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -37,7 +37,7 @@ def view_of(document: dict[str, Any] | None, envelope: Envelope) -> dict[str, An
 
 @dataclass
 class Behaviour:
-    """What a follower does with an event, which a test may change while it runs."""
+    """What a follower does with an event; a test may change it while the follower runs."""
 
     apply: Callable[[dict[str, Any] | None, Envelope], dict[str, Any] | None] = view_of
     refuses: set[str] = field(default_factory=set)
@@ -50,7 +50,7 @@ class Behaviour:
         return self.apply(document, envelope)
 
     def reaction(self) -> Reaction:
-        """Every thing that is made causes a command for its echo, ``MakeThing`` by default."""
+        """Each new thing causes a command for its echo, by default ``MakeThing``."""
 
         def react(envelope: Envelope) -> Sequence[Act]:
             if not isinstance(envelope.data, ThingMade):
@@ -72,7 +72,7 @@ class Installation:
 
     @asynccontextmanager
     async def owner(self, *, relays: int = 1) -> AsyncIterator["Owner"]:
-        """The owner of things, with so many relays that know nothing of each other."""
+        """The owner of things, with this number of relays, all of them active."""
         async with AsyncExitStack() as stack:
             store = EventStore(self.client, f"{self.database_prefix}things")
             await store.open([THING.collection], {})
@@ -151,7 +151,7 @@ class Follower:
         return {document.pop("_id"): document async for document in cursor}
 
     async def echoes(self) -> dict[str, int]:
-        """The version of each echo: 1 where it was made once."""
+        """The version of each echo: 1 if it was made once."""
         cursor = self.store.database[self.store.live_collection("echoes")].find({})
         return {document["_id"]: document["version"] async for document in cursor}
 
@@ -165,7 +165,7 @@ async def history(store: EventStore, stream: str) -> list[Envelope]:
 async def installation(
     mongodb_url: str, database_prefix: str, bootstrap_servers: str | None
 ) -> AsyncIterator[Installation]:
-    """Embedded without bootstrap servers, else on Kafka with topics of its own."""
+    """On Kafka with topics of its own, or on the embedded log if there are no bootstrap servers."""
     client = connect(mongodb_url)
 
     def open_log(service: str) -> EventLog:

@@ -1,7 +1,7 @@
-"""An owner of things as a process of its own, for tests that stop or kill it: writes and relays until told to end.
+"""An owner of things in a process of its own, which writes and relays until SIGTERM, for tests that suspend it.
 
 ``python -m libs.testing.owner_process MONGODB_URL DATABASE_PREFIX BOOTSTRAP_SERVERS LEASE_SECONDS``. The first line
-is the name under which it holds leases; the last, after SIGTERM, is how many commands were acknowledged.
+it prints is its name as a holder of leases; the last, after SIGTERM, is the number of acknowledged commands.
 """
 
 import asyncio

@@ -38,7 +38,7 @@ async def read_with_java(bootstrap_servers: str, topic: str, count: int) -> list
     return [json.loads(line) for line in out.decode().splitlines() if line.startswith("{")]
 
 
-async def test_a_java_program_reads_events_and_would_choose_the_same_partitions(kafka: str) -> None:
+async def test_a_java_program_reads_events_and_chooses_the_same_partitions(kafka: str) -> None:
     prefix = f"{uuid.uuid4().hex[:8]}."
     await ensure_topics(Brokers(kafka), prefix)
     log = KafkaEventLog(kafka, "catalog", prefix)

@@ -1,4 +1,4 @@
-"""The declared topics on a real broker, and what the log does with a broker that is not as it should be."""
+"""The declared topics on a real broker, and the log with a broker that is unreachable or has other topics."""
 
 import asyncio
 import os
@@ -42,7 +42,7 @@ def test_every_topic_is_declared_with_twelve_partitions() -> None:
 
 
 @pytest.mark.kafka
-async def test_missing_topics_are_made_as_declared_and_again_is_no_error(kafka: str) -> None:
+async def test_missing_topics_are_created_as_declared_and_repeating_it_is_no_error(kafka: str) -> None:
     prefix = f"{uuid.uuid4().hex[:8]}."
     await asyncio.gather(ensure_topics(Brokers(kafka), prefix), ensure_topics(Brokers(kafka), prefix))
     await ensure_topics(Brokers(kafka), prefix)
@@ -65,7 +65,7 @@ async def test_a_topic_with_another_number_of_partitions_is_refused(kafka: str) 
 
 
 @pytest.mark.kafka
-async def test_a_topic_that_is_not_declared_is_never_made_by_using_it(kafka: str) -> None:
+async def test_a_topic_that_is_not_declared_is_never_created_by_using_it(kafka: str) -> None:
     log = KafkaEventLog(kafka, "test", f"{uuid.uuid4().hex[:8]}.")
     with pytest.raises(OSError, match="does not exist"):
         async with log.subscribe("datasync.nobody.v1", {}):
@@ -73,7 +73,7 @@ async def test_a_topic_that_is_not_declared_is_never_made_by_using_it(kafka: str
     await log.close()
 
 
-async def test_a_log_opened_while_the_broker_is_away_makes_its_topics_once_it_is_there() -> None:
+async def test_a_log_opened_while_the_broker_is_unreachable_creates_its_topics_later() -> None:
     server = Kafka()
     log = KafkaEventLog(server.bootstrap_servers, "test")
     event = envelope_of("source-1", SOURCE, position=1)
@@ -92,7 +92,7 @@ async def test_a_log_opened_while_the_broker_is_away_makes_its_topics_once_it_is
         await asyncio.to_thread(server.remove)
 
 
-async def test_a_broker_that_is_not_there_is_an_os_error() -> None:
+async def test_an_unreachable_broker_is_an_os_error() -> None:
     log = KafkaEventLog(f"127.0.0.1:{free_port()}", "test")
     with pytest.raises(OSError, match="Kafka"):
         await log.publish(TOPIC, [envelope_of("source-1", SOURCE, position=1)])
@@ -103,7 +103,7 @@ async def test_a_broker_that_is_not_there_is_an_os_error() -> None:
 
 
 @pytest.mark.kafka
-async def test_the_usual_tools_see_how_far_a_service_has_come(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_monitoring_tools_see_the_progress_of_a_service(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_progress, "PROGRESS_SECONDS", 0.0)
     prefix = f"{uuid.uuid4().hex[:8]}."
     await ensure_topics(Brokers(kafka), prefix)
@@ -127,13 +127,13 @@ async def _committed(admin: AIOKafkaAdminClient, group: str) -> dict[int, int]:
     try:
         offsets = await admin.list_consumer_group_offsets(group)
     except GroupCoordinatorNotAvailableError:
-        # The broker makes its topic of groups when the first one appears.
+        # The broker creates its topic of group offsets when the first group appears.
         return {}
     return {place.partition: item.offset for place, item in offsets.items() if item.offset >= 0}
 
 
 def test_an_installed_wheel_declares_the_same_topics(tmp_path: Path) -> None:
-    """The checkout is not beside it: the declaration travels in the package."""
+    """The declaration is part of the package, so it needs no checkout."""
     root = Path(group_progress.__file__).resolve().parents[3]
     checkout, built = tmp_path / "checkout", tmp_path / "built"
     for name in ("libs", "services"):

@@ -1,4 +1,4 @@
-"""Rebuilds beside a running service: what they find, what they mend, and that nothing is lost meanwhile."""
+"""Rebuilds while a service runs: they find and correct what differs, and lose nothing."""
 
 import asyncio
 import sys
@@ -20,10 +20,10 @@ from libs.eventsourcing.rebuild import lease as lease_module
 from libs.eventsourcing.rebuild.message_buffer import Due, MessageBuffer
 from libs.eventsourcing.rebuild.snapshot import Snapshot
 from libs.eventsourcing.stops import require_at_rest
-from libs.mongodb.client import Client, ClientSession, connect
+from libs.mongodb.client import Client, ClientSession, Collection, connect
 from libs.mongodb.leases import Leases
 from libs.process.settings import ServiceSettings
-from libs.process.telemetry import RELAY_STOPPED
+from libs.process.telemetry import REGISTRY
 from libs.service.definition import ServiceDefinition
 from libs.service.operations import restored
 from libs.service.repair import RepairReport, renew_identity, repair_topic
@@ -110,7 +110,7 @@ async def test_what_an_earlier_version_did_not_write_is_no_difference(embedded: 
         assert not (await of_owner(embedded, owner).run(swap=False)).is_equal
 
 
-async def test_a_swap_mends_what_differs_and_commands_go_on(embedded: Installation) -> None:
+async def test_a_swap_corrects_what_differs_and_commands_go_on(embedded: Installation) -> None:
     async with embedded.owner() as owner:
         await owner.make("1", "lamp")
         await owner.store.database["things"].delete_one({"_id": "1"})
@@ -162,7 +162,7 @@ def small_portions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 async def test_a_rebuild_holds_no_more_than_its_portion_of_a_topic(
     place: Installation, small_portions: list[int]
 ) -> None:
-    """Also where much is on the log beyond what the follower has handled."""
+    """Even if the log has much that the follower has not handled."""
     behaviour = Behaviour()
     async with place.owner() as owner:
         for number in range(60):
@@ -320,7 +320,7 @@ async def test_a_rebuild_that_is_killed_in_its_swap_makes_writers_wait_and_refus
         assert len(await collections_of(owner)) == 1
 
 
-async def test_a_swap_that_holds_the_head_for_too_long_is_begun_anew(
+async def test_a_swap_that_blocks_writes_for_too_long_is_aborted_and_repeated(
     embedded: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, written = threading.Event(), threading.Event()
@@ -397,8 +397,8 @@ async def test_a_running_service_is_not_told_that_its_store_was_restored(mongod:
     async with running_service(definition, settings) as service:
         store = service.context.store
         before = (await store.head()).store_id
-        while await store.database["leases"].find_one({"_id": "presence"}) is None:
-            await asyncio.sleep(0.02)
+        # A lease that is only just acquired would not be released.
+        await until_renewed(store.database["leases"], "presence")
         with pytest.raises(FixRequest, match="Stop the service first"):
             await restored(definition, settings)
         assert (await store.head()).store_id == before
@@ -466,10 +466,10 @@ async def test_a_repair_reads_the_topic_in_portions_too(embedded: Installation, 
 
 
 @pytest.mark.kafka
-async def test_a_store_restored_from_a_backup_publishes_nothing_until_it_is_told(
+async def test_a_store_restored_from_a_backup_publishes_nothing_until_the_operator_says_so(
     mongod: str, database_prefix: str, kafka: str
 ) -> None:
-    """Else its new events would stand under positions that every follower has seen, and passes over."""
+    """Otherwise its new events would have positions that every follower has handled, and takes for repetitions."""
     behaviour = Behaviour()
     async with installation(mongod, database_prefix, kafka) as place, place.follower(behaviour) as follower:
         async with place.owner() as owner:
@@ -479,7 +479,7 @@ async def test_a_store_restored_from_a_backup_publishes_nothing_until_it_is_told
         await restore_to(3, owner)
         async with place.owner() as owner:
             await owner.make("later", "later")
-            while RELAY_STOPPED._value.get() != 1:
+            while REGISTRY.get_sample_value("datasync_relay_stopped") != 1:
                 await asyncio.sleep(0.02)
             assert "later" not in await follower.views()
             [relay] = owner.relays
@@ -497,13 +497,24 @@ async def test_a_store_restored_from_a_backup_publishes_nothing_until_it_is_told
 
 
 async def restore_to(position: int, owner: Owner) -> None:
-    """What remains is what a backup of that moment holds."""
+    """Leave in the store what a backup of that moment would contain."""
     database = owner.store.database
     lost = await database["events"].distinct("stream", {"position": {"$gt": position}})
     await database["events"].delete_many({"position": {"$gt": position}})
     await database["things"].delete_many({"_id": {"$in": [stream.removeprefix("thing-") for stream in lost]}})
     await database["head"].update_one({"_id": "head"}, {"$set": {"position": position}})
     await database["relay"].update_one({"_id": "relay"}, {"$set": {"position": position}})
+
+
+async def until_renewed(leases: Collection, name: str) -> None:
+    first: object = None
+    while True:
+        lease = await leases.find_one({"_id": name})
+        expires_at = None if lease is None else lease.get("expires_at")
+        if first is not None and expires_at != first:
+            return
+        first = expires_at
+        await asyncio.sleep(0.05)
 
 
 async def until_views(follower: Follower, count: int) -> None:

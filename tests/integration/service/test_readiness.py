@@ -1,4 +1,4 @@
-"""What a service says of itself when a part of it stands still: the right part, and at once."""
+"""Readiness names the part of a service that does not work, immediately and no other."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -39,7 +39,7 @@ FOLLOWING = ServiceDefinition(
 
 
 async def checks(base_url: str) -> dict[str, Any]:
-    """The messages of the checks that fail; each answer must come well within the time that the gateway gives it."""
+    """The messages of the failing checks; the reply must come within the gateway's limit, whatever hangs."""
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=0.9)) as session,
         session.get(f"{base_url}/readyz") as response,
@@ -89,10 +89,10 @@ async def test_a_task_that_keeps_failing_is_named(mongod: str, database_prefix: 
         await until(is_named, 10)
 
 
-async def test_work_that_fails_while_its_lease_cannot_be_renewed_has_its_error_heard(
+async def test_the_error_of_work_that_fails_while_its_lease_cannot_be_renewed_is_raised(
     mongod: str, database_prefix: str
 ) -> None:
-    """Dropped, it would be an exception that was never retrieved, and nobody would know why the work ended."""
+    """Otherwise it would be an exception that was never retrieved, and nobody would know why the work ended."""
 
     class SilentStore(Leases):
         async def acquire(self, name: str) -> bool:
@@ -118,7 +118,7 @@ async def test_work_that_fails_while_its_lease_cannot_be_renewed_has_its_error_h
         client.close()
 
 
-async def test_shutdown_ends_work_that_answers_a_cancellation_with_an_error() -> None:
+async def test_work_that_raises_an_error_when_cancelled_is_not_restarted_at_shutdown() -> None:
     async def work() -> None:
         try:
             await asyncio.Event().wait()
@@ -132,7 +132,7 @@ async def test_shutdown_ends_work_that_answers_a_cancellation_with_an_error() ->
         await tasks.close()
 
 
-async def test_a_service_without_keys_says_at_start_which_it_lacks(mongod: str, database_prefix: str) -> None:
+async def test_a_service_logs_at_start_which_keys_it_lacks(mongod: str, database_prefix: str) -> None:
     settings = ServiceSettings(mongodb_url=mongod, database_prefix=database_prefix)
     definition = ServiceDefinition(name="catalog", settings=ServiceSettings, aggregates=(THING,), start=start)
     with structlog.testing.capture_logs() as written:
@@ -144,7 +144,7 @@ async def test_a_service_without_keys_says_at_start_which_it_lacks(mongod: str, 
 
 
 async def test_an_outage_of_the_store_is_a_few_short_warnings() -> None:
-    """One for each thing that waits for it, without what the driver knows of the servers and without a traceback."""
+    """One for each part that waits for it, without the driver's description of the topology and without a traceback."""
     with Mongod() as mongod, structlog.testing.capture_logs() as written:
         async with running_service(FOLLOWING, ServiceSettings(mongodb_url=mongod.url)) as service:
             assert (await checks(service.base_url)).keys() <= {"signing_key", "trusted_keys"}
