@@ -347,13 +347,15 @@ async def test_a_swap_that_blocks_writes_for_too_long_is_aborted_and_repeated(
         assert await owner.store.database["writers"].count_documents({}) == 0
 
 
-async def repair(place: Installation, follower: Follower, behaviour: Behaviour) -> RepairReport:
+async def repair(
+    place: Installation, follower: Follower, behaviour: Behaviour, *, has_projections: bool = True
+) -> RepairReport:
     definition = ServiceDefinition(
         name="follower",
         settings=ServiceSettings,
         start=lambda _: nullcontext(()),
         aggregates=(ECHO,),
-        projections=(behaviour.projection(),),
+        projections=(behaviour.projection(),) if has_projections else (),
         reactions=(behaviour.reaction(),),
     )
     return await repair_topic(definition, follower.store, place.open_log("operator"), TOPIC, grace_seconds=0)
@@ -427,6 +429,23 @@ async def test_after_the_owners_store_was_replaced_the_projections_follow_the_ne
             await owner.make("4", "match")
             await until_views(follower, 2)
             assert set(await follower.views()) == {"3", "4"}
+
+
+async def test_a_topic_that_only_causes_reactions_is_repaired_too(embedded: Installation) -> None:
+    behaviour = Behaviour()
+    async with embedded.follower(behaviour) as follower:
+        async with embedded.owner() as owner:
+            await owner.make("1", "lamp")
+            await until_views(follower, 1)
+            await owner.store.client.drop_database(owner.store.database.name)
+        async with embedded.owner() as owner:
+            await owner.make("2", "torch")
+            await until_stopped(follower)
+            await repair(embedded, follower, behaviour, has_projections=False)
+            await owner.make("3", "candle")
+            while "3" not in await follower.echoes():
+                await asyncio.sleep(0.02)
+            assert set(await follower.echoes()) == {"1", "3"}
 
 
 async def test_a_repair_of_a_topic_whose_offsets_changed_meanwhile_changes_nothing(embedded: Installation) -> None:
