@@ -1,29 +1,21 @@
 """Jobs and the catalog that holds their ends: both services, over HTTP and the event log."""
 
 import asyncio
-import base64
 import json
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
-from pydantic import SecretStr
 
 from libs.contracts.internal import RESOLVE_ENDPOINTS, ResolveEndpoints
 from libs.core.json import JsonObject
-from libs.service.running import running_service
 from libs.web.internal import InternalClient
-from services.catalog.app import SERVICE as CATALOG
-from services.catalog.config import CatalogSettings
+from tests.integration.job_orchestrator.catalog import running_catalog
 from tests.integration.job_orchestrator.orchestrator import (
-    KEYS,
     Orchestrator,
     job_body,
     running_orchestrator,
     signer,
-    trusted_keys,
 )
 
 SOURCE: JsonObject = {
@@ -44,21 +36,6 @@ DESTINATION: JsonObject = {
     "version": "v1.0.0",
     "config": {"type": "PARQUET", "writer": {"local_path": "/data/lake"}},
 }
-
-
-@asynccontextmanager
-async def running_catalog(mongod: str, prefix: str) -> AsyncIterator[tuple[str, CatalogSettings]]:
-    """The catalog on the same databases."""
-    settings = CatalogSettings(
-        mongodb_url=mongod,
-        database_prefix=prefix,
-        port=0,
-        signing_key=SecretStr(KEYS["catalog"][0]),
-        trusted_keys=trusted_keys(),
-        encryption_keys={"k1": SecretStr(base64.b64encode(os.urandom(32)).decode())},
-    )
-    async with running_service(CATALOG, settings) as service:
-        yield service.base_url, settings.model_copy(update={"catalog_url": service.base_url})
 
 
 @pytest.fixture
