@@ -1,4 +1,4 @@
-"""Reads that skip documents which can't be read, and log each of them once."""
+"""Skips documents that cannot be read, and logs each of them once."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Generic, TypeVar
@@ -16,7 +16,7 @@ from libs.mongodb.client import Document
 State = TypeVar("State", bound=Frozen)
 
 UNREADABLE = (PureCodeFailed, NewerVersion, KeyError, InvalidInput, CronSimError)
-"""The exceptions from documents that are broken or of a newer version."""
+"""What a document raises that is damaged or was written by a newer version."""
 REMEMBERED_MAX = 1_000
 
 log = structlog.get_logger(__name__)
@@ -30,7 +30,7 @@ class Readable(Generic[State]):
         self._known: set[Any] = set()
 
     async def entities(self, documents: AsyncIterator[Document]) -> AsyncGenerator[Entity[State], None]:
-        """Those that can be read, in order."""
+        """The readable ones, in order."""
         async for document in documents:
             try:
                 entity = entity_of(self._aggregate, document)
@@ -40,7 +40,7 @@ class Readable(Generic[State]):
                 yield entity
 
     def report(self, entity_id: Any, error: Exception) -> None:
-        """Say that an entity is left out, once in this process."""
+        """Log that an entity is skipped, once per process."""
         if entity_id in self._known:
             return
         if len(self._known) < REMEMBERED_MAX:

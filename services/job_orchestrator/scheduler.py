@@ -1,6 +1,6 @@
-"""Starts what is due: ticks of schedules, and the clearing that a changed job asked for.
+"""Starts what is due: ticks of schedules, and the clearing of streams after a job was changed.
 
-It runs under a lease, but nothing depends on that: a tick is decided on the job's stream, where it counts once.
+It runs under a lease, but does not depend on it: the job's stream admits each tick at most once.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from services.job_orchestrator.run_control import RunControl
 
 DUE_MAX = 100
 PAUSE_SECONDS_MAX = 1.0
-"""How late another instance's change is seen at worst."""
+"""The maximum delay until a change by another instance is seen."""
 
 log = structlog.get_logger(__name__)
 
 
 class Scheduler:
-    """Looks for due jobs when the next one is due, when told of a change, and every second."""
+    """Looks for due jobs when the next one is due, after a change, and every second."""
 
     def __init__(self, documents: Documents, control: RunControl, clock: Clock, changed: asyncio.Event) -> None:
         self._documents = documents
@@ -38,7 +38,7 @@ class Scheduler:
         self._readable = Readable(JOB)
 
     async def run(self) -> None:
-        """Start what becomes due, until cancelled."""
+        """Start what is due, until cancelled."""
         while True:
             self._changed.clear()
             pause_seconds = await self.round()
@@ -49,7 +49,7 @@ class Scheduler:
                 continue
 
     async def round(self) -> float:
-        """Start everything that is due now, at most ``DUE_MAX`` jobs of each kind; returns seconds until the next."""
+        """Start what is due now, at most ``DUE_MAX`` jobs of each kind. Returns the seconds until the next is due."""
         now = self._clock.now()
         due = await self._found({"state.next_tick": {"$lte": now}}, "state.next_tick")
         set_back = await self._found(
@@ -70,7 +70,7 @@ class Scheduler:
     async def _found(
         self, criteria: Document, order: str, wanted: Callable[[JobState], bool] = lambda state: True
     ) -> list[Entity[JobState]]:
-        """The first ``DUE_MAX`` jobs that can be read and are wanted."""
+        """The first ``DUE_MAX`` readable jobs that satisfy ``wanted``."""
         jobs = self._documents.collection(JOB.collection).find(criteria).sort(order, ASCENDING).batch_size(DUE_MAX)
         found: list[Entity[JobState]] = []
         async with contextlib.aclosing(self._readable.entities(jobs)) as readable:
@@ -85,7 +85,7 @@ class Scheduler:
         return found
 
     async def _alone(self, job: Entity[JobState], work: Callable[[Entity[JobState]], Awaitable[None]]) -> None:
-        """Run one job's work; a broken job does not stop the others."""
+        """Handle one job; an unreadable job does not stop the others."""
         try:
             await work(job)
         except UNREADABLE as error:

@@ -1,4 +1,4 @@
-"""Which workers there are, by when each last asked for a run."""
+"""The known workers, by when each last asked for work."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ CHECK_SECONDS_MAX = 2.0
 
 
 class Workers:
-    """Notes who asks, and tells when nobody does."""
+    """Records which workers ask for work, and reports if none does."""
 
     def __init__(self, documents: Documents) -> None:
         self._workers = documents.plain(WORKERS)
@@ -25,7 +25,7 @@ class Workers:
         self._noted_at: dict[str, float] = {}
 
     async def note(self, worker_id: str) -> None:
-        """Record that a worker asked for a run, at most every ``NOTED_SECONDS``."""
+        """Record that a worker asked for work, at most every ``NOTED_SECONDS``."""
         now = time.monotonic()
         if now - self._noted_at.get(worker_id, -NOTED_SECONDS) < NOTED_SECONDS:
             return
@@ -34,12 +34,12 @@ class Workers:
         await self._workers.update_one({"_id": worker_id}, [{"$set": {"seen_at": "$$NOW"}}], upsert=True)
 
     async def absence(self) -> str | None:
-        """``Degraded`` if no worker asked for a run lately and none has one."""
+        """``Degraded`` if no worker has asked for work recently and none executes any."""
         try:
             async with asyncio.timeout(CHECK_SECONDS_MAX):
                 return await self._absence()
         except (PyMongoError, TimeoutError):
-            return Degraded("not known while the store does not answer")
+            return Degraded("unknown because MongoDB does not answer")
 
     async def _absence(self) -> str | None:
         lately = {"$expr": {"$gt": ["$seen_at", {"$subtract": ["$$NOW", ABSENT_SECONDS * 1000]}]}}

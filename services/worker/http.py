@@ -1,4 +1,4 @@
-"""The internal routes: tests of connections and discoveries, each bounded in time."""
+"""The internal routes: connection tests and stream discovery, each with a timeout."""
 
 import asyncio
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class ConnectorHttp:
         return [internal_route(CHECK_CONNECTION, self.check), internal_route(DISCOVER_STREAMS, self.discover)]
 
     async def check(self, wanted: ConnectorConfig) -> CheckResult:
-        """A failed test is an answer, not an error."""
+        """Test a connection; a failed test is an answer, not an error."""
         lines = [LogLine(time=self._clock.now(), level="info", message=f"Testing the {wanted.role} {wanted.type}")]
         limit_seconds = self._settings.worker_check_seconds
         try:
@@ -49,7 +49,7 @@ class ConnectorHttp:
         return CheckResult(succeeded=succeeded, message=message, log_lines=tuple(lines))
 
     async def discover(self, wanted: ConnectorConfig) -> DiscoveredStreams:
-        """Raises what the source raises; ``UpstreamTimeout`` when it takes too long."""
+        """List a source's streams. Raises what the source raises, or ``UpstreamTimeout``."""
         limit_seconds = self._settings.worker_discover_seconds
         try:
             async with asyncio.timeout(limit_seconds):

@@ -1,10 +1,10 @@
-"""Keeps the worker's memory near what it holds: large buffers go back to the system, others are used again at once."""
+"""Bounds the worker's memory: large buffers are returned to the operating system, small ones are reused."""
 
 import ctypes
 import os
 
-# Of <malloc.h>: from the first size on, free memory at the end of a heap is given back; from the second on, a buffer is
-# mapped alone and unmapped when it is freed. Each page of a mapping costs a fault, so only few and large ones get one.
+# From <malloc.h>. Free memory at the end of a heap is returned above the first threshold. Buffers above the second get
+# a mapping of their own, unmapped when they are freed. That costs a page fault per page, so few buffers get one.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
@@ -14,9 +14,9 @@ ARENAS_MAX = 2
 
 
 def bound_memory() -> None:
-    """Call once, before Arrow or NumPy is imported; ``make bench ONLY=postgres_to_parquet`` shows what it is worth."""
+    """Call once, before Arrow or NumPy is imported. ``make bench ONLY=postgres_to_parquet`` measures the effect."""
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    # There is no algebra here: its threads would hold stacks and wait busily.
+    # No linear algebra is done, so OpenBLAS needs no threads, which would only use memory and spin.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,4 +1,4 @@
-"""Makes the plans of a job's streams from its catalog, each with the reason if it can't be moved. Pure."""
+"""The plans for a run's streams, from its catalog. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from libs.contracts.streams import CatalogEntry, ChosenStream, SelectedStream, S
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A stream of a run; ``refusal`` says why it can't be moved."""
+    """A stream of a run; ``refusal`` says why it cannot be moved."""
 
     plan: StreamPlan
     refusal: ConnectorRefused | None = None
 
 
 def entries_of(discovered: Iterable[Mapping[str, Any]]) -> list[CatalogEntry]:
-    """What a discovery found, as if the job had saved it."""
+    """The discovered streams, as a job's catalog has them."""
     return [CatalogEntry.model_validate(entry) for entry in discovered]
 
 
 def wanted_streams(config: StreamsConfig, entries: Sequence[CatalogEntry]) -> list[Wanted]:
-    """The selected streams, all of ``entries`` when none is selected, in the catalog's order.
+    """The selected streams in the catalog's order, or all of ``entries`` if none is selected.
 
     Raises:
         ConnectorRefused: there is no stream at all.
@@ -31,9 +31,9 @@ def wanted_streams(config: StreamsConfig, entries: Sequence[CatalogEntry]) -> li
     if chosen:
         return [_wanted(item) for item in chosen]
     if entries:
-        raise ConnectorRefused("no stream is selected: each selected one is disabled", code="no_streams")
+        raise ConnectorRefused("no stream is selected: every selected one is disabled", code="no_streams")
     raise ConnectorRefused(
-        "the source shows no stream: no table is there that its role may read (it needs USAGE on the schema and SELECT "
+        "the source shows no stream: there is no table that its role may read (it needs USAGE on the schema and SELECT "
         "on the table), or none in the chosen schemas",
         code="no_streams",
     )

@@ -1,6 +1,6 @@
 """A job: which streams go from a source to a destination, when, and which run of it is active.
 
-The job's stream is where runs are admitted: one active run at a time, each tick at most once, whoever asks.
+The job's stream admits runs: at most one is active, and each tick of the schedule starts at most one.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ TICK_LATE_MAX = timedelta(minutes=1)
 
 
 class Definition(Frozen):
-    """What a job does: the fields of ``JobCreated`` and ``JobUpdated``."""
+    """What a job does; the fields of ``JobCreated`` and ``JobUpdated``."""
 
     name: str
     source_id: int
@@ -53,14 +53,14 @@ class LastRun(Frozen):
 
 
 class JobState(Frozen):
-    """A job as it is now.
+    """A job's current state.
 
     Args:
-        active_run_id: the one run that is queued or running.
-        clear_wanted_json: the catalog of streams that a change of the job wants cleared before the next sync.
-        scheduled_until: ticks up to here are done with: run, or passed while the job could not run.
-        last_scheduled_for: the last tick that became a run.
-        next_tick: the first tick still to come, None while the job does not wait for one.
+        active_run_id: the run that is queued or running.
+        clear_wanted_json: the catalog of streams that have to be cleared before the next sync, after a change.
+        scheduled_until: ticks up to here have started a run, or were skipped because the job could not run.
+        last_scheduled_for: the last tick that started a run.
+        next_tick: the next tick, None while the job does not wait for one.
     """
 
     project_id: int
@@ -79,13 +79,13 @@ class JobState(Frozen):
 
     @property
     def is_clearing(self) -> bool:
-        """Whether streams of it are being cleared or about to be."""
+        """Whether streams of the job are being cleared, or will be."""
         active_kind = self.last_run.kind if self.active_run_id is not None and self.last_run is not None else None
         return self.clear_wanted_json is not None or active_kind == "clear"
 
 
 class CreateJob(Frozen):
-    """Args: ``now`` and ``reserved_until``: the reservation of its endpoints ends with the latter."""
+    """``reserved_until``: when the reservation of the endpoints expires."""
 
     definition: Definition
     now: datetime
@@ -93,7 +93,7 @@ class CreateJob(Frozen):
 
 
 class UpdateJob(Frozen):
-    """Args: ``clear_streams_config_json``: a catalog of streams to clear before the next sync, None for none."""
+    """``clear_streams_config_json``: the catalog of streams to clear before the next sync, None for none."""
 
     definition: Definition
     clear_streams_config_json: str | None = None
@@ -104,13 +104,13 @@ class SetActivation(Frozen):
 
 
 class DeleteJob(Frozen):
-    """Args: ``active_run_id``: the run that is cancelled along with it; another one being active is a refusal."""
+    """``active_run_id``: the run that is cancelled with it; refused if another one is active."""
 
     active_run_id: str | None
 
 
 class RequestRun(Frozen):
-    """Args: ``scheduled_for`` and ``now``: the tick and the moment, for runs by schedule alone."""
+    """``scheduled_for``, ``now``: the tick and the current time, for scheduled runs only."""
 
     run_id: str
     kind: RunKind
@@ -128,13 +128,13 @@ JobCommand = CreateJob | UpdateJob | SetActivation | DeleteJob | RequestRun | En
 
 
 def decide(state: JobState | None, command: JobCommand) -> Sequence[JobEvent]:
-    """Raises ``NotFound`` for a job that is not there, ``Conflict`` for what its state does not admit."""
+    """Raises ``NotFound`` if the job does not exist, ``Conflict`` if its state does not allow the command."""
     if isinstance(command, CreateJob):
         return _create(state, command)
     if state is None:
         raise NotFound("there is no such job")
     if isinstance(command, EndRun):
-        # A deleted job's last run still comes to its end.
+        # The last run of a deleted job may still end.
         ended = JobRunEnded(run_id=command.run_id, outcome=command.outcome)
         return [ended] if state.active_run_id == command.run_id else []
     if state.deleted:
@@ -148,7 +148,7 @@ def decide(state: JobState | None, command: JobCommand) -> Sequence[JobEvent]:
             return [JobActivated() if activate else JobDeactivated()]
         case DeleteJob(active_run_id=run_id):
             if run_id != state.active_run_id:
-                raise Conflict("a run of the job started or ended meanwhile", code="run_changed")
+                raise Conflict("a run of the job has started or ended in the meantime", code="run_changed")
             used = state.definition
             return [JobDeleted(source_id=used.source_id, destination_id=used.destination_id)]
         case RequestRun():
@@ -161,13 +161,15 @@ def _create(state: JobState | None, command: CreateJob) -> Sequence[JobEvent]:
     if state is not None:
         raise Conflict("the job exists already", code="already_exists")
     if command.now >= command.reserved_until:
-        raise Conflict("the reservation of source and destination ran out; send it again", code="reservation_expired")
+        raise Conflict(
+            "the reservation of source and destination has expired; send the request again", code="reservation_expired"
+        )
     return [JobCreated(**command.definition.model_dump())]
 
 
 def _update(state: JobState, command: UpdateJob) -> Sequence[JobEvent]:
     if state.is_clearing:
-        raise Conflict("streams of the job are being cleared; change it afterwards", code="clearing")
+        raise Conflict("streams of the job are being cleared; change it when that has ended", code="clearing")
     before, after = state.definition, command.definition
     if after == before and command.clear_streams_config_json is None:
         return []
@@ -185,7 +187,7 @@ def _request_run(state: JobState, command: RequestRun) -> Sequence[JobEvent]:
     if state.active_run_id is not None:
         raise Conflict("the job has an active run; wait for its end or cancel it", code="run_active")
     if command.kind == "sync" and state.clear_wanted_json is not None:
-        raise Conflict("streams of the job wait to be cleared first", code="clear_waiting")
+        raise Conflict("streams of the job have to be cleared first", code="clear_waiting")
     if command.trigger == "schedule":
         _check_tick(state, command.scheduled_for, command.now)
     return [JobRunRequested(**command.model_dump(exclude={"now"}))]
@@ -195,11 +197,11 @@ def _check_tick(state: JobState, tick: datetime | None, now: datetime | None) ->
     if not state.definition.activate:
         raise Conflict("the job is paused", code="paused")
     if tick is None or not _is_new(state, tick, now):
-        raise Conflict("the tick was run or passed over already", code="tick_done")
+        raise Conflict("the tick has already started a run or was skipped", code="tick_done")
 
 
 def evolve(state: JobState | None, envelope: Envelope) -> JobState:
-    """Fold one event; afterwards ``next_tick`` says what the scheduler waits for."""
+    """Apply one event, and determine the tick that the scheduler waits for."""
     changed = _fold(state, envelope)
     return changed.model_copy(update={"next_tick": _next_tick(changed)})
 
@@ -269,7 +271,7 @@ def _run_ended(state: JobState, event: JobRunEnded, now: datetime) -> dict[str, 
     last_run = state.last_run
     if last_run is not None:
         last_run = last_run.model_copy(update={"ended_at": now, "outcome": event.outcome})
-    # Ticks that passed while the run was active are passed over, as Temporal's overlap policy "skip" does.
+    # Ticks during the run are skipped, like Temporal's overlap policy "skip".
     return {"active_run_id": None, "last_run": last_run, "scheduled_until": max(state.scheduled_until, now)}
 
 
@@ -281,7 +283,7 @@ def _next_tick(state: JobState) -> datetime | None:
 
 
 def _is_new(state: JobState, tick: datetime, now: datetime | None) -> bool:
-    """Whether a tick was neither run nor skipped, ignoring ticks ahead of a clock that was set back."""
+    """Whether a tick has neither started a run nor been skipped, apart from ticks before the clock was set back."""
     if now is None or not clock_was_set_back(state, now):
         return tick > state.scheduled_until
     last = state.last_scheduled_for
@@ -289,12 +291,12 @@ def _is_new(state: JobState, tick: datetime, now: datetime | None) -> bool:
 
 
 def clock_was_set_back(state: JobState, now: datetime) -> bool:
-    """Whether ticks of the future were handled already, beyond the clock difference of instances."""
+    """Whether handled ticks are in the future by more than instances' clocks may differ."""
     return state.scheduled_until > now + CLOCKS_DIFFER_MAX
 
 
 def tick_due(state: JobState, now: datetime) -> datetime | None:
-    """The one tick to run now, None for none: of several missed ones the latest, which runs for all of them."""
+    """The tick that is due, None for none. Of several missed ticks only the latest starts a run."""
     if state.next_tick is None:
         return None
     if clock_was_set_back(state, now):
@@ -306,7 +308,7 @@ def tick_due(state: JobState, now: datetime) -> datetime | None:
 
 
 def _tick_of_this_minute(state: JobState, now: datetime) -> datetime | None:
-    """After the clock was set back only a tick of this minute is due: older ones may have been run before."""
+    """After the clock was set back only a tick of this minute is due, since older ones may have started runs before."""
     tick = latest_tick(state.definition.frequency, now)
     if tick is None or now - tick > TICK_LATE_MAX or not _is_new(state, tick, now):
         return None

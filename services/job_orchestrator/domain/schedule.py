@@ -1,4 +1,4 @@
-"""When a job runs by itself: frequencies as people write them, and the ticks of a cron expression (UTC)."""
+"""A job's schedule: frequencies as people write them, and the ticks of a cron expression in UTC."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -30,13 +30,13 @@ _SOME_DAY = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def parse_frequency(text: str) -> str:
-    """The five-field cron expression that ``text`` means; empty for a job that only runs when asked.
+    """The five-field cron expression for a frequency; empty for a job that is started by hand.
 
     Args:
-        text: five cron fields, a nickname such as ``@hourly``, ``every 15 minutes``, or nothing.
+        text: five cron fields, a nickname such as ``@hourly``, ``every 15 minutes``, or empty.
 
     Raises:
-        InvalidInput: anything else, and expressions that never come true.
+        InvalidInput: anything else, or an expression that never matches.
     """
     frequency = " ".join(text.split())
     if not frequency:
@@ -51,12 +51,12 @@ def parse_frequency(text: str) -> str:
 
 
 def next_tick(cron: str, after: datetime) -> datetime | None:
-    """The first tick after a moment, None when there is none."""
+    """The first tick after a time, None if there is none."""
     return next(CronSim(cron, after), None)
 
 
 def latest_tick(cron: str, until: datetime) -> datetime | None:
-    """The last tick at or before a moment, None when there is none."""
+    """The last tick at or before a time, None if there is none."""
     just_after = until.replace(microsecond=0) + timedelta(seconds=1)
     return next(CronSim(cron, just_after, reverse=True), None)
 
@@ -70,7 +70,7 @@ def _nickname(text: str) -> str:
 def _interval(text: str) -> str:
     found = _EVERY.fullmatch(text)
     if found is None:
-        raise _invalid(f"{text[:60]!r} is not understood; write for example 'every 15 minutes' or 'every 2 hours'")
+        raise _invalid(f"{text[:60]!r} is not a frequency; write for example 'every 15 minutes' or 'every 2 hours'")
     count, unit = int(found[1] or 1), found[2].lower()
     unit = "minute" if unit == "min" else unit
     if unit == "minute" and count == 60:
@@ -84,8 +84,8 @@ def _interval(text: str) -> str:
     if unit == "hour" and 0 < count < 24 and 24 % count == 0:
         return f"0 */{count} * * *"
     raise _invalid(
-        f"'every {count} {unit}s' has no even rhythm in a cron expression; minutes must divide 60, hours 24, "
-        "and days, weeks and months be 1"
+        f"'every {count} {unit}s' cannot be written as a cron expression; minutes must divide 60, hours must divide "
+        "24, and days, weeks and months must be 1"
     )
 
 
@@ -98,7 +98,7 @@ def _cron(text: str) -> str:
     except CronSimError as error:
         raise _invalid(f"{text!r} is not a cron expression: {error}") from None
     if first is None:
-        raise _invalid(f"{text!r} never comes true")
+        raise _invalid(f"{text!r} never matches")
     return text
 
 

@@ -16,8 +16,9 @@ from libs.contracts.runs import StreamResult
 from libs.core.clock import ManualClock
 from libs.core.envelope import Frozen
 from libs.core.errors import Forbidden
-from libs.process.telemetry import OLDEST_WAIT_SECONDS, RUNS_ACTIVE, RUNS_WAITING
+from libs.process.telemetry import REGISTRY
 from libs.web.principals import PrincipalVerifier
+from services.job_orchestrator.claims import LEASES
 from services.job_orchestrator.measurements import Measurements
 from services.job_orchestrator.run_records import LINES_PER_ATTEMPT_MAX
 from tests.integration.job_orchestrator.orchestrator import (
@@ -260,10 +261,17 @@ async def test_a_worker_that_reports_keeps_its_run_past_the_lease(
     async with running_orchestrator(mongod, database_prefix, catalog[1], run_lease_seconds=1.5) as orchestrator:
         await synced(orchestrator)
         run = await orchestrator.claimed()
-        for _ in range(8):
-            await asyncio.sleep(0.25)
+        leases = orchestrator.context.documents.plain(LEASES)
+        first = await leases.find_one({"_id": run.job_id})
+        assert first is not None
+
+        async def is_past_the_first_lease() -> bool:
             assert (await orchestrator.heartbeat(run)).verdict == "continue"
             assert await orchestrator.claim("w2") is None
+            is_over = {"_id": run.job_id, "$expr": {"$lt": [first["expires_at"], "$$NOW"]}}
+            return await leases.find_one(is_over) is not None
+
+        await until(is_past_the_first_lease)
 
 
 async def test_epochs_grow_over_all_runs_of_a_job(orchestrator: Orchestrator) -> None:
@@ -586,7 +594,7 @@ async def test_a_restarted_orchestrator_lets_living_workers_report_first(
     async with running_orchestrator(mongod, database_prefix, catalog[1], run_lease_seconds=1.5) as before:
         await synced(before)
         run = await before.claimed("w1")
-    await asyncio.sleep(1.6)
+        await before.context.documents.plain(LEASES).update_one({}, [{"$set": {"expires_at": "$$NOW"}}])
     clock = ManualClock()
     async with running_orchestrator(
         mongod, database_prefix, catalog[1], clock=clock, run_lease_seconds=1.5
@@ -653,6 +661,8 @@ async def test_what_waits_is_measured(orchestrator: Orchestrator) -> None:
     await synced(orchestrator, "b")
     await orchestrator.claimed()
     await Measurements(orchestrator.context.documents, orchestrator.context.clock).measure()
-    assert RUNS_WAITING._value.get() == 1
-    assert RUNS_ACTIVE._value.get() == 2
-    assert 0 <= OLDEST_WAIT_SECONDS._value.get() < 5
+    assert REGISTRY.get_sample_value("datasync_runs_waiting") == 1
+    assert REGISTRY.get_sample_value("datasync_runs_active") == 2
+    oldest_wait_seconds = REGISTRY.get_sample_value("datasync_runs_oldest_wait_seconds")
+    assert oldest_wait_seconds is not None
+    assert oldest_wait_seconds >= 0
