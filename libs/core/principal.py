@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from libs.core.envelope import Frozen
-from libs.core.errors import Forbidden, InsufficientScope
+from libs.core.errors import Forbidden
 
 Role = Literal["owner", "member"]
 
@@ -39,8 +39,3 @@ class Principal(Frozen):
         """Raises ``Forbidden`` unless the caller is a member of the project."""
         if project_id not in self.projects:
             raise Forbidden(f"you are not a member of project {project_id}", code="not_a_member")
-
-    def require_scope(self, scope: str) -> None:
-        """Raises ``InsufficientScope`` unless the caller holds the scope (``*`` holds all)."""
-        if "*" not in self.scopes and scope not in self.scopes:
-            raise InsufficientScope(f"this credential lacks the scope {scope}", scope)
