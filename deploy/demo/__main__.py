@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import asyncpg
@@ -22,6 +21,7 @@ from deploy.demo import compare, flights
 from deploy.demo.progress import Progress, table
 from libs.suite.settings import CannotStart, SuiteSettings
 from libs.suite.supervisor import opened_listeners
+from libs.testing.databases import postgres_config
 from libs.testing.rest import ENDED, CallFailed, Rest, rest, selected
 from libs.testing.servers import Postgres, ServerFailed, ServerUnavailable
 from libs.testing.suite import Suite, SuiteFailed
@@ -132,7 +132,9 @@ async def _replicate(suite: Suite, postgres: Postgres, data: Path, lake: Path, p
         await api.sign_up_and_log_in("ada", "correct horse battery")
         progress.done(f"{(await api.call('GET', '/auth'))['username']}, project {api.project_id}")
         source, catalog = await _make_source(api, postgres, progress)
-        replica = await _make_destination(api, "replica", "postgres", _postgres_config(postgres, "replica"), progress)
+        replica = await _make_destination(
+            api, "replica", "postgres", postgres_config(postgres.dsn_of("replica")), progress
+        )
         files = await _make_destination(api, "lake", "parquet", _parquet_config(lake), progress)
         lines = []
         for destination in (replica, files):
@@ -152,7 +154,7 @@ async def _make_databases(postgres: Postgres) -> None:
 
 async def _make_source(api: Rest, postgres: Postgres, progress: Progress) -> tuple[Endpoint, dict[str, Any]]:
     """Create the source and discover its streams; returns both."""
-    config = _postgres_config(postgres, "flights")
+    config = postgres_config(postgres.dsn_of("flights"))
     source = await _make_endpoint(api, "sources", "flights", "postgres", config, progress)
     progress.step("discovering its streams")
     asked = {"name": source.name, "type": source.type, "version": source.version, "config": config}
@@ -268,18 +270,6 @@ def _line(destination: str, stream: Mapping[str, Any]) -> tuple[str, ...]:
     megabytes = stream["bytes_read"] / 1e6
     rows = stream["rows_written"]
     return (destination, stream["name"], f"{rows:,}", f"{megabytes:.1f}", f"{seconds:.2f}", f"{rate:,.0f}", "yes")
-
-
-def _postgres_config(postgres: Postgres, database: str) -> dict[str, Any]:
-    address = urlsplit(postgres.dsn)
-    return {
-        "host": address.hostname,
-        "port": address.port,
-        "database": database,
-        "username": address.username,
-        "password": address.password,
-        "ssl": {"mode": "disable"},
-    }
 
 
 def _parquet_config(lake: Path) -> dict[str, Any]:

@@ -5,9 +5,9 @@ import json
 import signal
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from deploy.demo import flights
+from libs.testing.databases import postgres_config
 from libs.testing.servers import Postgres
 
 CACHE = Path(".cache")
@@ -20,24 +20,11 @@ def main() -> int:
         data = flights.fetch(CACHE)
         with Postgres() as postgres:
             asyncio.run(flights.load(postgres.dsn, data))
-            print(f"CONFIG='{json.dumps(configuration(postgres.dsn))}'", flush=True)
+            print(f"CONFIG='{json.dumps(postgres_config(postgres.dsn))}'", flush=True)
             signal.pause()
     except KeyboardInterrupt:
         return 0
     return 1
-
-
-def configuration(dsn: str) -> dict[str, object]:
-    """What a source of type ``postgres`` needs to connect."""
-    address = urlsplit(dsn)
-    return {
-        "host": address.hostname,
-        "port": address.port,
-        "database": address.path.removeprefix("/"),
-        "username": address.username,
-        "password": address.password,
-        "ssl": {"mode": "disable"},
-    }
 
 
 if __name__ == "__main__":

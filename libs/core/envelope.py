@@ -1,9 +1,10 @@
 """Events and the envelope that every stored or published event travels in."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -66,6 +67,17 @@ class Metadata:
     correlation_id: str = ""
     causation_id: str | None = None
     traceparent: str | None = None
+
+    @classmethod
+    def stored(cls, document: Mapping[str, Any]) -> "Metadata":
+        """That of a stored event's document."""
+        return cls(
+            actor=document["actor"],
+            project_id=document["project_id"],
+            correlation_id=document["correlation_id"],
+            causation_id=document["causation_id"],
+            traceparent=document["traceparent"],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,13 +158,7 @@ def _message(topic: str, store_id: str, document: Document) -> Message:
         position=document["position"],
         store_id=store_id,
         time=time,
-        metadata=Metadata(
-            actor=document["actor"],
-            project_id=document["project_id"],
-            correlation_id=document["correlation_id"],
-            causation_id=document["causation_id"],
-            traceparent=document["traceparent"],
-        ),
+        metadata=Metadata.stored(document),
     )
     raw: bytes = document["data"].encode()
     return decode_message(topic, PARTITION, int(document["position"]), headers, raw)

@@ -44,13 +44,7 @@ def envelope_of(document: Mapping[str, Any], store_id: str) -> Envelope:
         time=document["time"],
         data=data,
         data_json=data_json,
-        metadata=Metadata(
-            actor=document["actor"],
-            project_id=document["project_id"],
-            correlation_id=document["correlation_id"],
-            causation_id=document["causation_id"],
-            traceparent=document["traceparent"],
-        ),
+        metadata=Metadata.stored(document),
         schema_version=document["schema_version"],
         is_understood=is_understood,
     )

@@ -3,10 +3,25 @@
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 
 from libs.testing.servers import Postgres
+
+
+def postgres_config(dsn: str) -> dict[str, Any]:
+    """The configuration of a source or destination of type ``postgres`` that connects to a DSN."""
+    address = urlsplit(dsn)
+    return {
+        "host": address.hostname,
+        "port": address.port,
+        "database": address.path.removeprefix("/"),
+        "username": address.username,
+        "password": address.password,
+        "ssl": {"mode": "disable"},
+    }
 
 
 @asynccontextmanager

@@ -4,9 +4,10 @@ import statistics
 import time
 from typing import Any
 
+from libs.testing.databases import postgres_config
 from libs.testing.servers import postgres_binaries
 from tests.benchmarks.wide_table import ROWS, Bench, bench, shell
-from tests.e2e.replication import execute, make_endpoint, postgres_config
+from tests.e2e.replication import execute, make_endpoint
 
 ROUNDS = 3
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from libs.testing.databases import postgres_config
 from libs.testing.rest import Rest, rest
 from libs.testing.servers import Postgres
 from libs.testing.suite import Suite
-from tests.e2e.replication import Endpoint, await_end, execute, make_endpoint, make_job, postgres_config
+from tests.e2e.replication import Endpoint, await_end, execute, make_endpoint, make_job
 
 ROWS = 2_000_000
 MEBIBYTE = 1024 * 1024

@@ -5,7 +5,6 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 
@@ -17,19 +16,6 @@ RUN_TIMEOUT_SECONDS = 90.0
 def unique(word: str) -> str:
     """A name that no other test uses; all tests share one project."""
     return f"{word}-{uuid.uuid4().hex[:8]}"
-
-
-def postgres_config(dsn: str) -> dict[str, Any]:
-    """What a person would type to connect to ``dsn``."""
-    address = urlsplit(dsn)
-    return {
-        "host": address.hostname,
-        "port": address.port,
-        "database": address.path.removeprefix("/"),
-        "username": address.username,
-        "password": address.password,
-        "ssl": {"mode": "disable"},
-    }
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from typing import Any
 import jsonschema
 import pytest
 
+from libs.testing.databases import postgres_config
 from libs.testing.rest import Answer, Rest, rest
 from libs.testing.servers import Postgres
 from libs.testing.suite import Suite
 from tests.e2e.conftest import QUICK
-from tests.e2e.replication import execute, make_endpoint, make_job, postgres_config, sync
+from tests.e2e.replication import execute, make_endpoint, make_job, sync
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 CHECKS = (

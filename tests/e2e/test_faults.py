@@ -17,6 +17,7 @@ import pytest
 from libs.contracts.services import SERVICES
 from libs.suite.child_process import die_with_parent, free_port
 from libs.suite.settings import SuiteSettings, load_keys, service_environment
+from libs.testing.databases import postgres_config
 from libs.testing.rest import Rest, rest
 from libs.testing.servers import Kafka
 from libs.testing.suite import Suite
@@ -29,7 +30,6 @@ from tests.e2e.replication import (
     make_endpoint,
     make_job,
     newest_run,
-    postgres_config,
     rows_of,
     sync,
     unique,

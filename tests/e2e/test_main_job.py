@@ -7,18 +7,10 @@ import asyncpg
 import pyarrow.parquet as pq
 import pytest
 
+from libs.testing.databases import postgres_config
 from libs.testing.rest import CallFailed, Rest, rest
 from libs.testing.suite import Suite
-from tests.e2e.replication import (
-    discover,
-    execute,
-    log_lines,
-    make_endpoint,
-    make_job,
-    postgres_config,
-    rows_of,
-    sync,
-)
+from tests.e2e.replication import discover, execute, log_lines, make_endpoint, make_job, rows_of, sync
 
 THINGS = """
     CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');

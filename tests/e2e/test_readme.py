@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from libs.testing.databases import postgres_config
 from libs.testing.suite import Suite
-from tests.e2e.replication import execute, postgres_config, unique
+from tests.e2e.replication import execute, unique
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 60
