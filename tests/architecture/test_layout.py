@@ -44,6 +44,21 @@ def test_only_the_settings_read_the_environment() -> None:
     assert outside_tests <= READERS_OF_THE_ENVIRONMENT
 
 
+def test_every_path_that_is_named_exists() -> None:
+    """In the pages, and in the comments and docstrings of the code."""
+    pages = [
+        *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+    ]
+    missing = [
+        (str(page.relative_to(ROOT)), named)
+        for page in (*pages, *python_files("libs", "services", "deploy", "proto"))
+        for named in re.findall(r"`((?:libs|services|tests|deploy|proto|docs)/[\w/.-]+)`", page.read_text())
+        if not (ROOT / named).exists()
+    ]
+    assert missing == []
+
+
 def test_every_module_of_the_product_says_what_it_is_for() -> None:
     silent = [
         str(path.relative_to(ROOT)) for path in python_files("libs", "services") if not ast.get_docstring(tree_of(path))
