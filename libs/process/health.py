@@ -21,18 +21,18 @@ class Health:
         self._stopping = False
 
     def add(self, name: str, check: Check) -> None:
-        """``check`` returns in bounded time the problem, ``Degraded`` if requests can still be served, or None."""
+        """Add a check that can not hang: it returns None, or the problem (``Degraded`` if requests can be served)."""
         self._checks[name] = check
 
     def stop(self) -> None:
-        """Not ready from now on, so that no new work is sent here."""
+        """Report not ready from now on, so that no new requests are sent here."""
         if not self._stopping:
             self._stopping = True
             for listener in self._listeners:
                 listener()
 
     def on_stop(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` when the process begins to stop, before what is in flight is waited for."""
+        """Call ``listener`` when the process begins to stop, before requests in flight are waited for."""
         self._listeners.append(listener)
 
     @property
@@ -40,7 +40,7 @@ class Health:
         return self._stopping
 
     async def report(self) -> dict[str, str | None]:
-        """What is wrong by check, None where nothing is."""
+        """The problem that each check found, None where there is none."""
         names = list(self._checks)
         found = await asyncio.gather(*(self._run(self._checks[name]) for name in names))
         report = dict(zip(names, found, strict=True))

@@ -12,11 +12,11 @@ BACKLOG = 1024
 
 
 class PortTaken(Exception):
-    """Somebody else listens there."""
+    """Another process listens on the port."""
 
 
 class Listeners:
-    """The sockets of one service, one for each address of its host; closed at first.
+    """The listening sockets of one service, one for each address of its host; closed until ``open``.
 
     Args:
         host: a name or an address.
@@ -29,11 +29,11 @@ class Listeners:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What a child process inherits."""
+        """The file descriptors that a child process inherits."""
         return tuple(listening.fileno() for listening in self._sockets)
 
     def open(self) -> None:
-        """Listen, unless they do already.
+        """Listen, unless already listening.
 
         Raises:
             PortTaken: another program holds the port.
@@ -49,7 +49,7 @@ class Listeners:
             raise
 
     def close(self) -> None:
-        """Refuse connections from now on; those that wait are reset, unless a child still serves the sockets."""
+        """Refuse connections from now on; queued ones are reset, unless a child still serves the sockets."""
         for listening in self._sockets:
             listening.close()
         self._sockets.clear()

@@ -37,7 +37,7 @@ Labels = tuple[tuple[str, str], ...]
 
 
 def push_traces(service: str, endpoint: str) -> trace.Tracer:
-    """Send every span to ``endpoint``/v1/traces, in batches; what can't be sent is dropped."""
+    """Send every span to ``endpoint``/v1/traces, in batches; spans that can't be sent are dropped."""
     provider = TracerProvider(resource=_resource(service))
     exporter = OTLPSpanExporter(f"{endpoint}/v1/traces", timeout=PUSH_TIMEOUT_SECONDS, session=_session_to(endpoint))
     provider.add_span_processor(BatchSpanProcessor(exporter))

@@ -1,4 +1,4 @@
-"""Bounds the memory of all answers that are being made; requests beyond it are told to retry.
+"""Bounds the memory that requests use for what they read; requests beyond the bound are told to retry.
 
 A page of a list may be large, and many may be requested at once. What a request reads counts until its answer is
 sent.
@@ -21,7 +21,7 @@ _held: "ContextVar[Held | None]" = ContextVar("held", default=None)
 
 
 class ReadBudget:
-    """What all requests of a process share; safe to use from any thread."""
+    """The bytes that all requests of a process share. Thread-safe."""
 
     def __init__(self, size_bytes_max: int = READ_BYTES_MAX) -> None:
         self.size_bytes_max = size_bytes_max
@@ -29,7 +29,7 @@ class ReadBudget:
         self._lock = threading.Lock()
 
     def take(self, size_bytes: int) -> None:
-        """Raises ``RetryLater`` if the other requests hold too much."""
+        """Take bytes; raises ``RetryLater`` if other requests hold too many."""
         with self._lock:
             if self.used_bytes and self.used_bytes + size_bytes > self.size_bytes_max:
                 message = "too many large answers are being made at the moment"
@@ -45,7 +45,7 @@ BUDGET = ReadBudget()
 
 
 class Held:
-    """What one request has read."""
+    """The bytes that one request has taken."""
 
     def __init__(self, budget: ReadBudget) -> None:
         self._budget = budget
@@ -53,7 +53,7 @@ class Held:
         self._small_bytes = 0
 
     def add(self, size_bytes: int) -> None:
-        """Count a read; small ones are gathered up to ``SMALL_BYTES`` first."""
+        """Count a read; small reads are summed up to ``SMALL_BYTES`` before they are taken."""
         self._small_bytes += size_bytes
         if self._small_bytes > SMALL_BYTES:
             self._budget.take(self._small_bytes)
@@ -61,37 +61,37 @@ class Held:
             self._small_bytes = 0
 
     def give_back(self) -> None:
-        # Most requests have taken nothing: they need no lock.
+        # Most requests took nothing and need no lock.
         if self._taken_bytes:
             self._budget.give_back(self._taken_bytes)
         self._taken_bytes = self._small_bytes = 0
 
 
 HELD: web.RequestKey[Held] = web.RequestKey("held", Held)
-"""What was counted for a request."""
+"""The request's share of the budget."""
 
 
 def count_reads() -> Held:
-    """Start to count what this task reads; the caller gives it back."""
+    """Start counting the reads of this task; the caller gives the bytes back."""
     held = Held(BUDGET)
     _held.set(held)
     return held
 
 
 def note_read(size_bytes: int) -> None:
-    """Count what was read for the request at hand; raises ``RetryLater`` when there is no room for it."""
+    """Count bytes that the current request has read; raises ``RetryLater`` if the budget is exhausted."""
     held = _held.get()
     if held is not None:
         held.add(size_bytes)
 
 
 def note_document(document: Mapping[str, Any]) -> None:
-    """Count an owner's document by the texts of its state; raises as ``note_read``."""
+    """Count an entity's document by the texts of its state; raises as ``note_read``."""
     note_read(text_bytes(document["state"]))
 
 
 async def counted(documents: AsyncIterable[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
-    """The documents as they come, counted by the texts of their states."""
+    """The documents of a cursor, counted by the texts of their states."""
     async for document in documents:
         note_document(document)
         yield document

@@ -1,4 +1,4 @@
-"""What programs that we start have in common: they end with us, and they listen on a port."""
+"""Programs that we start: they end when we end, and they listen on a port."""
 
 import ctypes
 import os
@@ -13,9 +13,9 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def die_with_parent() -> None:
-    """For ``preexec_fn``: the kernel kills the child when the thread that started it ends (prctl(2)).
+    """For ``preexec_fn``: the kernel kills the child when the thread that started it ends (prctl(2)), even by kill -9.
 
-    However it ends, kill -9 included. A no-op outside Linux.
+    Does nothing outside Linux.
     """
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -24,9 +24,9 @@ def die_with_parent() -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nothing listens on, below those that the kernel gives to outgoing connections.
+    """A free TCP port below the ephemeral range.
 
-    One that the kernel picked itself could be given away again before the server that it is meant for listens.
+    The kernel could assign an ephemeral port to an outgoing connection before the server listens on it.
     """
     while True:
         port = random.randrange(*_PORTS_FOR_SERVERS)
@@ -35,7 +35,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def port_is_taken(host: str, port: int) -> bool:
-    """Whether somebody else holds the port, so that listening on it would fail."""
+    """Whether listening on the port would fail because it is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -46,7 +46,7 @@ def port_is_taken(host: str, port: int) -> bool:
 
 
 def accepts_connections(host: str, port: int) -> bool:
-    """Whether somebody answers on the port now."""
+    """Whether a connection to the port is accepted now."""
     try:
         with socket.create_connection((host, port), timeout=1):
             return True

