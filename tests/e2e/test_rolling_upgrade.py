@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from libs.core.principal import Principal
 from libs.mongodb.client import connect
 from libs.process.signing_keys import new_signing_key
 from libs.suite.child_process import die_with_parent, free_port
+from libs.testing.waiting import until
 from libs.testing.walks import Walk
 from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
 
@@ -222,12 +223,6 @@ def _job(name: str, number: int) -> JsonObject:
             "streams": [{"stream": {"name": "flights", "namespace": "public", "sync_mode": "full_refresh"}}],
         },
     }
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(60):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import asyncio
 import signal
 import sys
 import tracemalloc
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from libs.suite.child_process import die_with_parent
 from libs.testing.followers import Behaviour, Follower, Installation, Owner, history, installation, view_of
 from libs.testing.servers import Kafka
 from libs.testing.things import TOPIC
+from libs.testing.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -28,24 +29,18 @@ def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intervals, "WAIT_SECONDS", 0.1)
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], timeout_seconds: float = 30.0) -> None:
-    async with asyncio.timeout(timeout_seconds):
-        while not await condition():
-            await asyncio.sleep(0.02)
-
-
 async def all_views(follower: Follower, count: int) -> None:
     async def arrived() -> bool:
         return len(await follower.views()) == count
 
-    await eventually(arrived)
+    await until(arrived)
 
 
 async def more_views_than(follower: Follower, count: int) -> None:
     async def arrived() -> bool:
         return len(await follower.views()) > count
 
-    await eventually(arrived)
+    await until(arrived)
 
 
 async def view_is(follower: Follower, identifier: str, versions: list[int]) -> None:
@@ -53,7 +48,7 @@ async def view_is(follower: Follower, identifier: str, versions: list[int]) -> N
         view = (await follower.views()).get(identifier)
         return view is not None and view["versions"] == versions
 
-    await eventually(arrived)
+    await until(arrived)
 
 
 async def made(owner: Owner, count: int, prefix: str = "") -> None:
@@ -110,18 +105,18 @@ async def test_a_poisonous_message_is_parked_with_its_stream_and_nothing_else_wa
         await made(owner, 20)
         await owner.rename("bad", "antidote")
         await all_views(follower, 20)
-        await eventually(lambda: parked_count_is(follower, 2))
+        await until(lambda: parked_count_is(follower, 2))
         first, second = await list_parked(follower.store.database)
         assert (first.stream, "no echo of poison" in first.reason) == ("thing-bad", True)
         assert second.reason == "an earlier message of its stream is parked"
         assert "bad" not in await follower.views()
 
         await request_retry(follower.store.database)
-        await eventually(lambda: first_parked_was_tried(follower, 2))
+        await until(lambda: first_parked_was_tried(follower, 2))
         behaviour.refuses.clear()
         await request_retry(follower.store.database)
         await view_is(follower, "bad", [1, 2])
-        await eventually(lambda: parked_count_is(follower, 0))
+        await until(lambda: parked_count_is(follower, 0))
         await owner.rename("bad", "cured")
         await view_is(follower, "bad", [1, 2, 3])
         assert (await follower.echoes())["bad"] == 1
@@ -143,7 +138,7 @@ async def test_a_projection_that_fails_parks_only_the_message_at_fault(place: In
         await made(owner, 10)
         async with place.follower(Behaviour(apply)) as follower:
             await all_views(follower, 9)
-            await eventually(lambda: parked_count_is(follower, 1))
+            await until(lambda: parked_count_is(follower, 1))
             [parked] = await list_parked(follower.store.database)
             assert (parked.stream, "ZeroDivisionError" in parked.reason) == ("thing-3", True)
             assert "3" not in await follower.echoes(), "a parked message must have had no effect at all"
@@ -162,7 +157,7 @@ async def test_a_consumer_that_fails_at_every_stream_stops_with_an_alarm(
     async with embedded.owner() as owner:
         await made(owner, 30)
         async with embedded.follower(Behaviour(apply)) as follower:
-            await eventually(lambda: is_stopped(follower, "5 streams were parked within 60 s"))
+            await until(lambda: is_stopped(follower, "5 streams were parked within 60 s"))
             assert REGISTRY.get_sample_value("datasync_consumer_stopped", {"topic": TOPIC}) == 1
             assert len(await list_parked(follower.store.database)) == 5
         divisor = 1
@@ -180,10 +175,10 @@ async def test_a_topic_that_stopped_because_of_its_failures_goes_on_when_repaire
     behaviour = Behaviour(refuses={f"name {number}" for number in range(4)})
     async with embedded.owner() as owner, embedded.follower(behaviour) as follower:
         await made(owner, 6)
-        await eventually(lambda: is_stopped(follower, "datasync repair"))
+        await until(lambda: is_stopped(follower, "datasync repair"))
         await follower.store.database["offsets"].update_many({}, {"$set": {"offset": 0}})
         await all_views(follower, 2)
-        await eventually(lambda: parked_count_is(follower, 4))
+        await until(lambda: parked_count_is(follower, 4))
         assert set((await follower.echoes()).values()) == {1}
 
 
@@ -195,7 +190,7 @@ async def test_a_replaced_store_stops_the_topic_and_names_the_repair(place: Inst
             await owner.store.database["head"].update_one({"_id": "head"}, {"$set": {"store_id": "another"}})
         async with place.owner() as owner:
             await owner.make("later", "later")
-            await eventually(lambda: is_stopped(follower, "datasync repair"))
+            await until(lambda: is_stopped(follower, "datasync repair"))
         assert len(await follower.views()) == 3
 
 
@@ -213,7 +208,7 @@ async def test_an_offset_out_of_range_stops_the_topic_until_it_is_repaired(place
         before = await offsets.find({}).to_list(None)
         await offsets.update_many({}, {"$inc": {"offset": 1_000}})
         async with place.follower() as follower:
-            await eventually(lambda: is_stopped(follower, "datasync repair"))
+            await until(lambda: is_stopped(follower, "datasync repair"))
             await owner.make("later", "later")
             for document in before:
                 await offsets.replace_one({"_id": document["_id"]}, document)
@@ -257,7 +252,7 @@ async def test_several_active_relays_publish_nothing_out_of_order(
             await asyncio.gather(
                 *[owner.rename(f"{round_}-{number}", f"{round_}-renamed {number}") for number in range(30)]
             )
-        await eventually(lambda: relayed(owner))
+        await until(lambda: relayed(owner))
         log = place.open_log("test")
         assert await first_occurrences(log) == await in_store(owner)
         await log.close()
@@ -287,7 +282,7 @@ async def test_after_a_killed_broker_the_log_holds_what_the_store_holds(
             count = (await owner.store.head()).position
             assert count >= len(during) + 50
             await all_views(follower, count)
-            await eventually(lambda: relayed(owner))
+            await until(lambda: relayed(owner))
             log = KafkaEventLog(broker.bootstrap_servers, "test", f"{database_prefix}.")
             assert await first_occurrences(log) == await in_store(owner)
             await log.close()
@@ -308,7 +303,7 @@ async def grown_by(items: Sequence[str], count: int) -> None:
     async def grown() -> bool:
         return len(items) >= wanted
 
-    await eventually(grown)
+    await until(grown)
 
 
 @pytest.mark.kafka
@@ -334,7 +329,7 @@ async def test_a_relay_suspended_past_its_lease_publishes_nothing_out_of_order(
         for process in processes:
             assert await process.wait() == 0
         async with place.owner() as owner:
-            await eventually(lambda: relayed(owner))
+            await until(lambda: relayed(owner))
             stored = await in_store(owner)
             assert len(stored) == sum(acknowledged)
             log = place.open_log("test")
@@ -385,7 +380,7 @@ async def _published_more(relay: Any) -> None:
     async def moved() -> bool:
         return await position() > before
 
-    await eventually(moved)
+    await until(moved)
 
 
 async def test_a_parked_stream_is_read_without_being_held_in_memory(embedded: Installation) -> None:

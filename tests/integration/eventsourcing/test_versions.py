@@ -34,6 +34,7 @@ from libs.testing.things import (
     decide,
     evolve,
 )
+from libs.testing.waiting import until_after
 
 
 class ThingPainted(ThingEvent, registered=False):
@@ -150,7 +151,7 @@ async def test_a_state_of_the_past_that_only_a_newer_version_can_fold_is_refused
     async with embedded.owner() as owner:
         await owner.make("1", "lamp")
         before = (await history(owner.store, "thing-1"))[0].time
-        await asyncio.sleep(0.002)
+        await until_after(before)
         await paint(owner, "1", "red")
         documents = Documents(owner.store)
         with pytest.raises(NewerVersion):

@@ -7,6 +7,7 @@ import pytest
 
 from libs.contracts.internal import JOBS_EXISTING, JobsAsked, LogLine
 from libs.core.clock import SystemClock
+from libs.testing.waiting import until_after
 from tests.integration.job_orchestrator.orchestrator import (
     STRANGER,
     STRANGERS_PROJECT,
@@ -147,7 +148,7 @@ async def test_a_job_is_paused_and_resumed(orchestrator: Orchestrator) -> None:
 async def test_history_and_as_of_show_what_was(orchestrator: Orchestrator) -> None:
     job_id = await orchestrator.create_job("before")
     created_at = (await orchestrator.get(f"/jobs/{job_id}")).data["created_at"]
-    await asyncio.sleep(0.002)
+    await until_after()
     await orchestrator.put(f"/jobs/{job_id}", job_body("after"))
     history = (await orchestrator.get(f"/jobs/{job_id}/history")).data
     assert [event["type"] for event in history] == ["job_updated", "job_created"]
@@ -161,9 +162,9 @@ async def test_history_and_as_of_show_what_was(orchestrator: Orchestrator) -> No
 async def test_a_runs_history_and_as_of_show_what_was(orchestrator: Orchestrator) -> None:
     job_id = await orchestrator.create_job()
     await orchestrator.post(f"/jobs/{job_id}/sync")
-    await asyncio.sleep(0.002)
+    await until_after()
     run = await orchestrator.claimed()
-    await asyncio.sleep(0.002)
+    await until_after()
     await orchestrator.finish(run)
     path = f"/jobs/{job_id}/tasks/{run.run_id}"
     events = (await orchestrator.get(f"{path}/history")).data

@@ -5,7 +5,6 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +16,7 @@ from libs.core.clock import ManualClock
 from libs.core.envelope import Frozen
 from libs.core.errors import Forbidden
 from libs.process.telemetry import REGISTRY
+from libs.testing.waiting import until
 from libs.web.principals import PrincipalVerifier
 from services.job_orchestrator.claims import LEASES
 from services.job_orchestrator.measurements import Measurements
@@ -57,13 +57,6 @@ BEFORE_KINDS = InternalCall(CLAIM_WORK.service, CLAIM_WORK.path, ClaimBeforeKind
 
 def lines(*messages: str) -> list[LogLine]:
     return [LogLine(time=NOON + timedelta(seconds=n), level="info", message=m) for n, m in enumerate(messages)]
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
-    """Ask again until it holds."""
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.02)
 
 
 async def synced(orchestrator: Orchestrator, name: str = "nightly") -> int:

@@ -1,14 +1,14 @@
 """Jobs and the catalog that holds their ends: both services, over HTTP and the event log."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
 from libs.contracts.internal import RESOLVE_ENDPOINTS, ResolveEndpoints
 from libs.core.json import JsonObject
+from libs.testing.waiting import until
 from libs.web.internal import InternalClient
 from tests.integration.job_orchestrator.catalog import running_catalog
 from tests.integration.job_orchestrator.orchestrator import (
@@ -50,13 +50,6 @@ async def both(mongod: str, database_prefix: str) -> AsyncIterator[tuple[Orchest
             yield orchestrator, replace(orchestrator, base_url=catalog_url, audience="catalog"), worker
         finally:
             await worker.close()
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Ask again until it holds."""
-    async with asyncio.timeout(10):
-        while not await condition():
-            await asyncio.sleep(0.02)
 
 
 async def test_a_job_its_ends_and_its_run_hold_together(

@@ -1,7 +1,7 @@
 """Readiness names the part of a service that does not work, immediately and no other."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from libs.service.definition import ServiceContext, ServiceDefinition
 from libs.service.running import running_service
 from libs.testing.servers import Mongod
 from libs.testing.things import THING
+from libs.testing.waiting import until
 
 
 @asynccontextmanager
@@ -46,12 +47,6 @@ async def checks(base_url: str) -> dict[str, Any]:
     ):
         answer = await response.json()
         return {name: found["message"] for name, found in answer["checks"].items() if not found["ready"]}
-
-
-async def until(condition: Callable[[], Awaitable[bool]], timeout_seconds: float) -> None:
-    async with asyncio.timeout(timeout_seconds):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 async def test_a_hung_store_is_named_within_seconds_and_nothing_else_is_blamed() -> None:

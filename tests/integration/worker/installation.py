@@ -1,7 +1,6 @@
 """A real orchestrator and a real catalog, and a worker's executions of their jobs in this process."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from libs.core.envelope import Frozen
 from libs.core.errors import RetryLater
 from libs.core.json import JsonObject, dump_json
 from libs.process.live import Live
+from libs.testing.waiting import until
 from services.worker.attempt import Attempt, Outcome
 from services.worker.claiming import Claiming, WorkKind
 from services.worker.config import WorkerSettings
@@ -181,13 +181,6 @@ async def running_installation(mongod: str, database_prefix: str, **settings: An
         running_orchestrator(mongod, database_prefix, catalog_url, **settings) as orchestrator,
     ):
         yield Installation(orchestrator)
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Ask again until it holds."""
-    async with asyncio.timeout(20):
-        while not await condition():
-            await asyncio.sleep(0.01)
 
 
 def with_streams_config(run: ClaimedRun, config: JsonObject) -> ClaimedRun:

@@ -10,11 +10,12 @@ from libs.connectors.protocol import StreamName, StreamPlan, Target, Written
 from libs.contracts.internal import FINISH_WORK, HEARTBEAT, RESOLVE_ENDPOINTS
 from libs.core.clock import SystemClock
 from libs.core.json import JsonObject
+from libs.testing.waiting import until
 from services.worker.attempt import Attempt
 from services.worker.report import StreamReport
 from services.worker.run import SUCCEEDED
 from tests.integration.connectors.moving import Lake, Server
-from tests.integration.worker.installation import Installation, until, with_streams_config
+from tests.integration.worker.installation import Installation, with_streams_config
 
 THREE = """
 CREATE TABLE a AS SELECT n AS id FROM generate_series(1, 100) n;
