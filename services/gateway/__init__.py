@@ -1,5 +1,5 @@
-"""The only public port: finds out who is calling, forwards to the service that owns the path, streams the answer back.
+"""The only public port: authenticates requests, forwards each to the service that owns its path, passes responses on.
 
-It owns nothing but the counters of rate limits, and keeps a credential's answer for less than a second. It consumes and
-emits no events.
+It stores nothing but the counters of rate limits, and caches what auth says about a credential for less than a second.
+It neither consumes nor emits events.
 """

@@ -10,22 +10,22 @@ _WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1
 
 
 class ClientAddresses:
-    """Finds the client behind the proxies that are trusted.
+    """Finds the client behind trusted proxies.
 
     Args:
-        trusted_proxies: networks whose ``X-Forwarded-For`` is believed; anybody else's may be made up.
+        trusted_proxies: the networks whose ``X-Forwarded-For`` is used; anybody else's may be forged.
     """
 
     def __init__(self, trusted_proxies: Iterable[IPNetwork]) -> None:
         self._trusted = tuple(trusted_proxies)
 
     def of(self, remote: str | None, forwarded_for: Sequence[str]) -> str:
-        """The nearest address that is no trusted proxy.
+        """The nearest address that is not a trusted proxy.
 
         Args:
             remote: the peer of the connection.
-            forwarded_for: the values of ``X-Forwarded-For``, each a list to which every proxy appended its peer: an
-                address, perhaps with a port, or a name that stands for one (RFC 7239 section 6.3).
+            forwarded_for: the values of ``X-Forwarded-For``, each a list to which every proxy has appended its peer:
+                an address, perhaps with a port, or an obfuscated identifier (RFC 7239 section 6.3).
         """
         nearest = client_address(remote or "")
         if nearest is None:
@@ -48,7 +48,7 @@ class ClientAddresses:
 
 
 def _without_port(hop: str) -> str:
-    """``192.0.2.1:80``, ``[2001:db8::1]:80`` and ``[2001:db8::1]`` without what is not the address."""
+    """The address in ``192.0.2.1:80``, ``[2001:db8::1]:80`` or ``[2001:db8::1]``."""
     matched = _WITH_PORT.fullmatch(hop)
     return hop if matched is None else matched[1] or matched[2]
 

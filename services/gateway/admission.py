@@ -1,4 +1,4 @@
-"""Who may come in, and how often: credentials and rate limits together."""
+"""Which requests are admitted: credentials and rate limits together."""
 
 from aiohttp import web
 
@@ -14,7 +14,7 @@ from services.gateway.rate_limits.policies import Policies, headers_of, refusal_
 
 
 class Admission:
-    """The gate that every request passes; the answer gets the headers of the limit that it fell under."""
+    """Admits requests or rejects them, and adds the headers of the rate limit that applied to the response."""
 
     def __init__(
         self, credentials: Credentials, limiter: RateLimiter, policies: Policies, addresses: ClientAddresses
@@ -29,12 +29,12 @@ class Admission:
         return self._addresses.of(request.remote, request.headers.getall("X-Forwarded-For", ()))
 
     async def caller_of(self, request: web.Request) -> Caller:
-        """Who sent the request; a credential that is not valid counts against the address that sent it.
+        """Who sent the request; an invalid credential counts against the address that sent it.
 
         Raises:
-            Unauthenticated: no credential, or one that auth refuses.
-            RateLimited: too many of those came from this address; what is not known to be valid is not looked at then.
-            RetryLater: auth can't be asked.
+            Unauthenticated: no credential, or one that auth rejects.
+            RateLimited: too many of those came from this address; then only credentials known to be valid are checked.
+            RetryLater: auth can't be reached.
         """
         address = self._policies.address
         if address is not None and not self._credentials.has_been_valid(request):
@@ -48,13 +48,13 @@ class Admission:
             raise
 
     async def require_address(self, request: web.Request) -> None:
-        """Count a request that nobody is known to have sent; raises ``RateLimited``."""
+        """Count an unauthenticated request against its address; raises ``RateLimited``."""
         policy = self._policies.address
         if policy is not None:
             _answer(request, policy, await self._limiter.admit(policy, one_client(self.address_of(request))))
 
     async def require_caller(self, request: web.Request, path: str, principal: Principal) -> None:
-        """Count a request of a caller; raises ``RateLimited``."""
+        """Count a request against its caller; raises ``RateLimited``."""
         policy = self._policies.of(path, principal)
         if policy is not None:
             subject = f"{principal.kind}/{principal.subject}"

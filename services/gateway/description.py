@@ -1,4 +1,4 @@
-"""The API's description: the parts that the services tell, merged into one document and kept for some seconds."""
+"""The API's description: the parts of all services, merged into one document that is cached for five seconds."""
 
 import asyncio
 import hashlib
@@ -30,7 +30,7 @@ class Description:
     """What ``/openapi.json`` answers.
 
     Args:
-        session: with a short time limit; a service that does not answer is described as it last was.
+        session: with a short timeout; a service that does not answer is described as before.
         urls: where each service listens, in the order of the document.
         own: the gateway's part.
     """

@@ -1,4 +1,4 @@
-"""The page at ``/docs``: Swagger UI from the installed package, so that it works without the internet."""
+"""The page at ``/docs``: Swagger UI from the installed package, so that it works without internet access."""
 
 import hashlib
 from functools import cache
@@ -50,12 +50,12 @@ MEDIA_TYPES = MappingProxyType(
         "favicon-32x32.png": "image/png",
     }
 )
-"""The files of the page, which are all that it loads."""
+"""The page's files by name; it loads no others."""
 
 
 @cache
 def content_of(name: str) -> bytes:
-    """A file of the page; it blocks while it is read, once."""
+    """A file of the page; the first call reads it, which blocks."""
     if name == "start.js":
         return START
     package = find_spec("swagger_ui")

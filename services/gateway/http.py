@@ -1,4 +1,4 @@
-"""Every request from outside: whose it is, where it goes, and what comes back."""
+"""Every request from outside: who sent it, which service it goes to, and the gateway's own routes."""
 
 import asyncio
 from functools import partial
@@ -37,7 +37,7 @@ KEY_EXPIRES_HEADER = "X-DataSync-Key-Expires"
 
 
 class Gateway:
-    """The handler of everything."""
+    """Handles every request that is not for the gateway itself."""
 
     def __init__(
         self,
@@ -65,36 +65,35 @@ class Gateway:
             request[ROUTE_LABEL] = "preflight"
             return web.Response(status=204, headers=self._origins.preflight_headers(request.headers))
         path, _, _ = request.raw_path.partition("?")
-        if path in OWN_PATHS or path.startswith("/docs/"):
-            raise web.HTTPMethodNotAllowed(request.method, ("GET", "HEAD"))
-        target = target_of(path)
-        if target is None or "/../" in path or path.endswith("/.."):
-            raise NotFound(f"there is nothing at {request.path[:200]}", code="unknown_route")
+        target = _target_of(request, path)
         request[ROUTE_LABEL] = target.label
         require_readable(request)
         headers = forwarded_headers(request, with_credentials=target.service == "auth")
         if path in PUBLIC_PATHS:
             await self._admission.require_address(request)
         else:
-            caller = await self._admission.caller_of(request)
-            request[PRINCIPAL] = caller.principal
-            await self._admission.require_caller(request, path, caller.principal)
-            if caller.expires_soon_at is not None:
-                request[RESPONSE_HEADERS][KEY_EXPIRES_HEADER] = isoformat_z(caller.expires_soon_at)
-            # The service knows which routes change something; those refuse a token that may only read.
-            may_only_read = caller.by_cookie and not self._origins.vouches_for(request.headers)
-            if may_only_read and request.method not in SAFE_METHODS:
-                raise not_intended()
-            if target.by_entity_type:
-                target = await _by_entity_type(request, target, headers)
-            headers[PRINCIPAL_HEADER] = self._principals.sign(
-                caller.principal, target.service, may_only_read=may_only_read
-            )
+            target = await self._authorize(request, path, target, headers)
         self._introduce(request, headers)
-        answer = await self._upstream.forward(request, target, headers)
+        response = await self._upstream.forward(request, target, headers)
         if target.service == "auth" and request.method not in SAFE_METHODS and path not in PUBLIC_PATHS:
             self._credential_cache.forget()
-        return answer
+        return response
+
+    async def _authorize(self, request: web.Request, path: str, target: Target, headers: CIMultiDict[str]) -> Target:
+        """Add the signed principal to ``headers``, and return the final target."""
+        caller = await self._admission.caller_of(request)
+        request[PRINCIPAL] = caller.principal
+        await self._admission.require_caller(request, path, caller.principal)
+        if caller.expires_soon_at is not None:
+            request[RESPONSE_HEADERS][KEY_EXPIRES_HEADER] = isoformat_z(caller.expires_soon_at)
+        # The service knows which of its routes change something; those reject a token that may only read.
+        may_only_read = caller.by_cookie and not self._origins.vouches_for(request.headers)
+        if may_only_read and request.method not in SAFE_METHODS:
+            raise not_intended()
+        if target.by_entity_type:
+            target = await _by_entity_type(request, target, headers)
+        headers[PRINCIPAL_HEADER] = self._principals.sign(caller.principal, target.service, may_only_read=may_only_read)
+        return target
 
     def _introduce(self, request: web.Request, headers: CIMultiDict[str]) -> None:
         headers["X-Request-Id"] = REQUEST_ID.get()
@@ -105,7 +104,7 @@ class Gateway:
 
 
 class OwnRoutes:
-    """What the gateway answers itself, beside its health."""
+    """The routes that the gateway answers itself, besides its health."""
 
     def __init__(self, admission: Admission, origins: Origins) -> None:
         self._admission = admission
@@ -159,14 +158,29 @@ class OwnRoutes:
         return finished(call.request, web.Response(body=content, content_type=MEDIA_TYPES[name], headers=headers))
 
     async def metrics(self, call: Call) -> web.StreamResponse:
-        """What Prometheus scrapes; on the public port for members of the first project, who run the installation."""
+        """For Prometheus; as the port is public, only for members of the first project, who run the installation."""
         caller = await self._admission.caller_of(call.request)
         caller.principal.require_project(FIRST_PROJECT_ID)
         return await metrics(call.request)
 
 
+def _target_of(request: web.Request, path: str) -> Target:
+    """The target of a path as it was sent.
+
+    Raises:
+        HTTPMethodNotAllowed: the path is the gateway's own.
+        NotFound: no service owns it, or it contains ``..``.
+    """
+    if path in OWN_PATHS or path.startswith("/docs/"):
+        raise web.HTTPMethodNotAllowed(request.method, ("GET", "HEAD"))
+    target = target_of(path)
+    if target is None or "/../" in path or path.endswith("/.."):
+        raise NotFound(f"there is nothing at {request.path[:200]}", code="unknown_route")
+    return target
+
+
 async def _by_entity_type(request: web.Request, target: Target, headers: CIMultiDict[str]) -> Target:
-    """Look into the one body whose content decides where it goes; what is not JSON is left to the service to refuse."""
+    """Read the body, which decides about the target; a body that is not JSON is left to the service to reject."""
     body = await read_bytes(request)
     headers.popall("Content-Encoding", None)
     try:

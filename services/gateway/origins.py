@@ -1,4 +1,4 @@
-"""What browsers are allowed: cross-origin reads (the Fetch standard's CORS protocol) and calls by cookie."""
+"""What pages of other origins may do: read responses (the Fetch standard's CORS protocol), and send cookies."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Origins:
-    """The rules for the pages that may call.
+    """The rules for pages that call the API.
 
     Args:
         allowed: origins such as ``http://localhost:8000``.
@@ -35,7 +35,7 @@ class Origins:
         self._allowed = frozenset(origin.lower() for origin in origins)
 
     def headers_for(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """What every response to this request carries, errors too."""
+        """The headers of every response to this request, errors included."""
         origin = headers.get("Origin")
         if origin is None or origin.lower() not in self._allowed:
             return {"Vary": "Origin"}
@@ -47,7 +47,7 @@ class Origins:
         }
 
     def preflight_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """The answer to ``OPTIONS``, which needs no login."""
+        """The headers of the response to ``OPTIONS``, which needs no credential."""
         if "Access-Control-Allow-Origin" not in self.headers_for(headers):
             return {"Allow": METHODS}
         return {
@@ -58,10 +58,10 @@ class Origins:
         }
 
     def vouches_for(self, headers: Mapping[str, str]) -> bool:
-        """Whether an allowed page made the call: ``Origin`` or ``Referer`` is our own or allowed.
+        """Whether an allowed page sent the request: its ``Origin`` or ``Referer`` is the gateway's own or allowed.
 
-        Where a browser tells neither, ``Sec-Fetch-Site`` may say that the page is our own. ``same-site`` does not:
-        every other port of a machine, and every other host of a domain, is of the same site.
+        If a browser sends neither, ``Sec-Fetch-Site`` must be ``same-origin``. ``same-site`` is not enough, as other
+        ports of the machine and other hosts of the domain are of the same site.
         """
         origin = headers.get("Origin") or _origin_of(headers.get("Referer", ""))
         if not origin:

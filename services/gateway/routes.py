@@ -1,4 +1,4 @@
-"""Which service owns a path, how large a body it takes there, and how long it may think."""
+"""Which service owns a path, how large a body it accepts there, and how long its response may take."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 BODY_BYTES_MAX = 1024 * 1024
 INGEST_BYTES_MAX = 10 * 1024 * 1024
-# Discovery of a large database takes its time; the worker's own limit is 60 seconds.
+# Discovery in a large database is slow; the worker's own timeout is 60 seconds.
 CONNECTOR_TIMEOUT_SECONDS = 75.0
 # A long poll of changes waits up to 60 seconds.
 CHANGES_TIMEOUT_SECONDS = 75.0
@@ -17,8 +17,8 @@ class Target:
     """Where a request goes.
 
     Args:
-        label: what metrics call the group of paths.
-        timeout_seconds: until the answer begins; None for the gateway's setting.
+        label: the group of paths in metrics.
+        timeout_seconds: until the response begins; None for the gateway's setting.
         by_entity_type: the body's ``entity_type`` decides between catalog and job_orchestrator.
     """
 
@@ -40,7 +40,7 @@ _EXACT: Mapping[str, Target] = MappingProxyType(
     }
 )
 
-# The first that fits decides, so a longer prefix stands before a shorter one.
+# The first match decides, so longer prefixes come before shorter ones.
 _PREFIXES: tuple[tuple[str, Target], ...] = (
     (
         "/api/v1/sync/records/changes",
@@ -92,7 +92,7 @@ _CONNECTOR_CALLS: Mapping[str, Target] = MappingProxyType(
 
 
 def target_of(path: str) -> Target | None:
-    """The owner of a path as it was sent, None where nobody is; a path that climbs (``..``) has none."""
+    """The target of a path as it was sent; None if no service owns it."""
     found = _EXACT.get(path)
     if found is not None:
         return found
@@ -107,5 +107,5 @@ def _target_in_project(path: str) -> Target | None:
 
 
 def target_of_entity_type(target: Target, entity_type: object) -> Target:
-    """Names of jobs are job_orchestrator's to judge, all others (and nonsense) are catalog's."""
+    """job_orchestrator decides about names of jobs, catalog about all others and about invalid types."""
     return Target("job_orchestrator", target.label) if entity_type == "job" else target

@@ -1,4 +1,4 @@
-"""What goes through the gateway, what it keeps back, and what it does when a service is gone."""
+"""What passes the gateway, what it drops, and what it does when a service is down."""
 
 import asyncio
 import gzip
@@ -35,7 +35,7 @@ async def test_method_path_query_and_body_arrive_as_they_were_sent(suite: Suite,
     assert seen["body"].encode() == body
 
 
-async def test_the_service_learns_who_is_calling_and_not_the_credential(client: aiohttp.ClientSession) -> None:
+async def test_the_service_gets_the_principal_and_not_the_credential(client: aiohttp.ClientSession) -> None:
     async with client.get(SOURCES, headers={"Cookie": f"datasync_session={SESSION}"}) as response:
         seen = await response.json()
     assert seen["principal"]["name"] == "ci"
@@ -43,7 +43,7 @@ async def test_the_service_learns_who_is_calling_and_not_the_credential(client: 
     assert "cookie" not in seen["headers"]
 
 
-async def test_auth_alone_sees_the_credential_it_issued(client: aiohttp.ClientSession) -> None:
+async def test_only_auth_gets_the_credential(client: aiohttp.ClientSession) -> None:
     async with client.post("/logout") as response:
         seen = await response.json()
     assert seen["headers"]["authorization"] == f"Bearer {API_KEY}"
@@ -73,7 +73,7 @@ async def test_headers_that_claim_to_be_ours_and_hop_by_hop_headers_are_stripped
     assert not {"x-private", "keep-alive", "proxy-authorization", "te"} & set(headers)
 
 
-async def test_the_service_sees_the_public_host_so_that_it_can_make_links(client: aiohttp.ClientSession) -> None:
+async def test_the_service_gets_the_public_host(client: aiohttp.ClientSession) -> None:
     async with client.get(SOURCES, headers={"Host": "data.example.com"}) as response:
         headers = (await response.json())["headers"]
     assert headers["host"] == headers["x-forwarded-host"] == "data.example.com"
@@ -86,32 +86,32 @@ async def test_login_needs_no_credential_and_every_cookie_it_sets_comes_back(str
         assert len(response.headers.getall("Set-Cookie")) == 2
 
 
-async def test_the_callers_trace_goes_on(client: aiohttp.ClientSession) -> None:
+async def test_the_callers_trace_is_continued(client: aiohttp.ClientSession) -> None:
     trace_id = "0af7651916cd43dd8448eb211c80319c"
     async with client.get(SOURCES, headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}) as response:
         assert trace_id in (await response.json())["headers"]["traceparent"]
 
 
-async def test_a_sane_request_id_is_kept_and_shown_to_the_service(client: aiohttp.ClientSession) -> None:
+async def test_a_valid_request_id_is_kept_and_passed_to_the_service(client: aiohttp.ClientSession) -> None:
     async with client.get(SOURCES, headers={"X-Request-Id": "order-66.a_b"}) as response:
         assert response.headers.getall("X-Request-Id") == ["order-66.a_b"]
         assert (await response.json())["headers"]["x-request-id"] == "order-66.a_b"
 
 
 @pytest.mark.parametrize("request_id", ["with space", "x" * 129, "<script>", ""])
-async def test_another_request_id_is_replaced(client: aiohttp.ClientSession, request_id: str) -> None:
+async def test_an_invalid_request_id_is_replaced(client: aiohttp.ClientSession, request_id: str) -> None:
     async with client.get(SOURCES, headers={"X-Request-Id": request_id}) as response:
         assert response.headers["X-Request-Id"] not in ("", request_id)
 
 
-async def test_a_tag_that_the_caller_has_is_a_304_through_the_gateway(client: aiohttp.ClientSession) -> None:
+async def test_a_matching_entity_tag_is_a_304_through_the_gateway(client: aiohttp.ClientSession) -> None:
     async with client.get(f"{SOURCES}/tagged", headers={"If-None-Match": '"7"'}) as response:
         assert response.status == 304
         assert response.headers["ETag"] == '"7"'
         assert await response.read() == b""
 
 
-async def test_a_compressed_answer_passes_as_it_is(client: aiohttp.ClientSession) -> None:
+async def test_a_compressed_response_is_passed_on_unchanged(client: aiohttp.ClientSession) -> None:
     async with client.get(f"{SOURCES}/tagged", headers={"Accept-Encoding": "gzip"}) as response:
         assert response.headers["Content-Encoding"] == "gzip"
         assert int(response.headers["Content-Length"]) < 200
@@ -119,7 +119,7 @@ async def test_a_compressed_answer_passes_as_it_is(client: aiohttp.ClientSession
         assert response.headers["Vary"] == "Accept-Encoding, Origin"
 
 
-async def test_head_tells_the_length_without_a_body(client: aiohttp.ClientSession) -> None:
+async def test_head_returns_the_length_without_a_body(client: aiohttp.ClientSession) -> None:
     async with client.get(f"{SOURCES}/tagged", headers={"Accept-Encoding": "identity"}) as got:
         length = got.headers["Content-Length"]
     async with client.head(f"{SOURCES}/tagged", headers={"Accept-Encoding": "identity"}) as response:
@@ -136,7 +136,7 @@ async def test_check_unique_goes_to_the_owner_of_the_entity_type(client: aiohttp
             assert _audience(seen["headers"]["x-datasync-principal"]) == service
 
 
-async def test_a_large_answer_is_streamed_and_arrives_whole(client: aiohttp.ClientSession) -> None:
+async def test_a_large_response_is_streamed_and_arrives_whole(client: aiohttp.ClientSession) -> None:
     size_bytes = 50 * MEBIBYTE
     received = 0
     async with client.get(f"{SOURCES}/stream?size={size_bytes}") as response:
@@ -169,14 +169,16 @@ async def test_a_get_may_have_a_body(client: aiohttp.ClientSession) -> None:
         assert (await response.json())["body"] == '{"type": "postgres"}'
 
 
-async def test_events_arrive_one_by_one_while_the_answer_goes_on(suite: Suite, client: aiohttp.ClientSession) -> None:
+async def test_events_arrive_one_by_one(suite: Suite, client: aiohttp.ClientSession) -> None:
     async with client.get(f"{SOURCES}/events") as response:
         assert await response.content.readuntil(b"\n\n") == b"data: 1\n\n"
         suite.catalog.go_on.set()
         assert await response.content.read() == b"data: 2\n\n"
 
 
-async def test_a_listener_who_leaves_is_gone_from_the_service_too(suite: Suite, client: aiohttp.ClientSession) -> None:
+async def test_a_listener_that_disconnects_is_disconnected_from_the_service_too(
+    suite: Suite, client: aiohttp.ClientSession
+) -> None:
     """Although no event comes that could not be delivered."""
     response = await client.get(f"{SOURCES}/events")
     assert await response.content.readuntil(b"\n\n") == b"data: 1\n\n"
@@ -204,7 +206,7 @@ async def test_a_body_reaches_the_service_while_it_is_still_being_sent(
     assert arrived.is_set()
 
 
-async def test_an_answer_that_breaks_off_is_not_passed_for_a_whole_one(client: aiohttp.ClientSession) -> None:
+async def test_a_response_that_breaks_off_is_not_passed_on_as_whole(client: aiohttp.ClientSession) -> None:
     async with client.get(f"{SOURCES}/broken") as response:
         with pytest.raises(aiohttp.ClientPayloadError):
             await response.read()
@@ -259,15 +261,15 @@ async def test_a_body_over_the_limit_is_refused_while_it_is_streamed(
     assert suite.catalog.received_bytes <= MEBIBYTE
 
 
-async def test_a_compressed_body_passes_as_it_is(suite: Suite, client: aiohttp.ClientSession) -> None:
-    """The service that reads it holds it to its limit, and nothing is inflated that nobody reads."""
+async def test_a_compressed_body_is_passed_on_unchanged(suite: Suite, client: aiohttp.ClientSession) -> None:
+    """The service that reads it applies its limit, and the gateway decompresses nothing."""
     body, headers = gzip.compress(b"x" * (20 * MEBIBYTE)), {"Content-Encoding": "gzip"}
     async with client.post(f"{SOURCES}/upload", data=body, headers=headers) as response:
         assert await response.json() == {"received": len(body)}
 
 
 @pytest.mark.parametrize("entity_type", ["job", "source"])
-async def test_a_compressed_body_that_decides_where_it_goes_is_looked_into(
+async def test_a_compressed_body_that_decides_the_target_is_decompressed(
     client: aiohttp.ClientSession, entity_type: str
 ) -> None:
     body = orjson.dumps({"entity_type": entity_type, "name": "x"})
@@ -279,10 +281,10 @@ async def test_a_compressed_body_that_decides_where_it_goes_is_looked_into(
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "foo", "gzip, gzip", "compress"])
-async def test_a_coding_that_is_not_read_is_a_415_that_names_those_that_are(
+async def test_an_unsupported_coding_is_a_415_that_names_the_supported_ones(
     stranger: aiohttp.ClientSession, client: aiohttp.ClientSession, coding: str
 ) -> None:
-    """RFC 9110 section 15.5.16; before anybody has to log in, and nothing reaches the service."""
+    """RFC 9110 section 15.5.16; before authentication, and nothing reaches the service."""
     for caller, path in ((stranger, "/login"), (client, SOURCES)):
         async with caller.post(path, data=b"{}", headers={"Content-Encoding": coding}) as response:
             assert response.status == 415
@@ -290,7 +292,7 @@ async def test_a_coding_that_is_not_read_is_a_415_that_names_those_that_are(
             assert (await response.json())["code"] == "unsupported_content_encoding"
 
 
-async def test_a_body_that_is_not_what_its_encoding_says_is_refused(client: aiohttp.ClientSession) -> None:
+async def test_a_body_that_does_not_match_its_coding_is_rejected(client: aiohttp.ClientSession) -> None:
     async with client.post(SOURCES, data=b"not gzip at all", headers={"Content-Encoding": "gzip"}) as response:
         assert response.status == 400
 
@@ -307,7 +309,7 @@ async def test_a_body_that_is_not_what_its_encoding_says_is_refused(client: aioh
         (f"{SOURCES}/tagged", f"Authorization: {API_KEY}\r\nTransfer-Encoding: chunked\r\n", 405),
     ],
 )
-async def test_what_will_be_refused_is_refused_before_its_body_is_asked_for(
+async def test_a_request_that_will_be_rejected_is_rejected_before_its_body_is_sent(
     suite: Suite, path: str, more: str, status: int
 ) -> None:
     """By the gateway, and by the service that the request would go to."""
@@ -319,7 +321,7 @@ async def test_what_will_be_refused_is_refused_before_its_body_is_asked_for(
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 5", "Transfer-Encoding: chunked"])
-async def test_a_body_that_the_service_wants_is_asked_for(suite: Suite, framing: str) -> None:
+async def test_a_body_that_the_service_accepts_is_continued(suite: Suite, framing: str) -> None:
     head = f"Host: x\r\nAuthorization: {API_KEY}\r\nExpect: 100-continue\r\n{framing}\r\n"
     async with connected(suite.url) as (reader, writer):
         for _ in range(2):
@@ -329,7 +331,7 @@ async def test_a_body_that_the_service_wants_is_asked_for(suite: Suite, framing:
             assert (await reader.readuntil(b'{"received":5}')).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_an_upload_that_keeps_coming_is_waited_for_longer_than_an_answer(
+async def test_an_upload_that_progresses_may_take_longer_than_the_timeout(
     suite: Suite, client: aiohttp.ClientSession
 ) -> None:
     """The gateway of this suite waits a second for an answer to begin."""
@@ -365,7 +367,7 @@ async def test_ingest_takes_ten_mebibytes_and_no_more(client: aiohttp.ClientSess
         assert set(await response.json()) == {"error", "message", "code"}
 
 
-async def test_an_answer_that_does_not_begin_in_time_is_a_504(suite: Suite, client: aiohttp.ClientSession) -> None:
+async def test_a_response_that_does_not_begin_in_time_is_a_504(suite: Suite, client: aiohttp.ClientSession) -> None:
     async with client.get(f"{SOURCES}/hang") as response:
         assert response.status == 504
         assert "1 seconds" in (await response.json())["message"]
@@ -402,7 +404,7 @@ async def test_a_service_that_was_dead_is_found_again(suite: Suite, client: aioh
     assert status == 200
 
 
-async def test_kept_connections_that_the_service_closed_are_not_trusted(
+async def test_kept_connections_that_the_service_closed_are_not_used(
     suite: Suite, client: aiohttp.ClientSession
 ) -> None:
     async with client.post(SOURCES, data=b"{}") as response:
@@ -427,7 +429,7 @@ async def test_ready_only_while_the_services_behind_are(suite: Suite, stranger: 
         assert response.status == 200
 
 
-async def test_readiness_tells_that_there_is_no_worker_and_stays(suite: Suite, stranger: aiohttp.ClientSession) -> None:
+async def test_readiness_is_degraded_without_a_worker(suite: Suite, stranger: aiohttp.ClientSession) -> None:
     async def absent() -> str:
         return Degraded("no worker has ever asked for runs")
 
@@ -456,7 +458,7 @@ async def test_readiness_names_the_service_that_does_not_trust_the_gateway(
     assert checks["record_sync"]["ready"]
 
 
-async def test_metrics_on_the_public_port_are_for_those_who_run_the_installation(
+async def test_metrics_are_for_members_of_the_first_project(
     suite: Suite, client: aiohttp.ClientSession, stranger: aiohttp.ClientSession
 ) -> None:
     async with stranger.get("/metrics") as response:
@@ -474,7 +476,7 @@ async def test_metrics_on_the_public_port_are_for_those_who_run_the_installation
     "path",
     ["/", "/nowhere", "/api/v1/project/123", "/api/v1/project/123/nothing", "/internal/credentials/resolve"],
 )
-async def test_a_path_that_nobody_owns_is_a_404(client: aiohttp.ClientSession, path: str) -> None:
+async def test_an_unknown_path_is_a_404(client: aiohttp.ClientSession, path: str) -> None:
     async with client.get(path) as response:
         assert response.status == 404
         body = await response.json()
@@ -504,7 +506,7 @@ def _audience(token: str) -> str:
     return str(jwt.decode(token, options={"verify_signature": False})["aud"])
 
 
-async def test_a_read_that_waits_is_let_go_when_the_gateway_stops(
+async def test_a_read_that_waits_is_ended_when_the_gateway_stops(
     suite: Suite, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long poll would keep the gateway from stopping; this route has a longer timeout than the suite's."""
@@ -521,7 +523,7 @@ async def test_a_read_that_waits_is_let_go_when_the_gateway_stops(
     assert "shutting down" in body["message"]
 
 
-async def test_requests_that_take_long_do_not_hold_up_the_others(suite: Suite) -> None:
+async def test_slow_requests_do_not_block_the_others(suite: Suite) -> None:
     """Slow requests use connections of their own. If all of those are in use, another slow request is rejected."""
     hanging = f"/api/v1/project/{PROJECT}/source/hang"
     headers = {"Authorization": f"Bearer {API_KEY}"}

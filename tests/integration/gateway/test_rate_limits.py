@@ -136,7 +136,7 @@ async def test_three_gateways_admit_exactly_the_limit(gateways: Gateways, caller
     assert max(admitted.values()) == 300
 
 
-async def test_a_gateway_takes_the_place_of_one_of_its_name_that_died(
+async def test_a_gateway_replaces_one_of_its_name_that_died(
     gateways: Gateways, mongod: str, database_prefix: str
 ) -> None:
     client = connect(mongod)
@@ -209,7 +209,7 @@ async def test_over_the_limit_is_429_in_the_familys_shape(gateways: Gateways, ca
     assert refused["sync"]["request_id"]
 
 
-async def test_limits_are_each_keys_own(gateways: Gateways, caller: aiohttp.ClientSession) -> None:
+async def test_each_key_has_limits_of_its_own(gateways: Gateways, caller: aiohttp.ClientSession) -> None:
     url = await gateways.start(rate_limit_project_per_minute=1)
     while (await ask(caller, url + SOURCES)).status != 429:
         pass
@@ -225,7 +225,7 @@ async def test_health_and_preflights_are_not_limited(gateways: Gateways, caller:
                 assert "X-RateLimit-Limit" not in response.headers
 
 
-async def test_limits_that_are_turned_off_say_nothing(gateways: Gateways, caller: aiohttp.ClientSession) -> None:
+async def test_limits_that_are_turned_off_add_no_headers(gateways: Gateways, caller: aiohttp.ClientSession) -> None:
     for settings in ({"rate_limits": False}, {"rate_limit_project_per_minute": 0}):
         url = await gateways.start(**settings)
         answer = await ask(caller, url + SOURCES)
@@ -259,7 +259,7 @@ async def test_bad_keys_are_limited_by_address_and_a_good_one_in_use_is_not(
     assert (await ask(caller, url + SOURCES)).status == 200
 
 
-async def test_a_made_up_address_is_believed_of_trusted_proxies_only(
+async def test_a_forwarded_address_is_used_from_trusted_proxies_only(
     gateways: Gateways, caller: aiohttp.ClientSession
 ) -> None:
     distrusting = await gateways.start(rate_limit_address_per_minute=1)
@@ -277,7 +277,7 @@ async def test_a_made_up_address_is_believed_of_trusted_proxies_only(
     assert answer.body["headers"]["x-datasync-client-address"] == "198.51.100.9"
 
 
-async def test_without_the_store_each_gateway_admits_its_part_and_says_so(
+async def test_without_mongodb_each_gateway_admits_its_part_and_says_so(
     database_prefix: str, caller: aiohttp.ClientSession
 ) -> None:
     with Mongod() as store:
@@ -302,7 +302,7 @@ async def test_without_the_store_each_gateway_admits_its_part_and_says_so(
 
 
 async def _until_all_know_of_each_other(mongodb_url: str, database_prefix: str, count: int) -> None:
-    """Each counts the others right after it has announced itself: two announcements beyond the last arrival will do."""
+    """Each counts the others right after it announces itself: two announcements after the last arrival are enough."""
     client = connect(mongodb_url)
     present = client[f"{database_prefix}gateway"]["gateways"]
 
@@ -318,7 +318,7 @@ async def _until_all_know_of_each_other(mongodb_url: str, database_prefix: str, 
     client.close()
 
 
-async def test_a_gateway_starts_without_the_store(database_prefix: str, caller: aiohttp.ClientSession) -> None:
+async def test_a_gateway_starts_without_mongodb(database_prefix: str, caller: aiohttp.ClientSession) -> None:
     async with gateways_on("mongodb://127.0.0.1:1/?replicaSet=datasync", database_prefix) as gateways:
         url = await gateways.start()
         answer = await ask(caller, url + SOURCES)

@@ -1,4 +1,4 @@
-"""Whose address a request is said to come from, and who is believed about it."""
+"""Which address a request comes from, and whose ``X-Forwarded-For`` is used."""
 
 import pytest
 from pydantic import SecretStr
@@ -43,11 +43,11 @@ def _addresses(trusted_proxies: str = "") -> ClientAddresses:
         (None, ["203.0.113.5"], "unknown"),
     ],
 )
-def test_the_nearest_address_that_is_no_trusted_proxy_is_the_client(
+def test_the_nearest_address_that_is_not_a_trusted_proxy_is_the_client(
     remote: str | None, forwarded_for: list[str], client: str
 ) -> None:
     assert _addresses("10.0.0.0/8, 2001:db8::/32").of(remote, forwarded_for) == client
 
 
-def test_nobody_is_trusted_unless_told() -> None:
+def test_no_proxy_is_trusted_by_default() -> None:
     assert _addresses().of("10.0.0.1", ["198.51.100.7"]) == "10.0.0.1"

@@ -1,4 +1,4 @@
-"""When a service that refuses connections is tried."""
+"""When a service that rejects connections is tried."""
 
 from services.gateway.upstream.breaker import FAILURES_MAX, OPEN_SECONDS, Breaker
 
@@ -19,7 +19,7 @@ def _open(clock: _Clock) -> Breaker:
     return breaker
 
 
-def test_it_stays_closed_until_failures_come_in_a_row() -> None:
+def test_it_stays_closed_until_consecutive_failures() -> None:
     breaker = Breaker(_Clock())
     for _ in range(3 * FAILURES_MAX):
         breaker.failed()
@@ -27,7 +27,7 @@ def test_it_stays_closed_until_failures_come_in_a_row() -> None:
         assert breaker.refuses_for_seconds() is None
 
 
-def test_it_refuses_for_a_moment_after_failures_in_a_row() -> None:
+def test_it_refuses_for_a_second_after_consecutive_failures() -> None:
     clock = _Clock()
     breaker = _open(clock)
     assert breaker.refuses_for_seconds() == OPEN_SECONDS
@@ -54,7 +54,7 @@ def test_a_failed_probe_opens_it_again() -> None:
     assert breaker.refuses_for_seconds() == OPEN_SECONDS
 
 
-def test_a_probe_that_told_nothing_makes_room_for_the_next() -> None:
+def test_a_probe_without_a_result_is_followed_by_another() -> None:
     clock = _Clock()
     breaker = _open(clock)
     clock.now += OPEN_SECONDS

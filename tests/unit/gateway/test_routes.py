@@ -2,6 +2,7 @@
 
 import pytest
 
+from libs.contracts.services import PLANNED, SERVICES, names_forwarded_to
 from services.gateway.routes import INGEST_BYTES_MAX, target_of, target_of_entity_type
 
 P = "/api/v1/project/123"
@@ -40,6 +41,7 @@ def test_a_path_belongs_to_its_owner(path: str, service: str) -> None:
     target = target_of(path)
     assert target is not None
     assert target.service == service
+    assert service in names_forwarded_to((*SERVICES, *PLANNED))
 
 
 @pytest.mark.parametrize(
