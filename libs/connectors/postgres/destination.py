@@ -354,11 +354,12 @@ async def _refuse_unwritable_schema(connection: "asyncpg.Connection[Any]", targe
 
 
 async def _refuse_taken_type_name(connection: "asyncpg.Connection[Any]", target: Target) -> None:
-    """A table has a type of its name, beside which no other can be."""
+    """A table's row type has the table's name. If a table was created just now, the publication decides about it."""
     taken = await connection.fetchval(
         """
         SELECT EXISTS (SELECT FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
-                       WHERE n.nspname = $1 AND t.typname = $2 AND t.typcategory <> 'A')
+                       LEFT JOIN pg_class c ON c.oid = t.typrelid AND c.relkind <> 'c'
+                       WHERE n.nspname = $1 AND t.typname = $2 AND t.typcategory <> 'A' AND c.oid IS NULL)
         """,
         target.namespace,
         target.table,
