@@ -1,32 +1,31 @@
-"""Compares the two ends of a transfer; if they differ, finds rows that do."""
+"""Compares the two ends of a transfer and, if they differ, finds rows that do."""
 
-import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from libs.connectors.canonical import BUCKET_DIGITS, METHOD, Bucket, End, Fingerprint, HashedRow, Key, SourceEnd
+from libs.connectors.concurrency import all_of
 from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, StreamName
-from libs.core.errors import first_error
-
-ResultT = TypeVar("ResultT")
 
 BUCKETS_NAMED_MAX = 16
 EXAMPLES_MAX = 5
 KEY_CHARACTERS_MAX = 200
-# A bucket of more rows is cut into smaller ones before its rows are looked at.
+# A bucket of more rows is divided before its rows are listed.
 ROWS_LISTED_MAX = 10_000
 _SUFFIX_DIGITS_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How a comparison ended.
+    """The result of a comparison.
 
     Args:
-        verified: True for equal; None where the ends can't be compared.
-        document: what was compared, by which method, and what came out; ``comparable: false`` with a ``reason``.
+        verified: True if the ends are equal, None if they can't be compared.
+        document: ``method``, ``columns``, ``columns_not_compared`` and ``key``. If ``comparable``: ``rows``, the totals
+            ``source`` and ``destination``, and in ``EndsDiffer`` the differing ``buckets`` and ``examples`` of keys.
+            Otherwise the ``reason``.
     """
 
     verified: bool | None
@@ -34,10 +33,10 @@ class Comparison:
 
 
 class EndsDiffer(ConnectorUnavailable):
-    """The destination does not hold what the source does: nothing is committed.
+    """Source and destination differ after copying: nothing is committed.
 
     Args:
-        document: names the buckets that differ and, where rows have a key, some of the keys.
+        document: as in ``Comparison``.
     """
 
     default_code = "verification_failed"
@@ -48,7 +47,7 @@ class EndsDiffer(ConnectorUnavailable):
 
 
 class DestinationChangesRows(ConnectorRefused):
-    """As ``EndsDiffer``, where something at the destination is known to change rows as they are written."""
+    """As ``EndsDiffer``, if something at the destination is known to change rows: a retry would differ again."""
 
     default_code = "verification_failed"
 
@@ -60,18 +59,18 @@ class DestinationChangesRows(ConnectorRefused):
 async def compare(
     stream: StreamName, source: SourceEnd, destination: End, expecting: Awaitable[Fingerprint | None] | None = None
 ) -> Comparison:
-    """Compare the ends, reading both at the same time.
+    """Compare the ends, which are read concurrently.
 
     Args:
-        expecting: gives the source's fingerprint, where somebody takes it already.
+        expecting: the source's fingerprint, if it is being taken already.
 
     Raises:
-        EndsDiffer: with what differs.
+        EndsDiffer: names the buckets and keys that differ.
     """
     if (reason := await source.why_never_comparable()) is not None:
         return _not_comparable(source, reason)
     if expecting is None:
-        expected, found = await at_once([source.fingerprint(), destination.fingerprint()])
+        expected, found = await all_of([source.fingerprint(), destination.fingerprint()])
     else:
         found = await destination.fingerprint()
         expected = await expecting or await source.fingerprint()
@@ -88,21 +87,11 @@ async def compare(
     raise await _difference(stream, source, destination, expected, found, document)
 
 
-async def at_once(work: Iterable[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
-    """The results of all; raises the first error after the others were cancelled."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from errors
-    return [task.result() for task in tasks]
-
-
 async def _why_no_proof(source: SourceEnd, expected: Fingerprint) -> str | None:
     if (reason := await source.why_different()) is not None:
         return reason
     if await source.fingerprint() != expected:
-        return "the source gave other rows when it was read again in the same snapshot"
+        return "the source returned other rows when it was read again in the same snapshot"
     return None
 
 
@@ -145,8 +134,9 @@ async def _difference(
         for name in differing[:BUCKETS_NAMED_MAX]
     ]
     parts = [
-        f"{stream}: both ends differ after copying: {expected.total.rows} rows at the source, {found.total.rows} at "
-        f"the destination; {len(differing)} of {16**BUCKET_DIGITS} buckets differ ({named})"
+        f"{stream}: source and destination differ after copying, so nothing was committed: {expected.total.rows} rows "
+        f"at the source, {found.total.rows} at the destination; {len(differing)} of {16**BUCKET_DIGITS} buckets differ "
+        f"({named})"
     ]
     if examples is not None:
         document["examples"] = {
@@ -170,7 +160,7 @@ async def _difference(
 
 
 async def _examples(source: End, destination: End, expected: Fingerprint, found: Fingerprint) -> _Examples:
-    """Some keys of a bucket that differs, which is divided until it is small enough to list."""
+    """Keys of a differing bucket, which is divided until it is small enough to list."""
     suffix = expected.differing(found)[0]
     while max(expected.bucket(suffix).rows, found.bucket(suffix).rows) > ROWS_LISTED_MAX:
         digits = len(suffix) + BUCKET_DIGITS

@@ -1,11 +1,32 @@
-"""What a connector does. The worker knows these shapes and nothing of any system.
+"""The contract of a connector: what a source and a destination do in a run.
 
-A ``Source`` opens one ``Snapshot`` for a whole run and describes each stream as a ``Table``, cut into parts that may
-be read at the same time. A ``Destination`` is opened for a run under its epoch, which fences older ones, and writes
-tables: it stages what it reads and commits it together with the epoch and the marker of what was applied.
+The worker knows this module and no system. A run goes through it in this order:
 
-Arrow record batches are the common currency (``Table.batches``). A destination that speaks the source's own wire
-format recognises the table's class and passes its bytes through instead.
+1. ``Destination.open`` records the run's epoch at the destination, which fences every earlier epoch of the job, and
+   removes what killed runs left.
+2. ``Source.snapshot`` opens one snapshot for the whole run.
+3. For each stream: ``DestinationRun.committed`` tells whether this run has already committed it. If not,
+   ``Snapshot.table`` describes it, ``DestinationRun.prepare`` rejects what can't work before a row is read, and
+   ``DestinationRun.write`` replaces the target's rows.
+
+What a destination promises, and how:
+
+- **All or nothing.** Rows are staged out of readers' sight. One atomic commit publishes them and records the epoch and
+  the stream's marker: the run, the number of rows, the verification. A run that is resumed reads the marker.
+- **A fenced writer can't commit.** The commit compares the run's epoch with the highest that the destination has
+  recorded for the job; if that one is higher, it raises ``Fenced``. A claim in the control plane is no substitute: its
+  holder may have been paused and not know that it expired.
+- **A table belongs to the job that wrote it.** ``RunContext.require_ownership`` decides, in ``prepare``, again in the
+  commit, and in ``clear``.
+- **Unknown outcomes are resolved.** If the connection is lost during a commit, the destination reads the marker before
+  it reports success or failure.
+
+Every call may raise ``ConnectorRefused`` (someone has to change something: the run fails) or ``ConnectorUnavailable``
+(may succeed later: the run is retried). Messages name the table, column or setting, and never contain values of rows
+or secrets. Every call may be cancelled and then releases what it holds.
+
+Rows travel as Arrow record batches (``Table.batches``). A destination that speaks the source's own wire format may
+check for the source's ``Table`` class and pass its bytes through instead.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -20,151 +41,47 @@ if TYPE_CHECKING:
 
     from libs.connectors.canonical import SourceEnd
 
+# What happens to a value that the destination can't store: the run fails, the value becomes null, or the whole column
+# is stored as text.
 Policy = Literal["fail", "null", "text"]
 CatalogEntry = dict[str, Any]
 
 
-class ConnectorRefused(FixRequest):
-    """The configuration, the source's content or the destination stands in the way: somebody has to change it."""
+class Source(Protocol):
+    """A system to read from."""
 
-    default_code = "connector_refused"
+    async def check(self) -> Sequence[str]:
+        """Test the connection: connect, log in and read something. Returns warnings."""
 
+    async def discover(self) -> list[CatalogEntry]:
+        """The ``{"stream": {…}}`` entries of a streams catalog, ordered by namespace and name."""
 
-class ConnectorUnavailable(RetryLater):
-    """The system can't be reached, or broke off; the same may work later."""
-
-    default_code = "connector_unavailable"
-
-
-class TargetShared(ConnectorRefused):
-    """The target is another job's: writing or clearing it would destroy what that job keeps there."""
-
-    default_code = "target_shared"
-
-    def __init__(self, target: str, job_id: int) -> None:
-        super().__init__(
-            f"the destination's table {target} is written by job {job_id}: choose another table, or clear that job's "
-            'destination first; where that job was deleted, take its tables over with "take_over": true in '
-            "advanced_settings"
-        )
+    def snapshot(self) -> AbstractAsyncContextManager["Snapshot"]:
+        """Open a snapshot, which lasts until the context is left."""
 
 
-class Fenced(FixRequest):
-    """A younger epoch has written to the destination: this worker's claim is void."""
+class Snapshot(Protocol):
+    """The source at one moment: every table is read as of that moment."""
 
-    status = 409
-    default_code = "fenced"
+    async def table(self, plan: "StreamPlan") -> "Table":
+        """Describe a stream; raises ``ConnectorRefused`` if the table or a chosen column does not exist."""
 
-
-@dataclass(frozen=True, slots=True)
-class StreamName:
-    """A stream as its source names it; ``namespace`` is a schema or a database."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}.{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where a stream goes: a schema, database or folder, and the table in it."""
-
-    namespace: str
-    table: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}.{self.table}"
-
-
-@dataclass(frozen=True, slots=True)
-class StreamPlan:
-    """One stream of a run.
-
-    Args:
-        columns: the columns chosen, None for all.
-        left_out: columns not wanted, where all others are, also those that the source adds later.
-        policies: what to do, by column, with a value that the destination can't hold; ``fail`` where absent.
-    """
-
-    stream: StreamName
-    target: Target
-    columns: tuple[str, ...] | None = None
-    left_out: frozenset[str] = frozenset()
-    policies: dict[str, Policy] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class RunContext:
-    """Who writes: a later ``epoch`` of the same job fences every earlier one, whatever the run.
-
-    A table belongs to the job of the project that wrote it; another job is refused.
-
-    Args:
-        verify: compare both ends before a stream is committed.
-        living_jobs: the project's jobs, where tables of those that are no more may be taken over; None: no table may.
-        log: takes a level (debug, info, warning, error) and a line for the run's log.
-    """
-
-    job_id: int
-    project_id: int
-    run_id: str
-    epoch: int
-    verify: bool = False
-    log: Callable[[str, str], None] = lambda level, message: None
-    living_jobs: frozenset[int] | None = None
-
-    def may_write(self, owner_job_id: int, owner_project_id: int | None) -> bool:
-        """Whether a table that a job wrote last is this job's to write.
-
-        Args:
-            owner_project_id: None where the marker is of before projects were written down.
-        """
-        if owner_project_id not in (None, self.project_id):
-            return False
-        taken_over = self.living_jobs is not None and owner_job_id not in self.living_jobs
-        return owner_job_id == self.job_id or taken_over
-
-
-class Progress(Protocol):
-    """Counts what has moved; called often, from the event loop only."""
-
-    def add(
-        self, *, rows_read: int = 0, rows_written: int = 0, bytes_read: int = 0, bytes_written: int = 0
-    ) -> None: ...
-
-    def loaded(self) -> None:
-        """Every row is at the destination: comparing, indexing and committing move none and may take long."""
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What was committed for a stream.
-
-    Args:
-        verified: None when no verification was asked for, or the ends can't be compared.
-        verification: what was compared and what came out, as ``comparison.py`` has it.
-        values_changed: how many values a policy changed, by column that has one in force.
-    """
-
-    rows: int
-    verified: bool | None = None
-    verification: dict[str, Any] | None = None
-    values_changed: Mapping[str, int] = field(default_factory=dict)
+    async def is_usable(self) -> bool:
+        """Whether further tables can be read; False after an error or a lost connection has ended the snapshot."""
 
 
 class Table(Protocol):
-    """One stream as the snapshot holds it.
+    """One stream in the snapshot.
 
     Attributes:
-        rows_estimated: the planner's estimate, None when it has none.
-        warnings: what whoever reads the run's log has to know of what is read.
-        connections_max: how many parts may be read at once.
-        arrow_schema: of ``batches``; reading it imports pyarrow.
+        primary_key: the key's columns in order; empty if there is none or not all its columns were chosen.
+        rows_estimated: the source's own estimate, None if it has none.
+        warnings: for the run's log.
+        connections_max: how many parts may be read concurrently.
+        arrow_schema: of ``batches``.
     """
 
-    plan: StreamPlan
+    plan: "StreamPlan"
     primary_key: tuple[str, ...]
     rows_estimated: int | None
     warnings: tuple[str, ...]
@@ -176,57 +93,179 @@ class Table(Protocol):
     def arrow_schema(self) -> "pyarrow.Schema": ...
 
     def parts(self) -> Sequence[Any]:
-        """The ranges that together are the whole table, each row in one of them."""
+        """Disjoint parts that together hold every row once."""
 
     def batches(self, part: Any) -> AsyncGenerator["pyarrow.RecordBatch", None]:
-        """The rows of one part; only as many batches are in memory as are being worked on."""
+        """The rows of one part.
+
+        Batches are produced as they are consumed: memory is bounded by the batch size and the largest row.
+        """
 
     def comparable(self) -> "SourceEnd":
-        """The source's end of a comparison: hashes the rows itself, in the snapshot, as the Arrow types hold them."""
+        """The source's end of a verification, which hashes the rows in the source, within the snapshot."""
 
     async def values_changed(self) -> dict[str, int]:
-        """How many values a policy changed in ``batches``, by column that has one in force; counted by the source."""
-
-
-class Snapshot(Protocol):
-    """One moment of the source; every table read through it is of that moment."""
-
-    async def table(self, plan: StreamPlan) -> Table:
-        """Raises ``ConnectorRefused`` naming a table or column that is not there."""
-
-    async def is_usable(self) -> bool:
-        """Whether tables can still be read from it: a failed statement or a lost connection may have ended it."""
-
-
-class Source(Protocol):
-    async def check(self) -> Sequence[str]:
-        """Connects, logs in and reads something; returns warnings, raises what has to be mended."""
-
-    async def discover(self) -> list[CatalogEntry]:
-        """The catalog's ``{"stream": {…}}`` entries, ordered by namespace and name."""
-
-    def snapshot(self) -> AbstractAsyncContextManager[Snapshot]: ...
-
-
-class DestinationRun(Protocol):
-    """The destination under one run's epoch."""
-
-    async def committed(self, plan: StreamPlan) -> Written | None:
-        """What this run has already committed for the stream, None if nothing: how a resumed run skips it."""
-
-    async def prepare(self, table: Table) -> None:
-        """Refuses by name what the destination can't hold, before the first row moves."""
-
-    async def write(self, table: Table, progress: Progress) -> Written:
-        """Replaces the target with the table's rows, all or nothing; raises ``Fenced`` under a younger epoch."""
-
-    async def clear(self, plan: StreamPlan) -> None:
-        """Removes the stream's target, if it was made by DataSync; refuses one that is another job's."""
+        """How many values the policies changed, by column; only columns with a policy other than ``fail``."""
 
 
 class Destination(Protocol):
-    async def check(self) -> Sequence[str]:
-        """Connects and proves that tables can be made; returns warnings, raises what has to be mended."""
+    """A system to write to."""
 
-    def open(self, context: RunContext) -> AbstractAsyncContextManager[DestinationRun]:
-        """Takes the epoch and clears what older ones left behind; raises ``Fenced`` if a younger one has it."""
+    async def check(self) -> Sequence[str]:
+        """Test the connection, including the right to create tables, and leave nothing behind. Returns warnings."""
+
+    def open(self, context: "RunContext") -> AbstractAsyncContextManager["DestinationRun"]:
+        """Record the run's epoch and remove what earlier runs left; raises ``Fenced`` if a higher one is recorded."""
+
+
+class DestinationRun(Protocol):
+    """A destination opened for one run, under that run's epoch."""
+
+    async def committed(self, plan: "StreamPlan") -> "Written | None":
+        """What this run has already committed for the stream, as its marker says; None if nothing."""
+
+    async def prepare(self, table: Table) -> None:
+        """Raise ``ConnectorRefused`` for whatever would make ``write`` fail; called before a row is read."""
+
+    async def write(self, table: Table, progress: "Progress") -> "Written":
+        """Replace the target's rows with the table's, all or nothing; raises ``Fenced``, ``TargetShared``."""
+
+    async def clear(self, plan: "StreamPlan") -> None:
+        """Remove the stream's target if DataSync wrote it; raises ``Fenced``, ``TargetShared``."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamName:
+    """A stream as the source names it; ``namespace`` is a schema or a database."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a stream is written: a schema, database or folder, and the table in it."""
+
+    namespace: str
+    table: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}.{self.table}"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """What to move of one stream, and where to.
+
+    Args:
+        columns: the chosen columns, None for all.
+        left_out: columns to leave out if all others are chosen, including those added to the source later.
+        policies: by column; ``fail`` where absent.
+    """
+
+    stream: StreamName
+    target: Target
+    columns: tuple[str, ...] | None = None
+    left_out: frozenset[str] = frozenset()
+    policies: dict[str, Policy] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """The writer: a run of a job, under an epoch.
+
+    Args:
+        epoch: rises with every claim of a run of the job; a higher one fences all lower ones.
+        verify: compare source and destination before a stream is committed.
+        log: takes a level (debug, info, warning, error) and a line for the run's log.
+        living_jobs: the project's existing jobs, if tables of deleted jobs may be taken over; None: they may not.
+    """
+
+    job_id: int
+    project_id: int
+    run_id: str
+    epoch: int
+    verify: bool = False
+    log: Callable[[str, str], None] = lambda level, message: None
+    living_jobs: frozenset[int] | None = None
+
+    def require_ownership(self, target: str, owner_job_id: int, owner_project_id: int | None) -> None:
+        """Raise ``TargetShared`` unless a table that a job wrote last may be written by this job.
+
+        Args:
+            target: the table, as the message names it.
+            owner_project_id: None if the marker does not record the project.
+        """
+        same_project = owner_project_id in (None, self.project_id)
+        deleted = self.living_jobs is not None and owner_job_id not in self.living_jobs
+        if not same_project or not (owner_job_id == self.job_id or deleted):
+            raise TargetShared(target, owner_job_id)
+
+
+class Progress(Protocol):
+    """Counts what has been moved; called often, from the event loop only."""
+
+    def add(
+        self, *, rows_read: int = 0, rows_written: int = 0, bytes_read: int = 0, bytes_written: int = 0
+    ) -> None: ...
+
+    def loaded(self) -> None:
+        """All rows are staged. Verifying, indexing and committing follow; they move no rows and may take long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was committed for a stream.
+
+    Args:
+        verified: None if no verification was requested or the ends are not comparable.
+        verification: what was compared and the result, as documented in ``comparison.py``.
+        values_changed: see ``Table.values_changed``.
+    """
+
+    rows: int
+    verified: bool | None = None
+    verification: dict[str, Any] | None = None
+    values_changed: Mapping[str, int] = field(default_factory=dict)
+
+
+class ConnectorRefused(FixRequest):
+    """The configuration, the source or the destination has to be changed first; a retry would fail again."""
+
+    default_code = "connector_refused"
+
+
+class ConnectorUnavailable(RetryLater):
+    """The system could not be reached or the operation was interrupted; a retry may succeed."""
+
+    default_code = "connector_unavailable"
+
+
+class TargetShared(ConnectorRefused):
+    """The target belongs to another job, whose data writing or clearing it would destroy."""
+
+    default_code = "target_shared"
+
+    def __init__(self, target: str, job_id: int) -> None:
+        super().__init__(
+            f"the destination's table {target} is written by job {job_id}: choose another table or clear that job's "
+            'destination first; if that job was deleted, set "take_over": true in advanced_settings to take over its '
+            "tables"
+        )
+
+
+class Fenced(FixRequest):
+    """The destination has recorded a higher epoch of the job: this run's claim has been taken over."""
+
+    status = 409
+    default_code = "fenced"
+
+    def __init__(self, context: RunContext, recorded_epoch: int | None) -> None:
+        recorded = "none" if recorded_epoch is None else str(recorded_epoch)
+        super().__init__(
+            f"job {context.job_id} may not write under epoch {context.epoch}: the destination has recorded epoch "
+            f"{recorded}, because another worker has claimed the run since"
+        )

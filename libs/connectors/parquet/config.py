@@ -1,4 +1,4 @@
-"""What a person types to have Parquet files written."""
+"""The configuration of a Parquet destination."""
 
 import posixpath
 from typing import Any, ClassVar, Literal
@@ -35,12 +35,12 @@ class ParquetWriterConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _only_local(cls, value: Any) -> Any:
-        """Empty object store fields are what OLake's form sends for a local path."""
+        """Accept the empty object store fields that OLake's form sends with a local path."""
         if not isinstance(value, dict):
             return value
         for name in _OBJECT_STORE_FIELDS:
             if value.get(name) not in (None, "", False):
-                raise ValueError(f"{name} is not supported: only local_path is supported so far")
+                raise ValueError(f"{name} is not supported: only local_path is")
         return {key: item for key, item in value.items() if key not in _OBJECT_STORE_FIELDS}
 
     @field_validator("local_path")
@@ -54,7 +54,7 @@ class ParquetWriterConfig(BaseModel):
 
 
 class ParquetConfig(ConnectorConfig):
-    """Parquet files, compressed with zstd, published whole."""
+    """Parquet files, compressed with zstd; a table is replaced as a whole."""
 
     WRAPPER: ClassVar[str | None] = "writer"
 

@@ -1,10 +1,9 @@
-"""Folders of Parquet files that are exchanged so that every scan finds each row exactly once.
+"""Folders of Parquet files that are swapped so that every scan finds each row exactly once.
 
-The rows of a version lie in ``_part-….rows`` until it is published, and each such file is called ``part-….parquet``
-in the end. A scan that begins above the tables also comes by the folder that waits for the exchange, so for the
-exchange both folders are *veiled*: ``part-….parquet`` is a symbolic link ``../<table>/_part-….rows``, which leads to
-the rows from the table's own place and nowhere from any other. Each step leaves names that lead to the same rows, so
-that a worker may be killed between any two.
+A file is called ``_part-….rows`` until its version is published, and ``part-….parquet`` afterwards. A scan that starts
+above the tables also enters the staging folder of the version that is about to be swapped in. So both folders are
+*anchored* for the swap: ``part-….parquet`` becomes a symbolic link to ``../<table>/_part-….rows``, which only
+resolves in the table's own path. After each step the visible names lead to the same rows: a worker may be killed.
 """
 
 import contextlib
@@ -31,19 +30,19 @@ _PART = "part-"
 _LINK_DRAFT, _FILE_DRAFT = "_link", "_file"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def hidden_name(name: str) -> str:
-    """``_part-….rows`` for ``part-….parquet``: neither a pattern of names nor a scan of all files takes it."""
+    """``_part-….rows`` for ``part-….parquet``: readers match neither, whether they go by patterns or scan all files."""
     return f"_{name.removesuffix(_SHOWN)}{_HIDDEN}"
 
 
 def write_version(folder: Path, table: str, version: str, cleared: Mapping[str, Any] | None = None) -> None:
-    """Write down which table and version the folder holds, before the log does.
+    """Record which table and version the folder holds; written before the log's entry.
 
     Args:
-        cleared: the log's entry of the version that the folder's writer removes.
+        cleared: the log's entry of the version to be removed.
     """
     content = {"table": table, "version": version, "cleared": cleared}
     write_durably(folder / VERSION_FILE, json.dumps(content).encode())
@@ -51,7 +50,7 @@ def write_version(folder: Path, table: str, version: str, cleared: Mapping[str, 
 
 
 def read_version(folder: Path) -> dict[str, Any] | None:
-    """``{"table", "version", "cleared"}`` of a folder that DataSync made, None for any other."""
+    """``{"table", "version", "cleared"}`` of a folder that DataSync created, None for any other."""
     try:
         found = json.loads((folder / VERSION_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -60,29 +59,29 @@ def read_version(folder: Path) -> dict[str, Any] | None:
 
 
 def foreign_name(folder: Path) -> str | None:
-    """What DataSync did not put into a table's folder, and what would be lost with it."""
+    """A file in a table's folder that DataSync did not write, None if there is none."""
     for name in sorted(os.listdir(folder)):
         ours = name in (VERSION_FILE, _LINK_DRAFT, _FILE_DRAFT) or _is_shown(name) or _is_hidden(name)
-        # NFS calls so what was removed while somebody has it open.
+        # NFS renames a removed file that is still open to .nfs….
         if not ours and not name.startswith(".nfs"):
             return name
     return None
 
 
-def veil(folder: Path, home: str) -> None:
-    """Replace the visible names by links that resolve only where the folder is called ``home``."""
+def anchor(folder: Path, name_of_table: str) -> None:
+    """Replace the visible files by links that resolve only while the folder has the table's name."""
     for name in os.listdir(folder):
         if _is_shown(name) and not (folder / name).is_symlink():
             with contextlib.suppress(FileExistsError):
                 os.link(folder / name, folder / hidden_name(name))
-            _put_link(folder / name, home)
+            _put_link(folder / name, name_of_table)
         elif _is_hidden(name) and not os.path.lexists(folder / _shown_name(name)):
-            _put_link(folder / _shown_name(name), home)
+            _put_link(folder / _shown_name(name), name_of_table)
     sync_folder(folder)
 
 
-def unveil(folder: Path) -> None:
-    """Replace the links by the files themselves. A reader that follows a link meanwhile still finds the file."""
+def release(folder: Path) -> None:
+    """Replace the links by the files themselves; a reader that follows a link meanwhile still finds the file."""
     hidden = [name for name in os.listdir(folder) if _is_hidden(name)]
     draft = folder / _FILE_DRAFT
     for name in hidden:
@@ -97,13 +96,13 @@ def unveil(folder: Path) -> None:
 
 
 def hide(folder: Path) -> None:
-    """Remove the visible names."""
+    """Rename the visible files, so that scans no longer find them."""
     for name in filter(_is_shown, os.listdir(folder)):
         (folder / name).replace(folder / hidden_name(name))
 
 
-def exchange(first: Path, second: Path) -> None:
-    """Exchange two names in one step, renameat2(2)."""
+def swap(first: Path, second: Path) -> None:
+    """Exchange two names atomically (renameat2(2), RENAME_EXCHANGE)."""
     arguments = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
     if _renameat2 is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(second))
@@ -112,15 +111,15 @@ def exchange(first: Path, second: Path) -> None:
         raise OSError(number, os.strerror(number), str(second))
 
 
-def can_exchange(folder: Path) -> bool:
-    """Whether the file system exchanges names, by trying it."""
+def can_swap(folder: Path) -> bool:
+    """Whether the file system can exchange two names, by trying it."""
     one, other = (folder / f".try-{uuid.uuid4().hex}" for _ in range(2))
     one.mkdir()
     other.mkdir()
     try:
-        exchange(one, other)
+        swap(one, other)
     except OSError as error:
-        if error.errno in _NO_EXCHANGE:
+        if error.errno in _NOT_SUPPORTED:
             return False
         raise
     finally:
@@ -131,13 +130,13 @@ def can_exchange(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which excludes all other processes of this machine."""
+    """Hold the folder's lock, which excludes the other processes of this machine."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         deadline = time.monotonic() + LOCK_SECONDS_MAX
         while not try_lock(descriptor):
             if time.monotonic() > deadline:
-                raise ConnectorUnavailable(f"{folder} is locked by another process since {LOCK_SECONDS_MAX:g} s")
+                raise ConnectorUnavailable(f"{folder} has been locked by another process for {LOCK_SECONDS_MAX:g} s")
             time.sleep(_LOCK_PAUSE_SECONDS)
         yield
     finally:
@@ -152,10 +151,10 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-def _put_link(path: Path, home: str) -> None:
+def _put_link(path: Path, name_of_table: str) -> None:
     draft = path.parent / _LINK_DRAFT
     draft.unlink(missing_ok=True)
-    draft.symlink_to(f"../{home}/{hidden_name(path.name)}")
+    draft.symlink_to(f"../{name_of_table}/{hidden_name(path.name)}")
     draft.replace(path)
 
 
@@ -172,7 +171,7 @@ def _shown_name(hidden: str) -> str:
 
 
 def _load_renameat2() -> Any:
-    """None where the C library lacks it."""
+    """None if the C library does not have it."""
     function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if function is not None:
         function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)

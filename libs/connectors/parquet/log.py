@@ -1,12 +1,12 @@
-"""The destination's log: numbered files, which decide who may write and what is current.
+"""The destination's log: numbered files that decide who may write and which version of a table is current.
 
-``_datasync/00000107.json`` is entry 107. Whoever adds an entry has read every earlier one, and a number can be taken
-once (a hard link fails when its name exists), so the entries have one order that all writers agree on: after a younger
-epoch of a job has its entry, an older one finds it before it can add its own.
+``_datasync/00000107.json`` is entry 107. A writer reads all entries before it adds one, and a number can be taken only
+once, since link(2) fails if the name exists. So all writers agree on one order: after a higher epoch of a job has its
+entry, a writer with a lower one finds it before it can add its own.
 
-``_datasync/checkpoint-00000100.json`` is what entries 1 to 100 add up to; they are removed once it is there. A writer
-that was paused since before might take one of their numbers again, so it looks for a checkpoint after taking one.
-Names of checkpoints therefore stay for ever, the older ones as empty files.
+``_datasync/checkpoint-00000100.json`` is the state after entries 1 to 100, which are then removed. A writer that was
+paused might take one of these numbers again, so it looks for a checkpoint after it has taken a number. For this reason
+checkpoints are never removed; older ones are emptied.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from typing import Any
 import structlog
 
 from libs.connectors.parquet.names import FOLDER
-from libs.connectors.protocol import ConnectorUnavailable, Fenced
+from libs.connectors.protocol import ConnectorUnavailable, Fenced, RunContext
 
 CHECKPOINT_ENTRIES = 100
 CATCH_UP_SECONDS_MAX = 60.0
@@ -35,12 +35,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass
 class LogState:
-    """What the entries add up to.
+    """The state after an entry.
 
     Args:
-        number: the last entry's.
+        number: of the entry.
         epochs: the highest epoch of each job.
-        current: the entry that published each table, by the table's path; cleared tables have none.
+        current: the entry that published each table, by the table's path; none for cleared tables.
     """
 
     number: int = 0
@@ -58,7 +58,7 @@ class LogState:
                 self.current.pop(entry["table"], None)
 
     def checkpoint(self) -> bytes:
-        """Deterministic: several writers make the same bytes."""
+        """Deterministic, because several writers may write it."""
         content = {
             "format": _CHECKPOINT_FORMAT,
             "number": self.number,
@@ -71,13 +71,15 @@ class LogState:
     def of_checkpoint(cls, content: bytes) -> "LogState":
         found = json.loads(content)
         if found["format"] != _CHECKPOINT_FORMAT:
-            raise ConnectorUnavailable("the destination's log was written by a newer version of DataSync")
+            raise ConnectorUnavailable(
+                "the destination's log was written by a newer version of DataSync: upgrade this one"
+            )
         current = {entry["table"]: entry for entry in found["current"]}
         return cls(found["number"], dict(found["epochs"]), current)
 
 
 class Log:
-    """The log of one destination directory. Blocking, for one thread at a time."""
+    """The log of one destination directory. Blocking, and not thread-safe."""
 
     def __init__(self, root: Path) -> None:
         self.folder = root / FOLDER
@@ -85,10 +87,9 @@ class Log:
         self._checkpoint_due: tuple[int, bytes] | None = None
 
     def refresh(self) -> LogState:
-        """Read the entries added since the last look.
+        """Read the entries added since the last call.
 
-        A listing may be older than what it lists, more so over a network, so that entries which went into a
-        checkpoint are looked for again.
+        A directory listing may be stale, particularly over NFS. It is repeated if an entry that it names was compacted.
         """
         deadline = time.monotonic() + CATCH_UP_SECONDS_MAX
         while not self._catch_up():
@@ -98,9 +99,9 @@ class Log:
         return self.state
 
     def append(self, entry: dict[str, Any], admitted: Callable[[LogState], None]) -> LogState:
-        """Add an entry if ``admitted`` does not refuse the state right before it; durable on return.
+        """Add an entry unless ``admitted`` raises for the state directly before it; it is durable on return.
 
-        An entry that a checkpoint has taken in before its writer looked is added twice, so it has to say what is so.
+        If a checkpoint included the entry before its writer looked, it is added a second time. Entries are idempotent.
         """
         draft = self.folder / f"draft-{uuid.uuid4().hex}"
         write_durably(draft, json.dumps(entry).encode())
@@ -120,7 +121,7 @@ class Log:
         try:
             os.link(draft, path)
         except FileExistsError:
-            # Over NFS the answer to a link that was made may be lost, and the repeated call finds the name taken.
+            # Over NFS the reply to a successful link may be lost, and the retransmitted request then fails.
             if not _same_file(draft, path):
                 return False
         sync_folder(self.folder)
@@ -130,7 +131,7 @@ class Log:
         return False
 
     def _catch_up(self) -> bool:
-        """False if entries were compacted after they were listed."""
+        """Returns False if entries were compacted after they were listed."""
         names = os.listdir(self.folder)
         checkpoint = self._last_checkpoint(names)
         if checkpoint > self.state.number and not self._load(checkpoint):
@@ -158,7 +159,7 @@ class Log:
         return False
 
     def _compact(self) -> None:
-        """The entry is already added, so a failure here is left to the next writer."""
+        """Write the due checkpoint. The entry is added already, so after a failure the next writer compacts."""
         if self._checkpoint_due is None:
             return
         number, content = self._checkpoint_due
@@ -184,7 +185,7 @@ class Log:
         sync_folder(self.folder)
 
     def _empty(self, name: str) -> None:
-        """By replacing the file, so that a reader of the old one can finish."""
+        """Replace the file, so that a reader of the old one can finish."""
         draft = self.folder / f"draft-{uuid.uuid4().hex}"
         draft.touch()
         draft.replace(self.folder / name)
@@ -194,15 +195,15 @@ class Log:
         return max(map(_checkpoint_number, names), default=0)
 
 
-def admit(job_id: int, epoch: int) -> Callable[[LogState], None]:
-    """Raises ``Fenced`` when the job has a younger epoch."""
+def refuse_fenced(context: RunContext) -> Callable[[LogState], None]:
+    """A check that raises ``Fenced`` if the log has a higher epoch of the job."""
 
-    def admitted(state: LogState) -> None:
-        youngest = state.epochs.get(job_id, 0)
-        if youngest > epoch:
-            raise Fenced(f"job {job_id} has epoch {youngest} in the destination; epoch {epoch} may no longer write")
+    def check(state: LogState) -> None:
+        recorded = state.epochs.get(context.job_id, 0)
+        if recorded > context.epoch:
+            raise Fenced(context, recorded)
 
-    return admitted
+    return check
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -1,8 +1,8 @@
-"""The folders that writers stage in; one whose lock nobody holds is abandoned.
+"""The folders that runs stage in, and the sweep of those that killed runs left.
 
-``_datasync/staging/job-<job>-epoch-<epoch>-<unique>/`` belongs to one run of one worker, which holds the lock on the
-file ``lock`` in it until it is gone. Each folder below is a version of the table that its version file names, or what
-an exchange has put in its place.
+``_datasync/staging/job-<job>-epoch-<epoch>-<unique>/`` belongs to one run, whose process holds a lock on the file
+``lock`` in it; a folder whose lock nobody holds is abandoned. Each folder below holds a version of the table that its
+version file names, or the version that a swap has put in its place.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ from libs.core.errors import DataSyncError
 STAGING = f"{FOLDER}/staging"
 UNLOCKED_AGE_SECONDS = 24 * 3600.0
 _LOCK_FILE = "lock"
-_MAKING = ".making-"
+_CREATING = ".making-"
 _WRITER = re.compile(r"job-([0-9]+)-epoch-([0-9]+)(?:-|$)")
 
 logger = structlog.get_logger(__name__)
 
 
 class Staging:
-    """One writer's folder, and the sweeping of abandoned ones."""
+    """One run's folder, and the sweep of abandoned ones."""
 
     def __init__(self, root: Path, context: RunContext, log: Log) -> None:
         self._root = root
@@ -44,18 +44,18 @@ class Staging:
         self.tables = Tables(root, log, self.folder)
 
     def take(self) -> None:
-        """Make the folder; it is locked before it gets its name."""
-        making = self.folder.parent / f"{_MAKING}{uuid.uuid4().hex}"
-        making.mkdir(parents=True)
-        self._lock = os.open(making / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        """Create the folder; it is locked before it gets its name."""
+        creating = self.folder.parent / f"{_CREATING}{uuid.uuid4().hex}"
+        creating.mkdir(parents=True)
+        self._lock = os.open(creating / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         with contextlib.suppress(OSError):
-            # Without locks, an abandoned folder is recognised by its age.
+            # On a file system without locks, an abandoned folder is recognised by its age.
             try_lock(self._lock)
-        making.rename(self.folder)
+        creating.rename(self.folder)
         sync_folder(self.folder.parent)
 
     def release(self) -> None:
-        """Finish or remove the folder's contents; what fails is left to the next sweep."""
+        """Finish or remove what the folder holds; what fails is left to the next sweep."""
         if self._lock is None:
             return
         try:
@@ -65,17 +65,17 @@ class Staging:
             self._lock = None
 
     def sweep(self) -> None:
-        """Finish what killed writers had committed and remove what they had not."""
+        """Finish what killed runs had committed, and remove what they had not."""
         state = self._log.refresh()
         for folder in _folders(self._root / STAGING):
             if folder != self.folder:
                 try:
                     self._sweep_one(folder, state.epochs)
                 except OSError as error:
-                    # For example another account's, whose own writers sweep it.
+                    # For example a folder of another user, whose own runs sweep it.
                     logger.warning("parquet_staging_not_swept", folder=str(folder), error=str(error))
         for table in self.tables.behind():
-            self._settle(table)
+            self._reconcile(table)
         self._sweep_versions()
         for draft in (self._root / FOLDER).glob("draft-*"):
             if _is_old(draft):
@@ -88,8 +88,8 @@ class Staging:
         try:
             descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            if folder.name.startswith(_MAKING) or any(folder.iterdir()):
-                # Made a moment ago, or by an earlier version.
+            if folder.name.startswith(_CREATING) or any(folder.iterdir()):
+                # Created a moment ago, or by an earlier version.
                 if _is_old(folder):
                     self._finish(folder)
             else:
@@ -102,7 +102,7 @@ class Staging:
             os.close(descriptor)
 
     def _is_fenced(self, name: str, epochs: dict[int, int]) -> bool:
-        """Whether this run's epoch fences the folder's writer."""
+        """Whether this run's epoch fences the run that created the folder."""
         found = _WRITER.match(name)
         if found is None or int(found[1]) != self._context.job_id:
             return False
@@ -113,30 +113,30 @@ class Staging:
             unlocked = try_lock(descriptor)
         except OSError:
             return _is_old(folder)
-        return unlocked and (self.tables.exchanges or _is_old(folder))
+        return unlocked and (self.tables.can_swap or _is_old(folder))
 
     def _finish(self, folder: Path) -> None:
-        settled = True
+        reconciled = True
         for version in map(read_version, _folders(folder)):
             if version is not None:
-                settled = self._settle(version["table"], version.get("cleared")) and settled
-        if settled:
-            # The lock file goes last: a folder without one counts as new.
+                reconciled = self._reconcile(version["table"], version.get("cleared")) and reconciled
+        if reconciled:
+            # The lock file is removed last, because a folder without one counts as new.
             for path in _folders(folder):
                 shutil.rmtree(path, ignore_errors=True)
             (folder / _LOCK_FILE).unlink(missing_ok=True)
             _remove_empty(folder)
 
-    def _settle(self, table: str, cleared: dict[str, Any] | None = None) -> bool:
+    def _reconcile(self, table: str, cleared: dict[str, Any] | None = None) -> bool:
         try:
-            self.tables.settle(table, cleared)
+            self.tables.reconcile(table, cleared)
         except (OSError, DataSyncError) as error:
-            logger.warning("parquet_table_not_settled", table=table, folder=str(self._root), error=str(error))
+            logger.warning("parquet_table_not_reconciled", table=table, folder=str(self._root), error=str(error))
             return False
         return True
 
     def _sweep_versions(self) -> None:
-        """Remove old folders of versions, which links led to, and those of earlier versions."""
+        """Remove folders of versions that no link points to any more."""
         folders = _folders(self._root / VERSIONS)
         if not folders:
             return
@@ -155,7 +155,7 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _remove_empty(folder: Path) -> None:
-    """What can't be removed now is left to the next sweep."""
+    """What can't be removed is left to the next sweep."""
     with contextlib.suppress(OSError):
         folder.rmdir()
 

@@ -1,8 +1,8 @@
-"""The places of tables, where readers look: any writer brings a place up to date with the log.
+"""The paths of tables, where readers look: any run can reconcile a path with the log.
 
-A table's place is a real folder that is exchanged with the next version, or, on file systems that can't exchange, a
-symbolic link to the version's folder. Destinations of earlier versions hold such links; they become folders with the
-next publication.
+A table's path is a folder that is swapped with the next version's. On file systems that can't swap names it is a
+symbolic link to the version's folder. Earlier versions of DataSync used such links everywhere; the next publication
+turns one into a folder.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from libs.connectors.parquet.folders import (
-    can_exchange,
-    exchange,
+    anchor,
+    can_swap,
     foreign_name,
     hide,
     locked,
     read_version,
-    unveil,
-    veil,
+    release,
+    swap,
 )
 from libs.connectors.parquet.log import Log, sync_folder
 from libs.connectors.parquet.names import FOLDER
@@ -31,25 +31,25 @@ VERSIONS = f"{FOLDER}/versions"
 
 
 class Tables:
-    """The places of all tables of a destination.
+    """The paths of a destination's tables.
 
     Args:
-        trash: a folder on the same file system, for what is removed.
+        trash: a folder on the same file system, for what is being removed.
     """
 
     def __init__(self, root: Path, log: Log, trash: Path) -> None:
         self._root = root
         self._log = log
         self._trash = trash
-        self._exchanges: bool | None = None
+        self._can_swap: bool | None = None
 
     def refuse_foreign(self, table: str) -> None:
-        """Raises ``ConnectorRefused`` if the place holds files that the log does not know, or another table's."""
+        """Raises ``ConnectorRefused`` if the path holds files that DataSync did not write, or another table."""
         path = self._root / table
         if path.is_symlink():
             if not _is_our_link(path):
                 raise ConnectorRefused(
-                    f"{path} is a link that was not made by DataSync: remove it or choose another table"
+                    f"{path} is a symbolic link that DataSync did not create: remove it or choose another table"
                 )
             return
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -57,19 +57,19 @@ class Tables:
         version = read_version(path)
         if version is None or (table not in self._log.state.current and version["table"] == table):
             raise ConnectorRefused(
-                f"{path} exists and was not written by DataSync: move it away or choose another table"
+                f"{path} exists and was not written by DataSync: move it elsewhere or choose another table"
             )
         if version["table"] != table:
             raise ConnectorRefused(
-                f"{path} holds the table {version['table']}: it was moved there, or this file system takes both names "
-                "for the same; choose another table"
+                f"{path} holds the table {version['table']}, which was moved there, or whose name is the same to this "
+                "file system: choose another table"
             )
         foreign = foreign_name(path)
         if foreign is not None:
-            raise ConnectorRefused(f"{path / foreign} was not written by DataSync: move it away")
+            raise ConnectorRefused(f"{path / foreign} was not written by DataSync: move it elsewhere")
 
     def shows(self, table: str) -> bool:
-        """Whether the place of a published table shows the log's current version."""
+        """Whether the path of a published table shows the log's current version."""
         entry = self._log.state.current[table]
         path = self._root / table
         if path.is_symlink():
@@ -77,57 +77,57 @@ class Tables:
         version = read_version(path)
         return version is not None and version["version"] == entry.get("version")
 
-    def settle(self, table: str, cleared: dict[str, Any] | None = None) -> None:
-        """Bring a table's place up to date with the log, finishing what was interrupted at any point.
+    def reconcile(self, table: str, cleared: dict[str, Any] | None = None) -> None:
+        """Bring a table's path up to date with the log, from whichever step a killed run had reached.
 
         Args:
-            cleared: the entry of the version to remove, if the log has none for the table any more.
+            cleared: the entry of the version to remove, if the table was cleared.
         """
         path = self._root / table
         if table in self._log.refresh().current:
             path.parent.mkdir(parents=True, exist_ok=True)
         elif not path.parent.exists():
             return
-        with self._alone(path.parent):
+        with self._exclusively(path.parent):
             entry = self._log.refresh().current.get(table)
             if entry is None:
                 self._remove(path, cleared)
             elif not self.shows(table):
                 self._show(path, table, entry)
             elif not path.is_symlink():
-                unveil(path)
+                release(path)
 
-    def _alone(self, folder: Path) -> contextlib.AbstractContextManager[None]:
-        """Links need no lock: replacing one is atomic, and the writer checks the log again afterwards."""
-        return locked(folder) if self.exchanges else contextlib.nullcontext()
+    def _exclusively(self, folder: Path) -> contextlib.AbstractContextManager[None]:
+        """Links need no lock: one is replaced atomically, and the log is checked again afterwards."""
+        return locked(folder) if self.can_swap else contextlib.nullcontext()
 
     @property
-    def exchanges(self) -> bool:
-        """Whether the file system can exchange names; if so it is a local one, where locks work."""
-        if self._exchanges is None:
+    def can_swap(self) -> bool:
+        """Whether the file system can swap names; then it is a local one, on which locks work."""
+        if self._can_swap is None:
             self._trash.mkdir(parents=True, exist_ok=True)
-            self._exchanges = can_exchange(self._trash)
-        return self._exchanges
+            self._can_swap = can_swap(self._trash)
+        return self._can_swap
 
     def _show(self, path: Path, table: str, entry: dict[str, Any]) -> None:
         self._refuse_others(path, table)
-        if "version" not in entry or not self.exchanges:
+        if "version" not in entry or not self.can_swap:
             self._show_link(path, table)
             return
         staged = self._root / entry["folder"]
-        veil(staged, path.name)
+        anchor(staged, path.name)
         if os.path.lexists(path):
-            self._exchange(staged, path)
+            self._swap(staged, path)
         else:
             staged.rename(path)
         sync_folder(path.parent)
-        unveil(path)
+        release(path)
 
-    def _exchange(self, staged: Path, path: Path) -> None:
+    def _swap(self, staged: Path, path: Path) -> None:
         before = _linked(path)
         if before is None:
-            veil(path, path.name)
-        exchange(staged, path)
+            anchor(path, path.name)
+        swap(staged, path)
         if before is None:
             shutil.rmtree(staged, ignore_errors=True)
         else:
@@ -135,7 +135,7 @@ class Tables:
             shutil.rmtree(before, ignore_errors=True)
 
     def _show_link(self, path: Path, table: str) -> None:
-        """Point the table's link at the current version, and check again: a slower writer may have changed it."""
+        """Point the link to the current version; repeat if a slower run has changed it meanwhile."""
         while True:
             entry = self._log.refresh().current.get(table)
             if entry is None:
@@ -146,12 +146,12 @@ class Tables:
             if "version" in entry and not wanted.exists():
                 wanted.parent.mkdir(parents=True, exist_ok=True)
                 staged = self._root / entry["folder"]
-                unveil(staged)
+                release(staged)
                 staged.rename(wanted)
                 sync_folder(wanted.parent)
-            self._turn_link(path, _link_to(entry))
+            self._replace_link(path, _link_to(entry))
 
-    def _turn_link(self, path: Path, target: str) -> None:
+    def _replace_link(self, path: Path, target: str) -> None:
         before = _linked(path)
         if before is None and path.exists():
             self._discard(path)
@@ -159,7 +159,7 @@ class Tables:
         draft.symlink_to(target)
         draft.replace(path)
         sync_folder(path.parent)
-        # Open files stay readable; the job's next run removes the folder. Another writer may have hidden it first.
+        # Open files remain readable; the job's next run removes the folder. Another run may have hidden it already.
         if before is not None:
             with contextlib.suppress(FileNotFoundError):
                 hide(before)
@@ -180,32 +180,32 @@ class Tables:
     def _discard(self, path: Path) -> None:
         self._trash.mkdir(parents=True, exist_ok=True)
         trash = self._trash / uuid.uuid4().hex
-        veil(path, path.name)
+        anchor(path, path.name)
         path.rename(trash)
         sync_folder(path.parent)
         shutil.rmtree(trash, ignore_errors=True)
 
     def _refuse_others(self, path: Path, table: str) -> None:
-        """Refuse to destroy what others put there since the run checked."""
+        """Refuse to remove what others put there after the run had checked the path."""
         if path.is_symlink() and _is_our_link(path):
             return
         version = read_version(path)
         if version is not None and version["table"] == table:
             return
         if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
-            raise ConnectorRefused(f"{path} exists and was not written by DataSync: move it away")
+            raise ConnectorRefused(f"{path} exists and was not written by DataSync: move it elsewhere")
 
     def behind(self) -> list[str]:
-        """Tables whose link a killed writer did not update; a sweep finds folders that wait for an exchange."""
+        """Tables whose link a killed run did not update; folders that were not swapped yet are found in staging."""
         return [table for table, entry in self._log.state.current.items() if self._link_is_behind(table, entry)]
 
     def _link_is_behind(self, table: str, entry: dict[str, Any]) -> bool:
-        if "version" in entry and (self.exchanges or (self._root / entry["folder"]).exists()):
+        if "version" in entry and (self.can_swap or (self._root / entry["folder"]).exists()):
             return False
         return not self.shows(table)
 
     def linked_folders(self) -> Iterator[Path]:
-        """The folders of versions that a table's link points to or should point to."""
+        """The folders of versions that the link of a table points to, or has to point to."""
         for table, entry in self._log.state.current.items():
             path = self._root / table
             yield self._root / _home(entry)
@@ -215,7 +215,7 @@ class Tables:
 
 
 def _home(entry: dict[str, Any]) -> str:
-    """The folder of a version whose table is a link."""
+    """The folder of a version whose table is a symbolic link."""
     if "version" not in entry:
         return str(entry["folder"])
     writer = Path(entry["folder"]).parent.name
@@ -227,7 +227,7 @@ def _link_to(entry: dict[str, Any]) -> str:
 
 
 def _is_our_link(path: Path) -> bool:
-    """Whether the link points to a folder directly below that of the versions."""
+    """Whether the link points to a folder directly below the folder of versions."""
     parent, _, name = os.readlink(path).rpartition("/")
     return parent == f"../{VERSIONS}" and name not in ("", ".", "..")
 

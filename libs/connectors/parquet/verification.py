@@ -1,4 +1,4 @@
-"""Parquet's end of a comparison: the files are read back from the disk and their values put into canonical form."""
+"""Parquet's end of a verification: the staged files are read back, and their rows hashed in canonical form."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -12,16 +12,17 @@ from libs.connectors.canonical import BUCKET_DIGITS, Fingerprint, HashedRow
 from libs.connectors.canonical_arrow import Digests, digests, ending_with, fingerprint, hashes_of, row_bytes
 from libs.connectors.protocol import ConnectorUnavailable
 
-# So few that a batch and its canonical bytes stay in the processor's cache.
+# Few enough for a batch and its canonical bytes to stay in the processor's cache.
 BATCH_ROWS = 8_192
 
 
 class ParquetEnd:
-    """Files that together hold a table.
+    """The files of a table.
 
     Args:
-        schema: what they must have.
-        columns, key: those that are compared, and those that make the bucket.
+        schema: the schema that they must have.
+        columns: the compared columns.
+        key: the columns whose hash selects the bucket.
     """
 
     def __init__(self, paths: Sequence[Path], schema: pa.Schema, columns: Sequence[str], key: Sequence[str]) -> None:
@@ -52,11 +53,13 @@ class ParquetEnd:
         return found[:rows_max]
 
     def _hashed(self) -> Iterator[tuple[pa.RecordBatch, Digests, Digests]]:
-        """Batches with the digests of their keys and of their rows."""
+        """Batches, the digests of their keys, and the digests of their rows."""
         for path in self._paths:
             with pq.ParquetFile(path) as file:
                 if not file.schema_arrow.equals(self._schema):
-                    raise ConnectorUnavailable(f"{path} has other columns than it should", code="verification_failed")
+                    raise ConnectorUnavailable(
+                        f"{path} does not have the columns that were written", code="verification_failed"
+                    )
                 for batch in file.iter_batches(BATCH_ROWS, columns=list(self._columns), use_threads=False):
                     rows = digests(row_bytes([batch.column(name) for name in self._columns]))
                     if not self._key:

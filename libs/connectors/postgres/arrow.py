@@ -27,7 +27,8 @@ from libs.connectors.postgres.types import Column, PostgresType
 from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Policy
 
 if TYPE_CHECKING:
-    from libs.connectors.postgres.source import LongRowsTurn, Part, PostgresTable
+    from libs.connectors.postgres.long_rows import LongRowsTurn
+    from libs.connectors.postgres.table import Part, PostgresTable
 
 # What a batch has at least, and what a buffer for it holds with the piece that came last.
 BATCH_BYTES = 2 * 1024 * 1024

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 
 from libs.connectors.postgres.arrow import arrow_columns, unholdable_by_policy
-from libs.connectors.postgres.source import PostgresTable
+from libs.connectors.postgres.table import PostgresTable
 from libs.connectors.postgres.types import Column, PostgresType
 from libs.connectors.postgres.verification import Form, array_bytes, of_base_type, one_nan
 

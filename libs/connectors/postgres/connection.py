@@ -19,6 +19,7 @@ from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable
 from libs.core.errors import DataSyncError
 
 CONNECT_TIMEOUT_SECONDS = 10.0
+CLOSE_TIMEOUT_SECONDS = 2.0
 RETRY_PAUSE_SECONDS = 1.0
 KEEPALIVE_IDLE_SECONDS = 30
 KEEPALIVE_INTERVAL_SECONDS = 10
@@ -234,6 +235,14 @@ def _tls_context(config: SslConfig) -> ssl.SSLContext:
             key.write_text(config.client_key)
             context.load_cert_chain(certificate, key)
     return context
+
+
+async def close(connection: "Connection[Any]") -> None:
+    """Close in bounded time, whatever state the connection is in."""
+    try:
+        await connection.close(timeout=CLOSE_TIMEOUT_SECONDS)
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        connection.terminate()
 
 
 def quoted(*names: str) -> str:

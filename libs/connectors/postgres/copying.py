@@ -1,4 +1,4 @@
-"""COPY from one PostgreSQL into another: the source's bytes are handed to the destination as they come."""
+"""COPY from one PostgreSQL into another: the source's bytes are passed to the destination unchanged."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -7,7 +7,7 @@ from typing import Any, Literal
 import asyncpg
 
 from libs.connectors.postgres.connection import DRIVER_ERRORS
-from libs.connectors.postgres.source import Part, PostgresTable
+from libs.connectors.postgres.table import Part, PostgresTable
 
 QUEUE_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024
@@ -15,40 +15,44 @@ LOST_SECONDS = 1.0
 
 
 class Pipe:
-    """Bytes on their way in chunks of at most twice ``CHUNK_BYTES``: short rows are gathered, long ones cut up."""
+    """A bounded queue of chunks of at most twice ``CHUNK_BYTES``: short rows are gathered, long ones split.
 
-    def __init__(self, taken: Callable[[int], None]) -> None:
-        self._taken = taken
+    Args:
+        consumed: called with the size in bytes of each chunk that the consumer has finished with.
+    """
+
+    def __init__(self, consumed: Callable[[int], None]) -> None:
+        self._consumed = consumed
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE_BYTES // CHUNK_BYTES)
 
     async def put(self, data: bytes) -> None:
         if len(data) > CHUNK_BYTES:
-            await self._cut_up(data)
+            await self._split(data)
             return
         self._gathered.append(data)
         self._gathered_bytes += len(data)
         if self._gathered_bytes >= CHUNK_BYTES:
-            await self._hand_on()
+            await self._flush()
 
     async def close(self) -> None:
         if self._gathered:
-            await self._hand_on()
+            await self._flush()
         await self._chunks.put(None)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while (chunk := await self._chunks.get()) is not None:
             yield chunk
-            self._taken(len(chunk))
+            self._consumed(len(chunk))
 
-    async def _cut_up(self, data: bytes) -> None:
+    async def _split(self, data: bytes) -> None:
         if self._gathered:
-            await self._hand_on()
+            await self._flush()
         for start in range(0, len(data), CHUNK_BYTES):
             await self._chunks.put(data[start : start + CHUNK_BYTES])
 
-    async def _hand_on(self) -> None:
+    async def _flush(self) -> None:
         gathered, self._gathered, self._gathered_bytes = self._gathered, [], 0
         await self._chunks.put(b"".join(gathered))
 
@@ -60,28 +64,27 @@ async def copy_part(
     into: tuple[str, str],
     *,
     binary: bool,
-    moved: Callable[[int], None],
-    taken: Callable[[int], None],
-    written_failed: Callable[[BaseException], Exception],
+    bytes_read: Callable[[int], None],
+    bytes_written: Callable[[int], None],
+    writing_failed: Callable[[BaseException], Exception],
 ) -> int:
     """Copy one part's rows.
 
     Args:
-        into: schema and name of the table that takes them.
-        binary: binary COPY, else text.
-        moved: told the size of what was read, in bytes.
-        taken: told the size of what the writing side took, in bytes.
-        written_failed: names an error of the writing side; the reading side's is named by ``table``.
+        into: schema and name of the destination's table.
+        binary: use the binary format, otherwise text.
+        bytes_read, bytes_written: called with the size of each piece.
+        writing_failed: turns an error of the destination into the one to raise; ``table`` does so for the source's.
 
     Returns:
-        The rows that both ends counted.
+        The number of rows, as both ends reported it.
     """
-    pipe = Pipe(taken)
+    pipe = Pipe(bytes_written)
     copy_format: Literal["binary", "text"] = "binary" if binary else "text"
 
     async def read() -> int:
         async def take(data: bytes) -> None:
-            moved(len(data))
+            bytes_read(len(data))
             await turn.arrived(len(data))
             await pipe.put(data)
 
@@ -104,18 +107,18 @@ async def copy_part(
             )
             status = await _unless_lost(destination, copying)
         except DRIVER_ERRORS as error:
-            raise written_failed(error) from error
+            raise writing_failed(error) from error
         return _rows(status)
 
     async with asyncio.TaskGroup() as tasks:
         reading = tasks.create_task(read())
         writing = tasks.create_task(write())
-    assert reading.result() == writing.result(), "both ends count the rows of a COPY"
+    assert reading.result() == writing.result(), "both ends report the same number of rows"
     return writing.result()
 
 
 async def _unless_lost(connection: "asyncpg.Connection[Any]", copying: Coroutine[Any, Any, str]) -> str:
-    """The driver waits without end for room to write where its connection is lost while there is none."""
+    """End the copy if the connection is lost: the driver would wait indefinitely for room in its write buffer."""
     lost = asyncio.Event()
 
     def tell(_: object) -> None:
@@ -126,10 +129,10 @@ async def _unless_lost(connection: "asyncpg.Connection[Any]", copying: Coroutine
     try:
         await asyncio.wait({losing, task}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            # The driver's own error says why, if it is told.
+            # The driver's own error, if it raises one, says more.
             await asyncio.wait({task}, timeout=LOST_SECONDS)
         if not task.done():
-            raise asyncpg.ConnectionDoesNotExistError("the connection was lost while it was written to")
+            raise asyncpg.ConnectionDoesNotExistError("the connection was lost while rows were being sent")
         return task.result()
     finally:
         connection.remove_termination_listener(tell)
@@ -139,5 +142,5 @@ async def _unless_lost(connection: "asyncpg.Connection[Any]", copying: Coroutine
 
 
 def _rows(status: str) -> int:
-    """``COPY 42`` is 42 rows."""
+    """The number in a command tag such as ``COPY 42``."""
     return int(status.rsplit(" ", 1)[1])

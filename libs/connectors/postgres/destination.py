@@ -1,33 +1,40 @@
-"""PostgreSQL as a destination: rows are staged by COPY and published in one transaction with epoch and marker."""
+"""PostgreSQL as a destination: rows are copied into a staging table, which is published in one transaction."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import asyncpg
 
 from libs.connectors.comparison import Comparison
-from libs.connectors.postgres import kept, publishing
+from libs.connectors.concurrency import share_out
+from libs.connectors.postgres import publishing, replacement
 from libs.connectors.postgres.config import CONNECTION_PARAMETERS, PostgresDestinationConfig
-from libs.connectors.postgres.connection import connect, quoted, translated
+from libs.connectors.postgres.connection import close, connect, quoted, translated
 from libs.connectors.postgres.copying import copy_part
+from libs.connectors.postgres.enums import refuse_unfit_enums
 from libs.connectors.postgres.failures import failure
 from libs.connectors.postgres.lineage import Lineage
-from libs.connectors.postgres.publishing import IDENTIFIER_BYTES_MAX, Publication
-from libs.connectors.postgres.source import PostgresTable, close
+from libs.connectors.postgres.publishing import Publication
 from libs.connectors.postgres.staging import (
     LOCK_TIMEOUT_SECONDS,
     Relation,
     create_staging,
     drop_staging,
-    refuse_unfit_enums,
     staging_of,
     sweep,
 )
 from libs.connectors.postgres.state import APPLICATION_NAME, DEFAULT_SCHEMA, State, create_schema
-from libs.connectors.postgres.types import PostgresType
+from libs.connectors.postgres.table import Part, PostgresTable
+from libs.connectors.postgres.target import (
+    look_up,
+    refuse_foreign_rows,
+    refuse_names,
+    refuse_taken_type_name,
+    refuse_unwritable_schema,
+)
 from libs.connectors.postgres.verification import compare, source_fingerprint
 from libs.connectors.protocol import (
     ConnectorRefused,
@@ -40,7 +47,6 @@ from libs.connectors.protocol import (
     Target,
     Written,
 )
-from libs.core.errors import first_error
 
 SCHEMAS_NAMED_MAX = 5
 
@@ -66,7 +72,10 @@ class PostgresDestination:
         application_name = APPLICATION_NAME.format(job_id=context.job_id, epoch=context.epoch)
         async with contextlib.AsyncExitStack() as stack:
             if self._config.application_name_given:
-                context.log("warning", f"the destination's application_name is not used: ours is {application_name!r}")
+                context.log(
+                    "warning",
+                    f"the destination's application_name is ignored: DataSync sets it to {application_name!r}",
+                )
             run = PostgresRun(self._config, context, application_name, stack)
             with translated("the destination"):
                 await run.take_epoch()
@@ -74,7 +83,7 @@ class PostgresDestination:
 
 
 class PostgresRun:
-    """The database under one run's epoch."""
+    """The database opened for one run. One connection prepares and commits, others copy."""
 
     def __init__(
         self,
@@ -83,18 +92,18 @@ class PostgresRun:
         application_name: str,
         stack: contextlib.AsyncExitStack,
     ) -> None:
-        self._config = _without_own_name(config)
+        self._config = _without_application_name(config)
         self._context = context
         self._application_name = application_name
         self._stack = stack
         self._state = State(config.default_schema or DEFAULT_SCHEMA)
         self._control: asyncpg.Connection[Any] | None = None
         self._idle: list[asyncpg.Connection[Any]] = []
-        self._owners: dict[Target, StreamName] = {}
+        self._stream_of: dict[Target, StreamName] = {}
         self._lineage = Lineage()
 
     async def take_epoch(self) -> None:
-        """Enter the epoch, end older writers of the job, drop what killed runs staged."""
+        """Record the epoch, end the job's older writers, drop what killed runs staged."""
         connection = await self._controlling()
         await self._state.create(connection)
         await self._state.end_older_writers(connection, self._context)
@@ -108,36 +117,27 @@ class PostgresRun:
     async def prepare(self, table: Table) -> None:
         pg_table = _postgres_table(table)
         target = self._target(table.plan)
-        for name in (target.namespace, target.table):
-            if not name or len(name.encode()) > IDENTIFIER_BYTES_MAX:
-                raise ConnectorRefused(f"{name!r} is not a possible name in PostgreSQL (1 to 63 bytes)")
-        if target.table.startswith("_datasync_"):
-            raise ConnectorRefused(f"{target}: names that begin with _datasync_ are DataSync's own")
-        other = self._owners.setdefault(target, table.plan.stream)
-        if other != table.plan.stream:
-            raise ConnectorRefused(
-                f"the streams {other} and {table.plan.stream} both go to {target}", code="target_shared"
-            )
+        refuse_names(target)
+        self._refuse_second_stream(table.plan.stream, target)
         with translated(f"the destination's table {target}"):
             connection = await self._controlling()
-            await _refuse_unwritable_schema(connection, target)
-            for column in pg_table.columns:
-                await self._refuse_unknown_type(connection, pg_table, column.name, column.type)
+            await refuse_unwritable_schema(connection, target)
+            await _refuse_missing_types(connection, pg_table)
             await refuse_unfit_enums(connection, pg_table, target.namespace)
-            place = await publishing.placement(connection, self._state, self._context, target)
-            await self._lineage.add(connection, pg_table, target, place.oid)
+            found = await look_up(connection, self._state, self._context, target)
+            await self._lineage.add(connection, pg_table, target, found.oid)
             self._lineage.refuse_own_source(pg_table, target)
-            if place.oid is None:
-                await _refuse_taken_type_name(connection, target)
+            if found.oid is None:
+                await refuse_taken_type_name(connection, target)
                 return
-            await publishing.refuse_rows_of_others(connection, target, place)
-            if place.kept:
-                await kept.refuse_unfit(connection, pg_table, target, place)
+            await refuse_foreign_rows(connection, target, found)
+            if found.kept:
+                await replacement.refuse_unfit(connection, pg_table, target, found)
 
     async def write(self, table: Table, progress: Progress) -> Written:
         pg_table = _postgres_table(table)
         target = self._target(table.plan)
-        # Streams that were prepared later may be read from it.
+        # Again, because streams that were prepared later may read it.
         self._lineage.refuse_own_source(pg_table, target)
         staging = staging_of(self._context, target)
         where = f"the destination's table {target}"
@@ -163,8 +163,17 @@ class PostgresRun:
     def _placed(self, plan: StreamPlan) -> StreamPlan:
         return replace(plan, target=self._target(plan))
 
+    def _refuse_second_stream(self, stream: StreamName, target: Target) -> None:
+        other = self._stream_of.setdefault(target, stream)
+        if other != stream:
+            raise ConnectorRefused(
+                f"the streams {other} and {stream} are both written to {target}: give one of them another destination "
+                "table",
+                code="target_shared",
+            )
+
     async def _controlling(self) -> "asyncpg.Connection[Any]":
-        """The connection that decides and commits; opened again when it broke."""
+        """The connection that prepares and commits; reopened after it was lost."""
         if self._control is None or self._control.is_closed():
             self._control = await self._open_connection()
         return self._control
@@ -176,55 +185,35 @@ class PostgresRun:
         self._stack.push_async_callback(close, connection)
         return connection
 
-    async def _refuse_unknown_type(
-        self, connection: "asyncpg.Connection[Any]", table: PostgresTable, column: str, held: PostgresType
-    ) -> None:
-        innermost = held.element or held
-        if innermost.built_in or innermost.kind == "enum":
-            return
-        known = await connection.fetchval("SELECT to_regtype($1) IS NOT NULL", quoted(innermost.schema, innermost.name))
-        if not known:
-            raise ConnectorRefused(
-                f"{table.plan.stream}: column {column!r} is of type {held.sql}, which the destination does not have; "
-                f"create the type {innermost.schema}.{innermost.name} there or leave the column out",
-                code="type_not_held",
-            )
-
-    async def _load(self, table: PostgresTable, staging: tuple[str, str], progress: Progress, where: str) -> int:
-        waiting = list(reversed(table.parts()))
+    async def _load(self, table: PostgresTable, staging: Relation, progress: Progress, where: str) -> int:
         binary = all(column.type.same_in_binary for column in table.columns)
         total = 0
 
-        async def work() -> None:
+        async def copy(parts: Iterator[Part]) -> None:
             nonlocal total
             async with self._writer() as connection:
-                while waiting:
+                for part in parts:
                     rows = await copy_part(
                         table,
-                        waiting.pop(),
+                        part,
                         connection,
                         staging,
                         binary=binary,
-                        moved=lambda size: progress.add(bytes_read=size),
-                        taken=lambda size: progress.add(bytes_written=size),
-                        written_failed=lambda error: failure(error, where),
+                        bytes_read=lambda size: progress.add(bytes_read=size),
+                        bytes_written=lambda size: progress.add(bytes_written=size),
+                        writing_failed=lambda error: failure(error, where),
                     )
                     progress.add(rows_read=rows, rows_written=rows)
                     total += rows
 
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(min(self._config.max_threads, table.connections_max, len(waiting))):
-                    tasks.create_task(work())
-        except BaseExceptionGroup as group:
-            raise first_error(group) from group
+        await share_out(table.parts(), min(self._config.max_threads, table.connections_max), copy)
         return total
 
     @contextlib.asynccontextmanager
     async def _writer(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
         connection = self._idle.pop() if self._idle else await self._open_connection()
         try:
-            # What the load writes is made durable by the commit that puts it in place.
+            # The commit that publishes the rows also makes them durable.
             await connection.execute("SET synchronous_commit = off")
             yield connection
         except BaseException:
@@ -236,7 +225,7 @@ class PostgresRun:
         connection = await self._controlling()
         if not self._context.verify:
             return await self._published(connection, table, staging, rows, None)
-        # The source hashes its rows meanwhile, so that it is not waited for while the target is locked.
+        # The source hashes its rows meanwhile, so that the target is not locked for as long.
         async with source_fingerprint(table, connection) as expecting:
 
             async def verify(relation: Relation) -> Comparison:
@@ -274,51 +263,67 @@ class PostgresRun:
                 raise
             return written
 
-    async def _primary_key(self, table: PostgresTable) -> tuple[str, ...]:
-        if table.primary_key and (await self._lineage.origin(table)).inherited:
-            self._context.log(
-                "info",
-                f"{table.plan.stream}: the primary key is not taken over, for it does not hold for the tables that "
-                "inherit from it",
-            )
-            return ()
-        return table.primary_key
-
     async def _was_committed(self, plan: StreamPlan) -> Written | None:
-        """After a connection that broke while committing: the epoch's lock waits for that transaction's end."""
+        """Read the marker after a lost connection; locking the epoch waits for the end of that transaction."""
         connection = await self._controlling()
         async with connection.transaction():
             await self._state.lock_epoch(connection, self._context)
             return await self._state.marker(connection, self._context, plan)
 
+    async def _primary_key(self, table: PostgresTable) -> tuple[str, ...]:
+        if table.primary_key and (await self._lineage.origin(table)).inherited:
+            self._context.log(
+                "info",
+                f"{table.plan.stream}: the target gets no primary key, because tables inherit from the source's table "
+                "and a primary key does not apply to their rows",
+            )
+            return ()
+        return table.primary_key
+
     async def _clean_up(self, staging: Relation) -> None:
-        """Best effort within bounds: what is left is swept when a run next takes its epoch."""
+        """In bounded time; a table that is left is dropped by a later run."""
         try:
             async with asyncio.timeout(LOCK_TIMEOUT_SECONDS * 2):
                 await drop_staging(await self._controlling(), staging)
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ConnectorUnavailable) as error:
-            self._context.log("warning", f"the staging table {'.'.join(staging)} was left behind: {error}")
+            self._context.log(
+                "warning", f"could not drop the staging table {'.'.join(staging)}; a later run drops it: {error}"
+            )
 
 
-def _without_own_name(config: PostgresDestinationConfig) -> PostgresDestinationConfig:
-    """Sessions that write bear our name, by which the next epoch finds and ends them."""
-    kept = {
+def _without_application_name(config: PostgresDestinationConfig) -> PostgresDestinationConfig:
+    """The next epoch finds and ends a writer's sessions by the application name that DataSync sets."""
+    others = {
         name: value
         for name, value in config.jdbc_url_params.items()
         if CONNECTION_PARAMETERS[name] != "application_name"
     }
-    return config.model_copy(update={"jdbc_url_params": kept})
+    return config.model_copy(update={"jdbc_url_params": others})
 
 
 def _postgres_table(table: Table) -> PostgresTable:
     if not isinstance(table, PostgresTable):
-        raise ConnectorRefused(f"{table.plan.stream}: a PostgreSQL destination takes PostgreSQL sources only so far")
+        raise ConnectorRefused(f"{table.plan.stream}: a PostgreSQL destination supports PostgreSQL sources only")
     return table
 
 
+async def _refuse_missing_types(connection: "asyncpg.Connection[Any]", table: PostgresTable) -> None:
+    for column in table.columns:
+        innermost = column.type.element or column.type
+        if innermost.built_in or innermost.kind == "enum":
+            continue
+        name = quoted(innermost.schema, innermost.name)
+        if not await connection.fetchval("SELECT to_regtype($1) IS NOT NULL", name):
+            raise ConnectorRefused(
+                f"{table.plan.stream}: column {column.name!r} is of type {column.type.sql}, which the destination does "
+                f"not have: create the type {innermost.schema}.{innermost.name} there or leave the column out",
+                code="type_not_held",
+            )
+
+
 async def _warnings_of_schemas(connection: "asyncpg.Connection[Any]") -> Sequence[str]:
-    """The schemas that no stream can be written to; raises ``ConnectorRefused`` where there is no other."""
-    makes_schemas = await connection.fetchval("SELECT has_database_privilege(current_database(), 'CREATE')")
+    """The schemas that no stream can be written to; raises ``ConnectorRefused`` if there is no other."""
+    creates_schemas = await connection.fetchval("SELECT has_database_privilege(current_database(), 'CREATE')")
     schemas = await connection.fetch(
         """
         SELECT nspname, has_schema_privilege(oid, 'CREATE') AS writable FROM pg_namespace
@@ -327,45 +332,17 @@ async def _warnings_of_schemas(connection: "asyncpg.Connection[Any]") -> Sequenc
         DEFAULT_SCHEMA,
     )
     closed = [row["nspname"] for row in schemas if not row["writable"]]
-    if not makes_schemas and len(closed) == len(schemas):
+    if not creates_schemas and len(closed) == len(schemas):
         raise ConnectorRefused(
-            "the role may make neither schemas in the database nor tables in those it has: grant it CREATE on one",
+            "the role may create neither schemas in the database nor tables in its schemas: grant it CREATE on one of "
+            "them",
             code="permission_denied",
         )
     if not closed:
         return ()
     more = f" and {len(closed) - SCHEMAS_NAMED_MAX} more" if len(closed) > SCHEMAS_NAMED_MAX else ""
     named = ", ".join(closed[:SCHEMAS_NAMED_MAX])
-    return [f"the role may not make tables in these schemas, so streams that go there will fail: {named}{more}"]
-
-
-async def _refuse_unwritable_schema(connection: "asyncpg.Connection[Any]", target: Target) -> None:
-    allowed = await connection.fetchval(
-        """
-        SELECT coalesce((SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1),
-                        has_database_privilege(current_database(), 'CREATE'))
-        """,
-        target.namespace,
-    )
-    if not allowed:
-        raise ConnectorRefused(
-            f"the role may not make tables in the destination's schema {target.namespace!r}", code="permission_denied"
-        )
-
-
-async def _refuse_taken_type_name(connection: "asyncpg.Connection[Any]", target: Target) -> None:
-    """A table's row type has the table's name. If a table was created just now, the publication decides about it."""
-    taken = await connection.fetchval(
-        """
-        SELECT EXISTS (SELECT FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
-                       LEFT JOIN pg_class c ON c.oid = t.typrelid AND c.relkind <> 'c'
-                       WHERE n.nspname = $1 AND t.typname = $2 AND t.typcategory <> 'A' AND c.oid IS NULL)
-        """,
-        target.namespace,
-        target.table,
-    )
-    if taken:
-        raise ConnectorRefused(f"the destination has a type {target}, so that no table can have that name")
+    return [f"the role may not create tables in these schemas, so streams written to them will fail: {named}{more}"]
 
 
 @contextlib.asynccontextmanager

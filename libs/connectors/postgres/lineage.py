@@ -1,4 +1,4 @@
-"""What a run reads: whether that includes its own targets, and whether tables inherit from a source."""
+"""Which relations a run reads, so that a run does not write to a table that it reads: it would wait for itself."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,13 +6,17 @@ from typing import Any
 import asyncpg
 
 from libs.connectors.postgres.connection import quoted
-from libs.connectors.postgres.source import PostgresTable
+from libs.connectors.postgres.table import PostgresTable
 from libs.connectors.protocol import ConnectorRefused, StreamName, Target
 
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """Identifies a database, by whatever address it is reached."""
+    """The identity of a database, whichever address it is reached by.
+
+    Args:
+        cluster: the system identifier, None if the role may not read it.
+    """
 
     cluster: str | None
     started_at: str
@@ -20,7 +24,7 @@ class Database:
     oid: int
 
     def same_as(self, other: "Database") -> bool:
-        """A standby has the same tables as its primary; a copy of a cluster's files has its own."""
+        """A standby is its primary; a copy of a cluster's files has the same identifier and is another database."""
         if self.oid != other.oid or self.cluster != other.cluster:
             return False
         return self.started_at == other.started_at or (self.cluster is not None and self.standby != other.standby)
@@ -28,10 +32,10 @@ class Database:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a stream is read from: a table and all that inherit from it.
+    """What a stream is read from: a table and its children.
 
     Args:
-        inherited: other tables inherit from it, so that its keys do not hold for all rows.
+        inherited: other tables inherit from it, so that its primary key does not apply to all rows.
     """
 
     database: Database
@@ -41,7 +45,7 @@ class Origin:
 
 @dataclass(slots=True)
 class Lineage:
-    """The origins and the targets of a run, as far as they are known."""
+    """The origins and targets of a run's streams, added as the streams are prepared."""
 
     _origins: dict[StreamName, Origin] = field(default_factory=dict)
     _targets: dict[Target, tuple[Database, int]] = field(default_factory=dict)
@@ -59,19 +63,19 @@ class Lineage:
     async def add(
         self, connection: "asyncpg.Connection[Any]", table: PostgresTable, target: Target, oid: int | None
     ) -> None:
-        """Take note of a stream and its target, whose ``oid`` is None where it does not exist yet."""
+        """Add a stream and its target; ``oid`` is None if the target does not exist yet."""
         await self.origin(table)
         if oid is not None:
             self._targets[target] = await _database(connection), oid
 
     def refuse_own_source(self, table: PostgresTable, target: Target) -> None:
-        """Refuse a stream whose target the run reads, or that reads a target of the run: it would wait for itself."""
+        """Refuse a stream whose target the run reads, and one that reads a target of the run."""
         for stream, origin in self._origins.items():
             for written, (database, relation) in self._targets.items():
                 concerned = written == target or stream == table.plan.stream
                 if concerned and relation in origin.relations and database.same_as(origin.database):
                     raise ConnectorRefused(
-                        f"the destination's table {written} is the one that the stream {stream} is read from: "
+                        f"the destination's table {written} is the table that the stream {stream} is read from: "
                         "choose another destination table",
                         code="target_is_source",
                     )

@@ -1,7 +1,7 @@
-"""What the destination records: the epoch of each job and the last commit of each stream.
+"""What DataSync records in the destination database.
 
-``_datasync_state`` holds a row a job, locked and compared in every commit, so that a worker whose claim was taken
-over can't commit. ``_datasync_streams`` holds the marker of each stream's last commit, written in that commit.
+``_datasync_state`` has a row for each job with its epoch, which every commit locks and compares, so that a fenced
+worker can't commit. ``_datasync_streams`` has the marker of each stream's last commit, written in that commit.
 """
 
 import contextlib
@@ -13,23 +13,23 @@ from typing import Any
 import asyncpg
 
 from libs.connectors.postgres.connection import quoted
-from libs.connectors.protocol import Fenced, RunContext, StreamPlan, Target, TargetShared, Written
+from libs.connectors.protocol import Fenced, RunContext, StreamPlan, Target, Written
 
 DEFAULT_SCHEMA = "_datasync"
-MAKING_WAIT_SECONDS = 60
-# "datasync", as a key of an advisory lock.
-_MAKING = int.from_bytes(b"datasync", "big")
+CREATION_WAIT_SECONDS = 60
+# "datasync" as the key of an advisory lock.
+_CREATION_LOCK = int.from_bytes(b"datasync", "big")
 APPLICATION_NAME = "datasync write job {job_id} epoch {epoch}"
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a run left of its target.
+    """What a run recorded of its target.
 
     Args:
-        columns: those that it wrote.
-        description: what the catalogue said of the table when DataSync made it; empty if others made it, None where
-            that was not yet recorded.
+        columns: the columns that it wrote.
+        description: of the table as DataSync created it (``description.py``); empty if DataSync did not create it, None
+            if the marker does not record it.
     """
 
     columns: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The two tables, in a schema."""
+    """The two tables in their schema."""
 
     schema: str
 
@@ -53,7 +53,7 @@ class State:
     async def create(self, connection: "asyncpg.Connection[Any]") -> None:
         await create_schema(connection, self.schema)
         if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", self._streams):
-            async with alone_making(connection):
+            async with one_at_a_time(connection):
                 await self._create_tables(connection)
         await self._add_columns(connection)
 
@@ -73,7 +73,7 @@ class State:
         )
 
     async def _add_columns(self, connection: "asyncpg.Connection[Any]") -> None:
-        """Earlier versions recorded neither the project nor the published table's description."""
+        """Tables of earlier versions lack these columns."""
         known = await connection.fetchval(
             "SELECT array_agg(attname::text) FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0",
             self._streams,
@@ -83,7 +83,7 @@ class State:
                 await connection.execute(f"ALTER TABLE {self._streams} ADD COLUMN IF NOT EXISTS {name} {kind}")
 
     async def take_epoch(self, connection: "asyncpg.Connection[Any]", context: RunContext) -> None:
-        """Raises ``Fenced`` when a younger epoch has the job."""
+        """Record the run's epoch; raises ``Fenced`` if a higher one is recorded."""
         taken = await connection.fetchval(
             f"""
             INSERT INTO {self._jobs} AS held VALUES ($1, $2, $3, now())
@@ -95,21 +95,24 @@ class State:
             context.run_id,
         )
         if taken is None:
-            raise _fenced(context)
+            raise Fenced(
+                context,
+                await connection.fetchval(f"SELECT epoch FROM {self._jobs} WHERE job_id = $1", context.job_id),  # noqa: S608
+            )
 
     async def lock_epoch(self, connection: "asyncpg.Connection[Any]", context: RunContext) -> None:
-        """Within a transaction: hold the job's row until its end; raises ``Fenced`` unless it has our epoch."""
+        """Lock the job's row until the transaction ends; raises ``Fenced`` unless it has the run's epoch."""
         epoch = await connection.fetchval(
             f"SELECT epoch FROM {self._jobs} WHERE job_id = $1 FOR UPDATE",  # noqa: S608
             context.job_id,
         )
         if epoch != context.epoch:
-            raise _fenced(context)
+            raise Fenced(context, epoch)
 
     async def marker(
         self, connection: "asyncpg.Connection[Any]", context: RunContext, plan: StreamPlan
     ) -> Written | None:
-        """What this run has committed for the stream; the job may have been given another target meanwhile."""
+        """What this run has committed for the stream into this target, which may not be the job's former one."""
         row = await connection.fetchrow(
             f"""
             SELECT row_count, verified, verification_json FROM {self._streams}
@@ -170,10 +173,7 @@ class State:
     async def published(
         self, connection: "asyncpg.Connection[Any]", context: RunContext, target: Target
     ) -> Published | None:
-        """What the last run that wrote the target recorded, None if none did.
-
-        Raises ``TargetShared`` when it is another job's.
-        """
+        """What the last run that wrote the target recorded, None if none did; raises ``TargetShared``."""
         row = await connection.fetchrow(
             f"""
             SELECT job_id, project_id, published_json FROM {self._streams}
@@ -184,13 +184,12 @@ class State:
         )
         if row is None:
             return None
-        if not context.may_write(row["job_id"], row["project_id"]):
-            raise TargetShared(str(target), row["job_id"])
+        context.require_ownership(str(target), row["job_id"], row["project_id"])
         recorded = json.loads(row["published_json"] or "{}")
         return Published(tuple(recorded.get("columns", ())), recorded.get("description"))
 
     async def end_older_writers(self, connection: "asyncpg.Connection[Any]", context: RunContext) -> None:
-        """End the sessions of the job's older epochs: one that is paused would hold its locks for ever."""
+        """Terminate the sessions of the job's lower epochs: a paused worker would hold its locks indefinitely."""
         await connection.execute(
             """
             SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -203,20 +202,16 @@ class State:
 
 
 async def create_schema(connection: "asyncpg.Connection[Any]", schema: str) -> None:
-    """Make a schema that is not there; asking first spares a role the right that it does not need."""
+    """Create the schema if it does not exist; CREATE SCHEMA IF NOT EXISTS needs its privilege even if it does."""
     if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)", schema):
-        async with alone_making(connection):
+        async with one_at_a_time(connection):
             await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
 
 
 @contextlib.asynccontextmanager
-async def alone_making(connection: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
-    """A transaction, one at a time, for what several runs need: two that make it at once fail, IF NOT EXISTS or not."""
+async def one_at_a_time(connection: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
+    """A transaction that excludes other runs: concurrent CREATE statements fail even with IF NOT EXISTS."""
     async with connection.transaction():
-        await connection.execute(f"SET LOCAL lock_timeout = '{MAKING_WAIT_SECONDS}s'")
-        await connection.execute(f"SELECT pg_advisory_xact_lock({_MAKING})")
+        await connection.execute(f"SET LOCAL lock_timeout = '{CREATION_WAIT_SECONDS}s'")
+        await connection.execute(f"SELECT pg_advisory_xact_lock({_CREATION_LOCK})")
         yield
-
-
-def _fenced(context: RunContext) -> Fenced:
-    return Fenced(f"epoch {context.epoch} of job {context.job_id} is not the destination's: it may no longer write")

@@ -1,12 +1,12 @@
-"""PostgreSQL's ends of a comparison: the server itself hashes the canonical bytes of its rows (``canonical.py``).
+"""PostgreSQL's ends of a verification: the server hashes the canonical bytes of its rows itself (``canonical.py``).
 
-``record_send`` makes them in one call. It converts texts to the client's encoding, which is UTF-8, so that servers of
-different encodings give equal bytes for equal texts.
+``record_send`` returns them in one call. It converts text to the client encoding, UTF-8, so that servers of different
+encodings return equal bytes for equal text.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -14,30 +14,32 @@ from typing import Any, TypeAlias
 import asyncpg
 
 from libs.connectors.canonical import BUCKET_DIGITS, HASH_MODULUS, Bucket, Fingerprint, HashedRow
-from libs.connectors.comparison import Comparison, at_once
+from libs.connectors.comparison import Comparison
 from libs.connectors.comparison import compare as compare_ends
+from libs.connectors.concurrency import share_out
 from libs.connectors.postgres.connection import literal, quoted
-from libs.connectors.postgres.source import USED_RELATIONS, PostgresTable
+from libs.connectors.postgres.relations import USED_RELATIONS
+from libs.connectors.postgres.table import PostgresTable
 from libs.connectors.postgres.types import PostgresType
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 Expecting: TypeAlias = Awaitable[Fingerprint | None]
 Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 
-# Compared as text: a copy as text does not keep all bits of a float.
+# Compared as text, because a copy in text format does not keep all bits of a float.
 _HOLDING_FLOATS = frozenset(("float4", "float8", "point", "lseg", "path", "box", "polygon", "line", "circle"))
-# Their contents are sorted by bytes, which depend on the server's encoding.
-_IN_ORDER_OF_BYTES = frozenset(("jsonb", "tsvector", "hstore"))
+# Stored sorted by bytes, which depend on the server's encoding.
+_SORTED_BY_BYTES = frozenset(("jsonb", "tsvector", "hstore"))
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What is asked of a row.
+    """How a row is hashed.
 
     Args:
-        columns: the SQL expression of each column's canonical value, by name.
-        key: those of the columns that make the bucket.
-        not_compared: why, by column.
+        columns: the SQL expression of each compared column's canonical value, by name.
+        key: the columns whose hash selects the bucket.
+        not_compared: the reason, by column.
     """
 
     columns: Mapping[str, str]
@@ -46,12 +48,12 @@ class Form:
 
 
 def wire_forms(table: PostgresTable, encodings: tuple[str, str]) -> tuple[Form, Form]:
-    """At the source and at the destination, whose servers have these encodings: values as their types send them."""
+    """For the source and the destination, whose servers have these encodings: values as their types send them."""
     not_compared = {
-        column.name: f"{column.type.sql} is kept in an order that depends on the server's encoding, and the encodings "
-        f"are {encodings[0]} and {encodings[1]}"
+        column.name: f"{column.type.sql} is stored in an order that depends on the server's encoding, and the "
+        f"encodings are {encodings[0]} and {encodings[1]}"
         for column in table.columns
-        if encodings[0] != encodings[1] and (column.type.element or column.type).name in _IN_ORDER_OF_BYTES
+        if encodings[0] != encodings[1] and (column.type.element or column.type).name in _SORTED_BY_BYTES
     }
     compared = [column for column in table.columns if column.name not in not_compared]
     key = () if set(table.primary_key) & set(not_compared) else table.primary_key
@@ -73,25 +75,26 @@ def _wire_value(held: PostgresType, value: str) -> str:
 
 
 def of_base_type(held: PostgresType, value: str) -> str:
-    """A value of a type of PostgreSQL's own, or of a domain over it, as of that type: ``record_send`` tells the OID."""
+    """Cast a domain to its base type, because ``record_send`` includes the type's OID."""
     return f"{value}::pg_catalog.{quoted((held.element or held).name)}{'[]' if held.element is not None else ''}"
 
 
 def one_nan(value: str, name: str) -> str:
-    """A ``float4`` or ``float8`` whose NaN has always the same bits."""
+    """Give every NaN of a ``float4`` or ``float8`` the same bits."""
     return f"CASE WHEN {value} = 'NaN' THEN 'NaN'::{name} ELSE {value} END"
 
 
 def array_bytes(value: str) -> str:
+    """``array_send`` without its null flag, which may be set although the array has no null any more."""
     return f"overlay(array_send({value}) PLACING '\\x00000000'::bytea FROM 5 FOR 4)"
 
 
 class PostgresEnd:
-    """Rows that a server reads and hashes.
+    """Rows that a server hashes.
 
     Args:
-        sources: FROM clauses that together give every row once; several are read at the same time.
-        connections: opens one for a while; as many are open as ``connections_max``.
+        sources: FROM clauses that together return every row once; up to ``connections_max`` are read concurrently.
+        connections: lends a connection.
     """
 
     def __init__(self, form: Form, sources: Sequence[str], connections: Connections, connections_max: int = 1) -> None:
@@ -122,16 +125,15 @@ class PostgresEnd:
 
     async def _ask(self, question: str, suffix: str) -> list[Any]:
         """The answer for each of the FROM clauses."""
-        waiting = list(reversed(self._sources))
         answers: list[Any] = []
 
-        async def work() -> None:
+        async def ask(sources: Iterator[str]) -> None:
             async with self._connections() as connection:
-                while waiting:
-                    rows = self._hashed(waiting.pop(), suffix)
-                    answers.append(await connection.fetch(question.format(rows=rows)))
+                for source in sources:
+                    answer = await connection.fetch(question.format(rows=self._hashed(source, suffix)))
+                    answers.append(answer)
 
-        await at_once(work() for _ in range(min(self._connections_max, len(waiting))))
+        await share_out(self._sources, self._connections_max, ask)
         return answers
 
     def _hashed(self, source: str, suffix: str) -> str:
@@ -143,7 +145,7 @@ class PostgresEnd:
         if names:
             rows = f"SELECT {key_hash} AS key_hash, {row_hash} AS row_hash, {key} AS key {source}"
         else:
-            # OFFSET 0 keeps the planner from computing the hash once per use.
+            # OFFSET 0 keeps the planner from computing the hash for each use.
             hashes = f"SELECT {row_hash} AS row_hash {source} OFFSET 0"
             rows = f"SELECT row_hash AS key_hash, row_hash, '[]' AS key FROM ({hashes}) AS rows"  # noqa: S608
         if not suffix:
@@ -175,15 +177,15 @@ class PostgresSourceEnd(PostgresEnd):
         if volatile is None:
             return None
         return (
-            f"the stream is a view that uses the volatile function {volatile}, so that each reading may give other "
-            "rows (declare the function STABLE or IMMUTABLE if it is)"
+            f"the stream is a view that uses the volatile function {volatile}, so each read may return other rows "
+            "(declare the function STABLE or IMMUTABLE if it is)"
         )
 
     async def why_different(self) -> str | None:
         nature = await self._nature()
         if nature["foreign"]:
-            return "the stream reads foreign tables, which are not of the run's snapshot"
-        return "the stream is a view that depends on the time of its reading" if nature["by_time"] else None
+            return "the stream reads foreign tables, which are not part of the run's snapshot"
+        return "the stream is a view that depends on the current time" if nature["by_time"] else None
 
     async def _nature(self) -> Any:
         async with self._reader() as connection:
@@ -218,7 +220,7 @@ _NATURE = f"""
 
 @asynccontextmanager
 async def _unsorted(connection: Connection) -> AsyncIterator[None]:
-    """Force hash aggregation: the planner expects one group per row and would sort all rows on disk."""
+    """Force hash aggregation: the planner expects one group per row and would sort all rows, on disk."""
     await connection.execute("SET enable_sort = off")
     yield
     await connection.execute("RESET enable_sort")
@@ -234,14 +236,14 @@ async def compare(
     relation: tuple[str, str],
     expecting: Expecting | None = None,
 ) -> Comparison:
-    """Compare a table of the source with a relation that stands in the destination.
+    """Compare a table of the source with a relation of the destination.
 
     Args:
-        destination: may be within a transaction; it is read by this connection alone.
-        expecting: ``source_fingerprint``, where it is under way already.
+        destination: the only connection that reads the destination, as it may be within a transaction.
+        expecting: the source's fingerprint, if it is being taken already (``source_fingerprint``).
 
     Raises:
-        EndsDiffer: naming the buckets and keys that differ.
+        EndsDiffer: names the buckets and keys that differ.
     """
 
     @asynccontextmanager
@@ -256,7 +258,7 @@ async def compare(
 
 @asynccontextmanager
 async def source_fingerprint(table: PostgresTable, destination: Connection) -> AsyncGenerator[Expecting, None]:
-    """What the source holds, None where it is never comparable; taken while the destination is busy otherwise."""
+    """Take the source's fingerprint in the background; its result is None if the stream is not comparable."""
 
     async def taken() -> Fingerprint | None:
         here, _ = wire_forms(table, _encodings(table, destination))
@@ -268,7 +270,7 @@ async def source_fingerprint(table: PostgresTable, destination: Connection) -> A
         yield task
     finally:
         task.cancel()
-        # Whoever awaits it gets its error; here an error of the writing side comes first.
+        # Its error is raised where the result is awaited. Here an error of the destination takes precedence.
         await asyncio.gather(task, return_exceptions=True)
 
 

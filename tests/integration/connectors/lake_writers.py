@@ -1,4 +1,4 @@
-"""Writers of Parquet files in processes of their own, which are killed where a test says."""
+"""Runs that write Parquet files, in their own processes, which are killed at the step that a test chooses."""
 
 import asyncio
 import multiprocessing
@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from libs.connectors import registry
-from libs.connectors.parquet import destination, tables
-from libs.connectors.parquet.destination import ParquetRun
+from libs.connectors.parquet import files, tables
+from libs.connectors.parquet.publishing import Publisher
 from libs.connectors.protocol import RunContext, StreamName, StreamPlan, Target, Written
 from tests.integration.connectors.moving import Counts
 
@@ -26,7 +26,7 @@ _processes.set_forkserver_preload([__name__])
 
 @dataclass
 class Numbers:
-    """A table whose rows all say the same version, in two parts."""
+    """A table in two parts, whose rows all hold the same version."""
 
     plan: StreamPlan
     version: int
@@ -73,7 +73,7 @@ async def clear(root: Path, context: RunContext, plan: StreamPlan | None = None)
 
 
 def killed_at(step: int, work: Callable[..., None], *arguments: Any) -> bool:
-    """Whether ``work`` got as far as to the step of its publishing or clearing, where its process was killed."""
+    """Run ``work`` and kill its process at a step of its publishing or clearing; returns whether it got that far."""
     process = _processes.Process(target=_killed_at, args=(step, work, *arguments))
     process.start()
     process.join(30)
@@ -87,31 +87,31 @@ def start(work: Callable[..., None], *arguments: Any) -> Any:
     return process
 
 
-def publish_version(root: Path, version: int, epoch: int, exchanges: bool = True) -> None:
-    _without_exchange(exchanges)
+def publish_version(root: Path, version: int, epoch: int, swaps: bool = True) -> None:
+    _without_swaps(swaps)
     asyncio.run(publish(root, version, context_of(epoch)))
 
 
-def clear_table(root: Path, epoch: int, exchanges: bool = True) -> None:
-    _without_exchange(exchanges)
+def clear_table(root: Path, epoch: int, swaps: bool = True) -> None:
+    _without_swaps(swaps)
     asyncio.run(clear(root, context_of(epoch)))
 
 
 def publish_many(root: Path, versions: int) -> None:
-    destination.ROW_GROUP_ROWS_MAX = ROWS // 4
-    destination.FILE_BYTES_MAX = 1
+    files.ROW_GROUP_ROWS_MAX = ROWS // 4
+    files.FILE_BYTES_MAX = 1
     for version in range(1, versions + 1):
         asyncio.run(publish(root, version, context_of(version)))
 
 
 def stage_and_wait(root: Path, connection: Any) -> None:
-    """Stage a version, say so, and wait with the publishing for ever."""
+    """Stage a version, send "staged", and wait before publishing it until the process is killed."""
 
     def stop(*_: Any) -> None:
         connection.send("staged")
         connection.poll(None)
 
-    ParquetRun._publish = stop  # type: ignore[assignment,method-assign]
+    Publisher.publish = stop  # type: ignore[assignment,method-assign]
     asyncio.run(publish(root, 1, context_of(1, job_id=9)))
 
 
@@ -119,9 +119,9 @@ def pipe() -> tuple[Any, Any]:
     return _processes.Pipe()
 
 
-def _without_exchange(exchanges: bool) -> None:
-    if not exchanges:
-        tables.can_exchange = lambda folder: False  # type: ignore[attr-defined]
+def _without_swaps(swaps: bool) -> None:
+    if not swaps:
+        tables.can_swap = lambda folder: False  # type: ignore[attr-defined]
 
 
 def _killed_at(step: int, work: Callable[..., None], *arguments: Any) -> None:
@@ -130,7 +130,7 @@ def _killed_at(step: int, work: Callable[..., None], *arguments: Any) -> None:
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal counted
-        # A folder is opened to be synced, so that a kill there is one after the change, be it one that is not told of.
+        # Folders are opened to be synced after a change. Counting these covers changes that raise no audit event.
         opened = event == "open" and arguments[2] & (os.O_CREAT | os.O_DIRECTORY)
         if counting and (opened or event in _CHANGES):
             counted += 1
@@ -145,7 +145,7 @@ def _killed_at(step: int, work: Callable[..., None], *arguments: Any) -> None:
 
         return begin
 
-    ParquetRun._publish = counted_from(ParquetRun._publish)  # type: ignore[method-assign]
-    ParquetRun._clear = counted_from(ParquetRun._clear)  # type: ignore[method-assign]
+    Publisher.publish = counted_from(Publisher.publish)  # type: ignore[method-assign]
+    Publisher.clear = counted_from(Publisher.clear)  # type: ignore[method-assign]
     sys.addaudithook(count)
     work(*arguments)

@@ -1,4 +1,4 @@
-"""One run of one stream in a process of its own, as a worker's, which then tells the most memory that it ever had."""
+"""Runs one stream in its own process, with a worker's memory settings, and prints its peak memory in bytes."""
 
 import asyncio
 import json
@@ -13,11 +13,11 @@ KIBIBYTE = 1024
 def main() -> None:
     bound_memory()
     from libs.connectors import registry  # noqa: PLC0415
-    from libs.connectors.postgres import source  # noqa: PLC0415
+    from libs.connectors.postgres import table as postgres_table  # noqa: PLC0415
     from tests.integration.connectors.moving import Counts, context_of, plan_of  # noqa: PLC0415
 
-    # Tables of few pages are read by several connections too.
-    source.PART_PAGES_MIN = 1
+    # So that tables of few pages are read by several connections, too.
+    postgres_table.PART_PAGES_MIN = 1
     ends = json.loads(sys.argv[1])
 
     async def move() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
             await run.write(table, Counts())
 
     asyncio.run(move())
-    # Of this program alone: what the operating system calls its resources counts the parent's before it began.
+    # Not getrusage, whose maximum includes the parent process before exec.
     status = Path("/proc/self/status").read_text()
     peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
     print(int(peak) * KIBIBYTE)  # noqa: T201 - the test reads it

@@ -18,7 +18,7 @@ from libs.connectors.canonical_arrow import digests, fingerprint, row_bytes
 from libs.connectors.postgres.arrow import arrow_columns
 from libs.connectors.postgres.arrow_form import arrow_form
 from libs.connectors.postgres.connection import SESSION_SETTINGS
-from libs.connectors.postgres.source import PostgresTable
+from libs.connectors.postgres.table import PostgresTable
 from libs.connectors.postgres.types import columns_of
 from libs.testing.walks import examples
 from tests.integration.connectors.moving import plan_of
@@ -71,7 +71,7 @@ class Asked:
     async def _table(self) -> PostgresTable:
         oid = await self._connection.fetchval("SELECT 'public.typed'::regclass::oid")
         columns = (await columns_of(self._connection, [oid]))[oid]
-        return PostgresTable(None, plan_of("typed"), tuple(columns), (), None, ())  # type: ignore[arg-type]
+        return PostgresTable(None, plan_of("typed"), tuple(columns), (), ())  # type: ignore[arg-type]
 
     def record_send(self, index: int, texts: list[str | None]) -> list[bytes]:
         query = f"""

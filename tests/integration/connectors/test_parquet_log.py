@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from libs.connectors.parquet import log as parquet_log
-from libs.connectors.parquet.log import CHECKPOINT_ENTRIES, Log, LogState, admit
+from libs.connectors.parquet.log import CHECKPOINT_ENTRIES, Log, LogState, refuse_fenced
 from libs.connectors.protocol import ConnectorUnavailable, Fenced
+from tests.integration.connectors.moving import context_of
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_a_writer_that_slept_through_a_compaction_can_not_take_a_freed_number(ro
     slept: list[bool] = []
 
     def sleep(state: LogState) -> None:
-        admit(1, 3)(state)
+        refuse_fenced(context_of(epoch=3))(state)
         if not slept:
             slept.append(True)
             for _ in range(2 * CHECKPOINT_ENTRIES):
@@ -106,7 +107,10 @@ def test_writers_and_readers_at_once_agree_while_the_log_is_compacted(
     def write(job_id: int) -> None:
         log = Log(root)
         for epoch in range(1, entries + 1):
-            assert log.append(_epoch(epoch, job_id), admit(job_id, epoch)).epochs[job_id] == epoch
+            assert (
+                log.append(_epoch(epoch, job_id), refuse_fenced(context_of(epoch=epoch, job_id=job_id))).epochs[job_id]
+                == epoch
+            )
 
     def read() -> int:
         read, last = 0, 0

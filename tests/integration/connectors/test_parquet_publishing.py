@@ -1,9 +1,11 @@
-"""What is shown of Parquet tables while they are published and cleared, and after a kill at any step of that."""
+"""What readers see while Parquet tables are published and cleared, and after a kill at any step of it."""
 
+import asyncio
 import contextlib
 import glob
 import json
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from libs.connectors.parquet.log import Log
+from libs.connectors.parquet.tables import Tables
 from libs.connectors.protocol import ConnectorRefused
 from tests.integration.connectors.lake_writers import (
     ROWS,
@@ -72,6 +75,15 @@ def _counted(rows: pa.Table) -> Seen:
 READERS: list[Callable[[Path], Seen]] = [_by_pyarrow, _by_glob, _by_path, _by_duckdb]
 
 
+@pytest.fixture(params=[True, False], ids=["swaps", "links"])
+def swaps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the file system can swap names; if not, abandoned folders are recognised by their age alone."""
+    if not request.param:
+        monkeypatch.setattr("libs.connectors.parquet.tables.can_swap", lambda folder: False)
+        monkeypatch.setattr("libs.connectors.parquet.staging.UNLOCKED_AGE_SECONDS", -1)
+    return bool(request.param)
+
+
 @pytest.mark.parametrize("below", [".", "s", "s/t"])
 @pytest.mark.parametrize("reader", READERS)
 async def test_every_scan_counts_each_row_once(tmp_path: Path, reader: Callable[[Path], Seen], below: str) -> None:
@@ -86,7 +98,7 @@ def test_a_scan_during_publications_sees_one_version_or_fails(tmp_path: Path, re
     seen: set[int] = set()
     while process.is_alive():
         for below in (".", "s", "s/t"):
-            # A file that was listed may be gone, and no file at all is there before the first publication.
+            # A listed file may have been removed, and before the first publication there is none.
             with contextlib.suppress(OSError, pa.ArrowInvalid, KeyError, duckdb.IOException):
                 versions = reader(tmp_path / below)
                 assert len(versions) <= 1
@@ -97,31 +109,25 @@ def test_a_scan_during_publications_sees_one_version_or_fails(tmp_path: Path, re
     assert len(seen) > 1
 
 
-@pytest.mark.parametrize("exchanges", [True, False])
-async def test_a_publication_killed_at_any_step_is_whole_before_and_finished_after(
-    tmp_path: Path, exchanges: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The next run of any job finishes what the log has and removes what it has not."""
-    if not exchanges:
-        monkeypatch.setattr("libs.connectors.parquet.tables.can_exchange", lambda folder: False)
-        monkeypatch.setattr("libs.connectors.parquet.staging.UNLOCKED_AGE_SECONDS", -1)
+async def test_a_publication_killed_at_any_step_is_whole_before_and_finished_after(tmp_path: Path, swaps: bool) -> None:
+    """The next run of any job finishes what is in the log and removes what is not."""
     step, version = 0, 1
     await publish(tmp_path, version, context_of(1))
     killed = True
     while killed:
         step += 1
-        killed = killed_at(step, publish_version, tmp_path, version + 1, version + 1, exchanges)
-        for reader in (_by_pyarrow, _by_path) if exchanges else (_by_pyarrow,):
+        killed = killed_at(step, publish_version, tmp_path, version + 1, version + 1, swaps)
+        for reader in (_by_pyarrow, _by_path) if swaps else (_by_pyarrow,):
             assert reader(tmp_path / "s/t") in ({version: ROWS}, {version + 1: ROWS}), (step, reader)
-            if exchanges:
-                # What waits for the exchange is not to be opened from here.
+            if swaps:
+                # From above the tables, the files of the version that waits for the swap can't be opened.
                 with contextlib.suppress(OSError, duckdb.IOException):
                     assert reader(tmp_path) in ({version: ROWS}, {version + 1: ROWS}), (step, reader)
         entry = Log(tmp_path).refresh().current["s/t"]
         await _opened_by_another_job(tmp_path)
         expected = version + (entry["run_id"] == f"run-{version + 1}")
         assert _by_pyarrow(tmp_path / "s/t") == {expected: ROWS}, step
-        if exchanges:
+        if swaps:
             assert _by_path(tmp_path) == {expected: ROWS}, step
         assert _left_over(tmp_path) == [], step
         version += 1
@@ -130,18 +136,14 @@ async def test_a_publication_killed_at_any_step_is_whole_before_and_finished_aft
     assert step > 15
 
 
-@pytest.mark.parametrize("exchanges", [True, False])
 async def test_a_clearing_killed_at_any_step_is_finished_by_the_next_run_of_any_job(
-    tmp_path: Path, exchanges: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, swaps: bool
 ) -> None:
-    if not exchanges:
-        monkeypatch.setattr("libs.connectors.parquet.tables.can_exchange", lambda folder: False)
-        monkeypatch.setattr("libs.connectors.parquet.staging.UNLOCKED_AGE_SECONDS", -1)
     step, epoch, killed, cleared = 0, 0, True, False
     while killed:
         step, epoch = step + 1, epoch + 2
         await publish(tmp_path, epoch, context_of(epoch))
-        killed = killed_at(step, clear_table, tmp_path, epoch + 1, exchanges)
+        killed = killed_at(step, clear_table, tmp_path, epoch + 1, swaps)
         cleared = "s/t" not in Log(tmp_path).refresh().current
         await _opened_by_another_job(tmp_path)
         assert [path.name for path in (tmp_path / "s").iterdir()] == ([] if cleared else ["t"]), step
@@ -156,7 +158,7 @@ async def test_a_clearing_killed_at_any_step_is_finished_by_the_next_run_of_any_
 async def test_the_staging_of_a_living_writer_is_kept_and_that_of_a_killed_one_swept(
     tmp_path: Path, sweeper: str
 ) -> None:
-    """By the next run of any job, or a test of the connection where no job is left."""
+    """By the next run of any job, or by a connection test if no job is left."""
     ours, theirs = pipe()
     process = start(stage_and_wait, tmp_path, theirs)
     assert ours.poll(30)
@@ -175,7 +177,7 @@ async def test_the_staging_of_a_living_writer_is_kept_and_that_of_a_killed_one_s
 
 
 async def test_names_joined_alike_are_different_streams(tmp_path: Path) -> None:
-    """Of ``"s"."t.u"`` and ``"s.t"."u"`` the first is in place after a failed attempt, the second is not."""
+    """``"s"."t.u"`` was committed before the run was resumed, ``"s.t"."u"`` was not."""
     first, second = plan_of_numbers("t.u", "s"), plan_of_numbers("u", "s.t")
     await publish(tmp_path, 1, context_of(1, run_id="same"), first)
     async with open_lake(tmp_path).open(context_of(1, run_id="same")) as resumed:
@@ -183,7 +185,7 @@ async def test_names_joined_alike_are_different_streams(tmp_path: Path) -> None:
         assert await resumed.committed(second) is None
 
 
-async def test_a_committed_table_whose_files_are_gone_is_not_in_place(tmp_path: Path) -> None:
+async def test_a_committed_table_whose_files_were_removed_is_written_again(tmp_path: Path) -> None:
     context = context_of(1)
     await publish(tmp_path, 1, context)
     (tmp_path / "s/t").rename(tmp_path / "elsewhere")
@@ -213,8 +215,8 @@ async def test_links_of_an_earlier_version_become_folders_with_the_next_publicat
     assert list((tmp_path / "_datasync/versions").iterdir()) == []
 
 
-async def test_a_link_that_was_left_behind_is_mended_by_the_next_run_of_any_job(tmp_path: Path) -> None:
-    """A worker of an earlier version died after its entry was on the log and before the link was turned."""
+async def test_a_link_that_a_killed_run_did_not_update_is_updated_by_the_next_run_of_any_job(tmp_path: Path) -> None:
+    """A worker of an earlier version was killed after its entry was in the log and before it replaced the link."""
     folders = [f"job-1-epoch-{epoch}-{'0' * 32}" for epoch in (1, 2)]
     for version, name in enumerate(folders, 1):
         (tmp_path / "_datasync/versions" / name).mkdir(parents=True)
@@ -227,10 +229,10 @@ async def test_a_link_that_was_left_behind_is_mended_by_the_next_run_of_any_job(
     assert _by_pyarrow(tmp_path / "s/t") == {2: ROWS}
 
 
-async def test_where_names_can_not_be_exchanged_links_show_one_version(
+async def test_where_names_can_not_be_swapped_links_show_one_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("libs.connectors.parquet.tables.can_exchange", lambda folder: False)
+    monkeypatch.setattr("libs.connectors.parquet.tables.can_swap", lambda folder: False)
     for version in (1, 2):
         await publish(tmp_path, version, context_of(version))
     assert (tmp_path / "s/t").is_symlink()
@@ -241,21 +243,33 @@ async def test_where_names_can_not_be_exchanged_links_show_one_version(
     assert _by_path(tmp_path) == {3: ROWS}
 
 
-async def test_an_older_epoch_that_shows_its_version_late_shows_the_younger_ones(tmp_path: Path) -> None:
-    """It was paused between its entry and the exchange, and wakes up after the younger one's."""
+async def test_a_lower_epoch_that_resumes_before_its_swap_leaves_the_later_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was paused between its log entry and the swap, and resumes after a higher epoch has published."""
+    reconcile, reached, resumed = Tables.reconcile, threading.Event(), threading.Event()
+
+    def paused_once(tables: Tables, *arguments: Any) -> None:
+        if not reached.is_set():
+            reached.set()
+            assert resumed.wait(30)
+        reconcile(tables, *arguments)
+
     async with open_lake(tmp_path).open(context_of(1)) as paused:
-        settle, table = paused._tables.settle, Numbers(plan_of_numbers(), 1)
-        paused._tables.settle = lambda path: None
-        await paused.write(table, Counts())
+        monkeypatch.setattr(Tables, "reconcile", paused_once)
+        writing = asyncio.create_task(paused.write(Numbers(plan_of_numbers(), 1), Counts()))
+        assert await asyncio.to_thread(reached.wait, 30)
         await publish(tmp_path, 2, context_of(2))
-        settle("s/t")
+        assert _by_path(tmp_path) == {2: ROWS}
+        resumed.set()
+        await writing
         assert _by_path(tmp_path) == {2: ROWS}
     assert _by_path(tmp_path) == {2: ROWS}
     assert _left_over(tmp_path) == []
 
 
-async def test_a_folder_that_holds_another_table_is_not_exchanged(tmp_path: Path) -> None:
-    """As where the file system takes ``T`` and ``t`` for the same."""
+async def test_a_folder_that_holds_another_table_is_not_replaced(tmp_path: Path) -> None:
+    """As on a file system that does not distinguish ``T`` from ``t``."""
     await publish(tmp_path, 1, context_of(1))
     (tmp_path / "s/t").rename(tmp_path / "s/T")
     with pytest.raises(ConnectorRefused, match="s/T holds the table s/t"):
@@ -263,7 +277,7 @@ async def test_a_folder_that_holds_another_table_is_not_exchanged(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["mine.parquet", "_SUCCESS", ".notes"])
-async def test_a_file_of_others_in_a_tables_folder_is_not_touched(tmp_path: Path, name: str) -> None:
+async def test_a_foreign_file_in_a_tables_folder_is_not_touched(tmp_path: Path, name: str) -> None:
     await publish(tmp_path, 1, context_of(1))
     (tmp_path / "s/t" / name).write_bytes(b"mine")
     with pytest.raises(ConnectorRefused, match=rf"{re.escape(name)} was not written by DataSync"):
@@ -272,7 +286,7 @@ async def test_a_file_of_others_in_a_tables_folder_is_not_touched(tmp_path: Path
 
 
 async def test_a_folder_that_the_log_does_not_know_is_not_touched(tmp_path: Path) -> None:
-    """Such as one that was copied from another destination."""
+    """For example one that was copied from another destination."""
     await publish(tmp_path / "first", 1, context_of(1))
     (tmp_path / "second/s").mkdir(parents=True)
     (tmp_path / "first/s/t").rename(tmp_path / "second/s/t")
@@ -290,7 +304,7 @@ async def test_no_name_of_a_table_hides_its_rows_or_adds_a_column(tmp_path: Path
         assert [column[0] for column in found.description or ()] == ["version", "id"]
 
 
-async def test_a_table_that_was_named_in_an_earlier_way_keeps_its_folder(tmp_path: Path) -> None:
+async def test_a_table_keeps_the_folder_that_an_earlier_version_named(tmp_path: Path) -> None:
     (tmp_path / "_datasync").mkdir()
     await publish(tmp_path, 1, context_of(1), plan_of_numbers("_t"))
     for path in (tmp_path / "_datasync").glob("0*.json"):
@@ -321,7 +335,7 @@ def _left_over(root: Path) -> list[Path]:
 
 
 def _write_old_log(root: Path, folders: list[str]) -> None:
-    """Entries as they were before versions had names."""
+    """Entries as earlier versions wrote them, without the version's name."""
     for number, name in enumerate(folders, 1):
         entry = {
             "kind": "publish", "stream": "s.t", "table": "s/t", "folder": f"_datasync/versions/{name}", "rows": ROWS,

@@ -82,9 +82,9 @@ REFUSED = [
         "foreign key 'up'",
     ),
     ("CREATE TABLE t (id int, note text, size int NOT NULL)", "column 'size', which is NOT NULL"),
-    ("CREATE TABLE t (id int, note text GENERATED ALWAYS AS ('x') STORED)", "generates the column 'note'"),
-    ("CREATE TABLE t (id int)", "lacks the column 'note'"),
-    ("CREATE TABLE t (id bigint, note text)", "column 'id' as bigint"),
+    ("CREATE TABLE t (id int, note text GENERATED ALWAYS AS ('x') STORED)", "generated column 'note'"),
+    ("CREATE TABLE t (id int)", "has no column 'note'"),
+    ("CREATE TABLE t (id bigint, note text)", "column 'id' of type bigint"),
     ("CREATE TABLE t (id int, note text); CREATE TABLE child () INHERITS (t)", r"inherited by public\.child"),
     ("CREATE VIEW t AS SELECT 1 AS id, 'x' AS note", "is not a table"),
     ("CREATE TYPE t AS ENUM ('x')", "has a type public\\.t"),
@@ -171,7 +171,7 @@ async def test_a_table_that_others_made_is_kept_without_a_warning(source: Server
     for run in (1, 2):
         context = replace(context_of(f"run-{run}", run), log=lambda level, line: lines.append((level, line)))
         await move(source, destination, plan_of("t"), context)
-    assert [level for level, line in lines if "DataSync did not make it" in line] == ["info", "info"]
+    assert [level for level, line in lines if "DataSync did not create it" in line] == ["info", "info"]
 
 
 async def test_an_owned_table_that_was_made_anew_by_hand_is_kept(source: Server, published: Server) -> None:
@@ -236,7 +236,7 @@ async def test_what_the_role_may_not_do_is_refused_before_the_first_row(source: 
     destination.overrides = {"username": "limited_writer", "password": "limited"}
     counts = Counts()
     try:
-        with pytest.raises(ConnectorRefused, match="may not make tables in the destination's schema 'public'"):
+        with pytest.raises(ConnectorRefused, match="may not create tables in the destination's schema 'public'"):
             await move(source, destination, plan_of("t"), progress=counts)
         await destination.execute("GRANT CREATE ON SCHEMA public TO limited_writer")
         with pytest.raises(ConnectorRefused, match=r"public\.t: it lacks DELETE"):
@@ -327,7 +327,7 @@ async def test_a_table_is_not_copied_onto_itself(source: Server) -> None:
     await source.execute(MADE)
     counts = Counts()
     source.overrides = {"host": "localhost"}
-    with pytest.raises(ConnectorRefused, match=r"public\.t is the one that the stream public\.t is read from"):
+    with pytest.raises(ConnectorRefused, match=r"public\.t is the table that the stream public\.t is read from"):
         await move(source, source, plan_of("t"), progress=counts)
     assert counts.rows_read == 0
     assert await source.rows("t") == ["(1,a)", "(2,b)"]
@@ -336,7 +336,7 @@ async def test_a_table_is_not_copied_onto_itself(source: Server) -> None:
 async def test_a_target_that_another_stream_of_the_run_reads_is_refused(source: Server) -> None:
     """Both streams are; a third one is not concerned."""
     await source.execute("CREATE TABLE a AS SELECT 1 AS id; CREATE TABLE b (id int); CREATE TABLE d AS SELECT 2 AS id")
-    refusal = r"public\.b is the one that the stream public\.b is read from"
+    refusal = r"public\.b is the table that the stream public\.b is read from"
 
     def plan(name: str, target: str) -> StreamPlan:
         return StreamPlan(StreamName("public", name), Target("public", target))
@@ -361,7 +361,7 @@ async def test_an_id_that_parent_and_child_share_arrives_twice(source: Server, d
     context, lines = logging(context_of())
     assert (await move(source, destination, plan_of("t"), context)).rows == 3
     assert await destination.rows("t") == ['(1,"of the child")', "(1,a)", "(2,b)"]
-    assert any("the primary key is not taken over" in line for line in lines)
+    assert any("the target gets no primary key" in line for line in lines)
 
 
 async def test_jobs_that_begin_at_once_at_a_new_destination_do_not_hinder_each_other(
@@ -397,8 +397,8 @@ async def test_readers_hardly_wait_for_a_run_that_waits_for_a_long_query(
     source: Server, published: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The staged copy waits for the query's end; whoever reads meanwhile gets the old rows."""
-    monkeypatch.setattr("libs.connectors.postgres.publishing.TOLD_AGAIN_SECONDS", 0.0)
-    monkeypatch.setattr("libs.connectors.postgres.publishing.PAUSE_SECONDS_MAX", 0.1)
+    monkeypatch.setattr("libs.connectors.postgres.locking.LOGGED_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("libs.connectors.postgres.locking.PAUSE_SECONDS_MAX", 0.1)
     context, lines = logging(context_of("run-1", 2))
     counts = Counts()
     waited_seconds = 0.0
@@ -417,7 +417,7 @@ async def test_readers_hardly_wait_for_a_run_that_waits_for_a_long_query(
         await moving
     assert waited_seconds < 1.0
     assert re.search(rf"public\.t is in use by pid {pid} \(user postgres, application 'monthly report'", lines[0])
-    assert "what was copied is kept" in lines[0]
+    assert "the copied rows are kept" in lines[0]
     assert counts.rows_read == 3
     assert await published.rows("t") == ["(1,a)", "(2,b)", "(3,c)"]
 
@@ -425,7 +425,7 @@ async def test_readers_hardly_wait_for_a_run_that_waits_for_a_long_query(
 async def test_a_table_that_stays_in_use_is_left_as_it_was(
     source: Server, published: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("libs.connectors.postgres.publishing.PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("libs.connectors.postgres.locking.PATIENCE_SECONDS", 0.3)
     async with Server.connected(dsn_of(published)) as reader:
         await reader.execute("BEGIN; SELECT * FROM t")
         with pytest.raises(ConnectorUnavailable, match=r"public\.t could not be locked .* by pid \d+") as refusal:
@@ -494,8 +494,8 @@ async def test_what_killed_runs_staged_is_swept_by_any_run(source: Server, desti
     context, lines = logging(context_of("run-2", 2))
     async with destination.destination().open(context):
         assert "elsewhere._datasync_stage_78_6_0123456789ab" not in await destination.tables()
-    assert any("which a run of job 78 left behind" in line for line in lines)
-    assert any("_datasync_stage_80_7_0123456789ab of a run that has ended was left" in line for line in lines)
+    assert any("which a run of job 78 left" in line for line in lines)
+    assert any("could not drop the staging table public._datasync_stage_80_7_0123456789ab" in line for line in lines)
 
 
 @pytest.mark.parametrize(

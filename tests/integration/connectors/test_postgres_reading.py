@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from libs.connectors import registry
-from libs.connectors.postgres import source as postgres_source
+from libs.connectors.postgres import relations
 from libs.connectors.postgres.config import PostgresSourceConfig
 from libs.connectors.postgres.source import PostgresSource
 from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable
@@ -81,7 +81,7 @@ async def test_visible_rows_are_read_with_a_warning_where_the_configuration_allo
     await reader.execute(POLICY + "CREATE TABLE plain AS SELECT 1 AS id")
     reader.overrides["row_security"] = "filtered"
     (warning,) = await _read(reader, "t")
-    assert warning.startswith("public.t: row-level security is applied: only the rows")
+    assert warning.startswith("public.t: row-level security applies: only the rows")
     assert await _read(reader, "plain") == ()
     assert (await move(reader, destination, plan_of("t"))).rows == 3
 
@@ -158,7 +158,7 @@ async def test_a_view_of_a_table_that_stays_locked_is_not_waited_for_without_end
     source: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await source.execute(MADE_OF)
-    monkeypatch.setattr(postgres_source, "LOCK_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(relations, "LOCK_TIMEOUT_SECONDS", 0.1)
     async with source.connection.transaction():
         await source.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(ConnectorUnavailable, match="lock timeout") as refusal:
@@ -171,7 +171,7 @@ async def test_a_view_of_a_table_that_stays_locked_is_not_waited_for_without_end
 async def test_a_sync_opens_no_more_connections_than_threads(
     reader: Server, destination: Server, lake: Lake, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    monkeypatch.setattr("libs.connectors.postgres.source.PART_PAGES_MIN", 2)
+    monkeypatch.setattr("libs.connectors.postgres.table.PART_PAGES_MIN", 2)
     await reader.execute("CREATE TABLE t AS SELECT n AS id, repeat('x', 500) AS note FROM generate_series(1, 2000) n")
     await reader.execute(f"ALTER ROLE {reader.overrides['username']} CONNECTION LIMIT {threads}")
     reader.overrides["max_threads"] = threads

@@ -145,7 +145,7 @@ async def test_an_empty_table_makes_a_file_that_carries_the_schema(source: Serve
 async def test_a_large_table_arrives_whole_from_several_connections(
     source: Server, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("libs.connectors.postgres.source.PART_PAGES_MIN", 50)
+    monkeypatch.setattr("libs.connectors.postgres.table.PART_PAGES_MIN", 50)
     await source.execute("CREATE TABLE many AS SELECT n AS id, md5(n::text) AS note FROM generate_series(1, 200000) n")
     written = await move(source, lake, plan_of("many"))
     assert (written.rows, written.verified) == (200_000, True)
@@ -239,7 +239,7 @@ async def test_a_full_disk_is_said_and_leaves_the_files(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("libs.connectors.parquet.destination.os.fsync", full)
+    monkeypatch.setattr("libs.connectors.parquet.files.os.fsync", full)
     with pytest.raises(ConnectorUnavailable, match="no space is left"):
         await move(source, lake, plan_of("t"), context_of("run-2", 2))
     monkeypatch.undo()

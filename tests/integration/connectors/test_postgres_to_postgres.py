@@ -12,7 +12,7 @@ from libs.connectors.postgres.config import PostgresDestinationConfig
 from libs.connectors.postgres.connection import connect
 from libs.connectors.postgres.copying import copy_part
 from libs.connectors.postgres.failures import failure
-from libs.connectors.postgres.source import PostgresTable
+from libs.connectors.postgres.table import PostgresTable
 from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, Fenced, StreamName, StreamPlan, Target
 from libs.core.errors import DataSyncError
 from tests.integration.connectors.moving import (
@@ -74,7 +74,7 @@ async def test_a_large_table_is_read_in_ranges_and_arrives_whole(source: Server,
 
 
 async def test_ranges_cover_every_page_once(source: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("libs.connectors.postgres.source.PART_PAGES_MIN", 7)
+    monkeypatch.setattr("libs.connectors.postgres.table.PART_PAGES_MIN", 7)
     await source.execute(MANY + "CREATE TABLE empty (id int); CREATE VIEW seen AS SELECT * FROM many;")
     async with registry.open_source("postgres", source.config).snapshot() as snapshot:
         table = await snapshot.table(plan_of("many"))
@@ -134,7 +134,7 @@ async def test_a_table_that_others_built_on_keeps_its_identity(source: Server, d
     assert await destination.rows("seen") == ["(a)", "(b)"]
     assert await destination.value("SELECT 't'::regclass::oid") == oid
     await source.execute("ALTER TABLE t ADD COLUMN more int")
-    with pytest.raises(ConnectorRefused, match="lacks the column 'more'"):
+    with pytest.raises(ConnectorRefused, match="has no column 'more'"):
         await move(source, destination, plan_of("t"), context_of("run-3", 3))
     assert await destination.rows("t") == ["(1,a)", "(2,b)"]
 
@@ -311,8 +311,8 @@ async def test_a_connection_that_breaks_while_it_has_no_room_to_write_is_noticed
         assert isinstance(table, PostgresTable)
         copying = asyncio.create_task(
             copy_part(
-                table, table.parts()[0], writing, ("public", "t"), binary=True, moved=lambda _: None,
-                taken=lambda _: None, written_failed=lambda error: failure(error, "writing"),
+                table, table.parts()[0], writing, ("public", "t"), binary=True, bytes_read=lambda _: None,
+                bytes_written=lambda _: None, writing_failed=lambda error: failure(error, "writing"),
             )
         )  # fmt: skip
         async with asyncio.timeout(20):
@@ -410,7 +410,7 @@ async def test_two_streams_that_a_default_schema_brings_together_are_refused(
     ):
         await run.prepare(await snapshot.table(plan_of("t")))
         other = StreamPlan(StreamName("a", "t"), Target("a", "t"), None)
-        with pytest.raises(ConnectorRefused, match=r"public\.t and a\.t both go to all_of_it\.t"):
+        with pytest.raises(ConnectorRefused, match=r"public\.t and a\.t are both written to all_of_it\.t"):
             await run.prepare(await snapshot.table(other))
 
 

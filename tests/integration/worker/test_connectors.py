@@ -87,7 +87,7 @@ async def test_a_role_that_may_write_to_no_schema_fails_the_test_and_one_that_ma
         await destination.execute(f"GRANT CREATE ON DATABASE {database} TO {name}")
         warned = await HTTP.check(wanted)
         assert warned.succeeded is True
-        assert warned.message.startswith("Connection succeeded, but the role may not make tables")
+        assert warned.message.startswith("Connection succeeded, but the role may not create tables")
         assert warned.message.endswith(": public, s")
         assert [line.level for line in warned.log_lines] == ["info", "warning", "info"]
         await destination.execute(f"GRANT CREATE ON SCHEMA s, public TO {name}")

@@ -1,22 +1,17 @@
-"""Whether a destination table is still exactly as DataSync published it; only such a table is exchanged.
+"""Whether a table is still exactly as DataSync created it: only such a table may be swapped for a new one.
 
-What the catalogue says of a table is recorded when it is published and compared later. Everything counts but what is
-known to change by itself (statistics, files, freezing): a property that nobody thought of keeps the table as well.
+Everything that the catalog says of a table is recorded when it is published and compared in the next run, except what
+changes by itself, such as statistics and storage. So a property that this code does not know of keeps a table, too.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 
-from libs.connectors.postgres.connection import quoted
-from libs.connectors.postgres.state import Published
-from libs.connectors.protocol import Target
-
-# What VACUUM, ANALYZE and CLUSTER change, and the privileges, which an exchange preserves.
-_CHANGES_BY_ITSELF = [
+# What VACUUM, ANALYZE and CLUSTER change. Privileges are left out because a swap preserves them.
+_IGNORED = [
     *("relpages", "reltuples", "relallvisible", "relallfrozen", "relfrozenxid", "relminmxid", "relfilenode"),
     *("reltoastrelid", "relhasindex", "relhasrules", "relhastriggers", "relhassubclass", "relacl"),
 ]
@@ -54,7 +49,7 @@ UNION ALL SELECT 'its comments and labels', to_jsonb(l) FROM pg_seclabel l
     JOIN part ON (l.classoid, l.objoid) = (part.class, part.oid)
 """
 
-# What a person has to look at where a table is kept: neither what DataSync makes nor what belongs to another of these.
+# What the run's log names: neither what DataSync creates itself nor what belongs to another of these objects.
 _NAMED = """
 WITH target AS (SELECT * FROM pg_class WHERE oid = $1),
 part AS (
@@ -90,82 +85,25 @@ UNION ALL SELECT 'its keys and constraints', pg_describe_object('pg_class'::regc
 UNION ALL SELECT 'its keys and constraints', pg_describe_object('pg_constraint'::regclass, oid, 0)
     FROM pg_constraint WHERE $1 IN (conrelid, confrelid) AND contype NOT IN ('p', 'n')
 """
+
 _NAMES_MAX = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """The table that has the target's name now, and what may be done with it.
-
-    Args:
-        oid: None where there is no such table.
-        kind: ``pg_class.relkind``.
-        published: what a run of the job left of it, None if no run wrote it.
-        kept_because: why it is not exchanged for a new one; None if it is exactly what DataSync made.
-    """
-
-    oid: int | None = None
-    kind: bytes = b""
-    published: Published | None = None
-    kept_because: str | None = None
-
-    @property
-    def kept(self) -> bool:
-        return self.kept_because is not None
-
-    @property
-    def was_exchanged(self) -> bool:
-        """Whether it is one that DataSync made, so that earlier runs exchanged it at much less cost."""
-        return self.published is not None and self.published.description != {}
 
 
 async def describe(connection: "asyncpg.Connection[Any]", oid: int) -> dict[str, str]:
     """A digest of each group of the table's properties."""
-    rows = await connection.fetch(_DESCRIPTION, oid, _CHANGES_BY_ITSELF)
+    rows = await connection.fetch(_DESCRIPTION, oid, _IGNORED)
     groups: dict[str, list[str]] = {}
     for row in rows:
         groups.setdefault(row["what"], []).append(row["properties"])
     return {what: hashlib.sha256(json.dumps(sorted(found)).encode()).hexdigest() for what, found in groups.items()}
 
 
-async def existing(connection: "asyncpg.Connection[Any]", target: Target) -> Any:
-    """``oid`` and ``relkind`` of what has the target's name, None if nothing has."""
-    return await connection.fetchrow(
-        """
-        SELECT c.oid, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname = $1 AND c.relname = $2
-        """,
-        target.namespace,
-        target.table,
-    )
-
-
-async def why_kept(connection: "asyncpg.Connection[Any]", oid: int, published: Published | None) -> str | None:
-    """Why the table has to be kept; None if it is exactly what DataSync made, so that a new one lacks nothing."""
-    if published is None or published.description == {}:
-        return "DataSync did not make it"
-    if published.description is None:
-        return "it was written before DataSync recorded what it made"
+async def changes(connection: "asyncpg.Connection[Any]", oid: int, recorded: dict[str, str]) -> str | None:
+    """The groups of properties that differ from the recorded ones, with the objects concerned; None if none does."""
     now = await describe(connection, oid)
-    changed = sorted(
-        what for what in now.keys() | published.description.keys() if now.get(what) != published.description.get(what)
-    )
-    if changed:
-        return f"it is not as DataSync made it ({await _with_names(connection, oid, changed)})"
-    if not await connection.fetchval(
-        "SELECT relowner = (SELECT oid FROM pg_roles WHERE rolname = current_user) FROM pg_class WHERE oid = $1", oid
-    ):
-        return "another role owns it"
-    if await connection.fetchval(
-        "SELECT EXISTS (SELECT FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = $1 AND a.grantor <> c.relowner)",
-        oid,
-    ):
-        return "another role than its owner granted privileges on it"
-    return None
-
-
-async def _with_names(connection: "asyncpg.Connection[Any]", oid: int, changed: list[str]) -> str:
-    """The groups of properties that changed, each with what the table now has of it beyond what DataSync makes."""
+    changed = sorted(what for what in now.keys() | recorded.keys() if now.get(what) != recorded.get(what))
+    if not changed:
+        return None
     names: dict[str, set[str]] = {}
     for row in await connection.fetch(_NAMED, oid):
         names.setdefault(row["what"], set()).add(row["name"])
@@ -177,32 +115,3 @@ def _with_some(what: str, names: list[str]) -> str:
         return what
     more = f" and {len(names) - _NAMES_MAX} more" if len(names) > _NAMES_MAX else ""
     return f"{what}: {', '.join(names[:_NAMES_MAX])}{more}"
-
-
-async def privileges(connection: "asyncpg.Connection[Any]", oid: int) -> set[tuple[str, str, bool]]:
-    """Who may do what with the table: role as SQL writes it, privilege, and whether it may be passed on."""
-    rows = await connection.fetch(
-        """
-        SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END AS role, a.privilege_type,
-               a.is_grantable
-        FROM pg_class c CROSS JOIN LATERAL aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a
-        LEFT JOIN pg_roles r ON r.oid = a.grantee WHERE c.oid = $1
-        """,
-        oid,
-    )
-    return {(row["role"], row["privilege_type"], row["is_grantable"]) for row in rows}
-
-
-async def set_privileges(
-    connection: "asyncpg.Connection[Any]", target: Target, wanted: set[tuple[str, str, bool]]
-) -> None:
-    """Give a new table these privileges and no other, whatever the default privileges gave it."""
-    present = await privileges(connection, (await existing(connection, target))["oid"])
-    if present == wanted:
-        return
-    name = quoted(target.namespace, target.table)
-    for role in sorted({role for role, _, _ in present}):
-        await connection.execute(f"REVOKE ALL ON {name} FROM {role}")
-    for role, privilege, grantable in sorted(wanted):
-        suffix = " WITH GRANT OPTION" if grantable else ""
-        await connection.execute(f"GRANT {privilege} ON {name} TO {role}{suffix}")

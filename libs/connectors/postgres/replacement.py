@@ -1,26 +1,27 @@
-"""Tables that are kept because others made or changed them: checks whether their rows can be replaced, and does it."""
+"""Replaces the rows of a table that is kept, and refuses a table where that can't work or would lose something."""
 
 from typing import Any
 
 import asyncpg
 
 from libs.connectors.postgres.connection import quoted
-from libs.connectors.postgres.ownership import Placement
-from libs.connectors.postgres.source import PostgresTable
-from libs.connectors.postgres.staging import Relation, ddl
+from libs.connectors.postgres.enums import ddl
+from libs.connectors.postgres.staging import Relation
+from libs.connectors.postgres.table import PostgresTable
+from libs.connectors.postgres.target import TargetTable
 from libs.connectors.postgres.types import Column
 from libs.connectors.protocol import ConnectorRefused, Target
 
 
 async def refuse_unfit(
-    connection: "asyncpg.Connection[Any]", table: PostgresTable, target: Target, place: Placement
+    connection: "asyncpg.Connection[Any]", table: PostgresTable, target: Target, found: TargetTable
 ) -> None:
-    """Refuse, naming the object, a table whose rows can't be replaced by the stream's, or not without a loss."""
-    await _refuse_unreachable_rows(connection, target, place)
-    await _refuse_rules(connection, target, place)
-    await _refuse_references(connection, target, place)
-    await _refuse_publications(connection, target, place)
-    await _refuse_columns(connection, table, target, place)
+    """Refuse a table whose rows can't be replaced by the stream's, or only with a loss; the error names the object."""
+    await _refuse_unreachable_rows(connection, target, found)
+    await _refuse_rules(connection, target, found)
+    await _refuse_references(connection, target, found)
+    await _refuse_publications(connection, target, found)
+    await _refuse_columns(connection, table, target, found)
 
 
 async def replace_rows(
@@ -29,7 +30,7 @@ async def replace_rows(
     """Within a transaction that excludes other writers; readers see the old rows until it commits."""
     name = quoted(target.namespace, target.table)
     columns = ", ".join(quoted(column.name) for column in table.columns)
-    # PostgreSQL then refuses the statement if a policy would hide rows.
+    # With this setting PostgreSQL rejects the statements if a policy would hide rows.
     await connection.execute("SET LOCAL row_security = off")
     await connection.execute("SET CONSTRAINTS ALL DEFERRED")
     await connection.execute(f"DELETE FROM {name}")  # noqa: S608
@@ -39,16 +40,16 @@ async def replace_rows(
     await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
     found = await connection.fetchval(f"SELECT count(*) FROM {name}")  # noqa: S608
     if found != rows:
-        culprits = await changes_rows(connection, target) or "its partitions may have triggers"
+        culprits = await changes_rows(connection, target) or "triggers of its partitions"
         raise ConnectorRefused(
-            f"the destination's table {target} holds {found} rows after {rows} were inserted: {culprits}; "
-            "it stays as it was",
+            f"the destination's table {target} has {found} rows after {rows} were inserted, and is left as it was: "
+            f"{culprits} may change rows as they are written",
             code="target_changes_rows",
         )
 
 
 async def changes_rows(connection: "asyncpg.Connection[Any]", target: Target) -> str | None:
-    """The rules and triggers that may change what is written, in words."""
+    """The rules and triggers that may change rows as they are written; None if there are none."""
     names = await connection.fetch(
         """
         SELECT 'rule ' || quote_ident(rulename) AS name FROM pg_rewrite
@@ -59,11 +60,11 @@ async def changes_rows(connection: "asyncpg.Connection[Any]", target: Target) ->
         """,
         quoted(target.namespace, target.table),
     )
-    return f"see its {', '.join(row['name'] for row in names)}" if names else None
+    return f"its {', '.join(row['name'] for row in names)}" if names else None
 
 
-async def _refuse_unreachable_rows(connection: "asyncpg.Connection[Any]", target: Target, place: Placement) -> None:
-    found = await connection.fetchrow(
+async def _refuse_unreachable_rows(connection: "asyncpg.Connection[Any]", target: Target, found: TargetTable) -> None:
+    row = await connection.fetchrow(
         """
         SELECT (SELECT string_agg(privilege, ', ') FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS privilege
                 WHERE NOT has_table_privilege(c.oid, privilege)) AS lacks,
@@ -71,61 +72,64 @@ async def _refuse_unreachable_rows(connection: "asyncpg.Connection[Any]", target
                (SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = c.oid LIMIT 1) AS child
         FROM pg_class c WHERE c.oid = $1
         """,
-        place.oid,
+        found.oid,
     )
-    if found is None:
+    if row is None:
         return
-    if found["lacks"]:
+    if row["lacks"]:
         raise ConnectorRefused(
-            f"the role may not replace the rows of the destination's table {target}: it lacks {found['lacks']}",
+            f"the role may not replace the rows of the destination's table {target}: it lacks {row['lacks']}; grant it "
+            "SELECT, INSERT and DELETE on the table",
             code="permission_denied",
         )
-    if found["filtered"]:
+    if row["filtered"]:
         raise ConnectorRefused(
-            f"the destination's table {target} has row security, which hides rows from the role: "
-            "use its owner or a role with BYPASSRLS",
+            f"the destination's table {target} has row-level security, which hides rows from the role: use the table's "
+            "owner or a role with BYPASSRLS",
             code="row_security",
         )
-    if found["child"] and place.kind != b"p":
+    if row["child"] and not found.partitioned:
         raise ConnectorRefused(
-            f"the destination's table {target} is inherited by {found['child']}, whose rows would be replaced, too",
+            f"the destination's table {target} is inherited by {row['child']}, whose rows would be deleted as well: "
+            "choose another destination table",
             code="target_inherited",
         )
 
 
-async def _refuse_rules(connection: "asyncpg.Connection[Any]", target: Target, place: Placement) -> None:
+async def _refuse_rules(connection: "asyncpg.Connection[Any]", target: Target, found: TargetTable) -> None:
     rule = await connection.fetchval(
         "SELECT rulename FROM pg_rewrite WHERE ev_class = $1 AND is_instead AND ev_type IN ('3', '4') LIMIT 1",
-        place.oid,
+        found.oid,
     )
     if rule is not None:
         raise ConnectorRefused(
-            f"the destination's table {target} has the rule {rule!r}, which does something INSTEAD of writing the rows",
+            f"the destination's table {target} has the rule {rule!r}, which does something INSTEAD of writing the "
+            "rows: drop the rule or choose another destination table",
             code="target_changes_rows",
         )
 
 
-async def _refuse_references(connection: "asyncpg.Connection[Any]", target: Target, place: Placement) -> None:
-    """A referenced row can be replaced only if the constraint is checked after the new row is there."""
+async def _refuse_references(connection: "asyncpg.Connection[Any]", target: Target, found: TargetTable) -> None:
+    """A referenced row can be replaced only if the constraint is checked after the new row was inserted."""
     key = await connection.fetchrow(
         """
         SELECT conname, conrelid::regclass::text AS referring FROM pg_constraint
         WHERE contype = 'f' AND confrelid = $1 AND conrelid <> $1 AND NOT (condeferrable AND confdeltype = 'a')
         ORDER BY conname LIMIT 1
         """,
-        place.oid,
+        found.oid,
     )
     if key is not None:
         raise ConnectorRefused(
             f"the foreign key {key['conname']!r} of {key['referring']} refers to the destination's table {target}, "
-            "whose rows can't be replaced under it: make it DEFERRABLE with ON DELETE NO ACTION, drop it, or choose "
-            "another destination table",
+            "whose rows can't be replaced while it is checked: make it DEFERRABLE with ON DELETE NO ACTION, drop it, "
+            "or choose another destination table",
             code="target_referenced",
         )
 
 
-async def _refuse_publications(connection: "asyncpg.Connection[Any]", target: Target, place: Placement) -> None:
-    """PostgreSQL refuses to delete a published row that has no replica identity."""
+async def _refuse_publications(connection: "asyncpg.Connection[Any]", target: Target, found: TargetTable) -> None:
+    """PostgreSQL rejects the DELETE of a published row that has no replica identity."""
     row = await connection.fetchrow(
         """
         SELECT p.pubname, c.oid::regclass::text AS relation
@@ -138,25 +142,26 @@ async def _refuse_publications(connection: "asyncpg.Connection[Any]", target: Ta
                           AND CASE c.relreplident WHEN 'd' THEN indisprimary WHEN 'i' THEN indisreplident END)
         LIMIT 1
         """,
-        place.oid,
+        found.oid,
     )
     if row is not None:
         raise ConnectorRefused(
             f"the rows of the destination's table {target} can't be replaced: the publication {row['pubname']!r} "
-            f"publishes what is deleted from {row['relation']}, which has no replica identity: set one or leave it out",
+            f"publishes deletes of {row['relation']}, which has no replica identity: set one, or drop the table from "
+            "the publication",
             code="target_published",
         )
 
 
 async def _refuse_columns(
-    connection: "asyncpg.Connection[Any]", table: PostgresTable, target: Target, place: Placement
+    connection: "asyncpg.Connection[Any]", table: PostgresTable, target: Target, found: TargetTable
 ) -> None:
     rows = await connection.fetch(
         """
         SELECT a.attname, a.atttypid, format_type(a.atttypid, a.atttypmod) AS type, a.attgenerated <> '' AS generated,
                a.attnotnull OR t.typnotnull AS required,
                a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL AS filled,
-               -- A default that gives every row the same value.
+               -- The default, if it is the same for every row.
                CASE WHEN d.adbin::text !~ '{(NEXTVALUEEXPR|SQLVALUEFUNCTION)' AND NOT EXISTS (
                    SELECT FROM regexp_matches(d.adbin::text, ':(?:op)?funcid ([0-9]+)', 'g') AS number
                    JOIN pg_proc p ON p.oid = number[1]::oid WHERE p.provolatile <> 'i'
@@ -165,34 +170,34 @@ async def _refuse_columns(
         LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
         WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
         """,
-        place.oid,
+        found.oid,
     )
     present = {row["attname"]: row for row in rows}
     for column in table.columns:
-        await _refuse_column(connection, target, place, column, present)
+        await _refuse_column(connection, target, found, column, present)
     written = {column.name for column in table.columns}
     for row in rows:
         if row["attname"] not in written:
-            await _refuse_further_column(connection, target, place, row)
+            await _refuse_further_column(connection, target, found, row)
 
 
 async def _refuse_column(
     connection: "asyncpg.Connection[Any]",
     target: Target,
-    place: Placement,
+    found: TargetTable,
     column: Column,
     present: dict[str, Any],
 ) -> None:
     name, wanted = column.name, ddl(column.type, target.namespace)
-    kept = f"and is kept, because {place.kept_because}"
+    kept = f"and is kept because {found.kept_because}"
     held = present.get(name)
     if held is None:
         raise ConnectorRefused(
-            f"the destination's table {target} lacks the column {name!r} {kept}: add the column", code="target_differs"
+            f"the destination's table {target} has no column {name!r} {kept}: add the column", code="target_differs"
         )
     if held["generated"]:
         raise ConnectorRefused(
-            f"the destination's table {target} generates the column {name!r} {kept}: leave the column out of the "
+            f"the destination's table {target} has the generated column {name!r} {kept}: leave the column out of the "
             "stream, or drop its expression",
             code="target_differs",
         )
@@ -202,31 +207,31 @@ async def _refuse_column(
         same = held["atttypid"] == await connection.fetchval("SELECT to_regtype($1)::oid", wanted)
     if not same:
         raise ConnectorRefused(
-            f"the destination's table {target} has the column {name!r} as {held['type']}, the stream as {wanted}, "
-            f"{kept}",
+            f"the destination's table {target} has the column {name!r} of type {held['type']} {kept}, while the "
+            f"stream's is of type {wanted}: change the column's type or choose another destination table",
             code="target_differs",
         )
 
 
 async def _refuse_further_column(
-    connection: "asyncpg.Connection[Any]", target: Target, place: Placement, column: Any
+    connection: "asyncpg.Connection[Any]", target: Target, found: TargetTable, column: Any
 ) -> None:
-    """A column that the stream lacks gets its default in every row."""
+    """A column that the stream does not have gets its default in every row."""
     if column["generated"] or (column["filled"] and column["fixed_default"] is None):
         return
     name, default = column["attname"], column["fixed_default"]
     if column["required"] and default is None:
         raise ConnectorRefused(
-            f"the destination's table {target} has the column {name!r}, which is NOT NULL without a default and which "
-            "the stream lacks: give it a default",
+            f"the destination's table {target} has the column {name!r}, which is NOT NULL without a default and not a "
+            "column of the stream: give it a default",
             code="target_differs",
         )
-    if place.published is not None and (place.published.description is None or name in place.published.columns):
+    if found.published is not None and (found.published.description is None or name in found.published.columns):
         return
     fills = await connection.fetchval(
-        # Bits of tgtype (pg_trigger.h): for each row, BEFORE, INSERT.
+        # The bits of tgtype (pg_trigger.h) for ROW, BEFORE and INSERT.
         "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = $1 AND tgtype & 7 = 7 AND tgenabled <> 'D')",
-        place.oid,
+        found.oid,
     )
     lost = not fills and await connection.fetchval(
         f"SELECT EXISTS (SELECT FROM {quoted(target.namespace, target.table)} "  # noqa: S608
@@ -235,6 +240,6 @@ async def _refuse_further_column(
     if lost:
         raise ConnectorRefused(
             f"the destination's table {target} has values in the column {name!r}, which DataSync did not write and "
-            "which would be lost with the rows: keep them in a table of their own",
+            "which would be lost with the rows: keep them in another table",
             code="target_differs",
         )
