@@ -70,7 +70,7 @@ class Leases:
         """
         while True:
             await self._acquired(name)
-            log.info("lease_acquired", lease=name)
+            log.debug("lease_acquired", lease=name)
             try:
                 await self._lead(name, work)
             finally:

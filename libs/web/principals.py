@@ -12,12 +12,12 @@ from typing import Any
 import jwt
 from pydantic import SecretStr, ValidationError
 
+from libs.contracts.services import GATEWAY
 from libs.core.errors import CallOperator, Unauthenticated
 from libs.core.principal import Principal
 from libs.process.signing_keys import signing_key_of, trusted_key
 
 PRINCIPAL_HEADER = "X-DataSync-Principal"
-GATEWAY = "gateway"
 
 TOKEN_SECONDS = 30
 TOKEN_REUSE_SECONDS = 5

@@ -185,8 +185,8 @@ class JobRoutes(EntityRoutes[JobState, JobShown]):
     async def activate(self, call: Call, body: ActivationBody) -> Answer[Any]:
         job = await self.entities.change(call, SetActivation(activate=body.activate))
         self._control.changed()
-        verb = "resumed" if body.activate else "paused"
-        return Answer(body.model_dump(), message=f"job {job.state.definition.name} {verb}")
+        state = "active" if body.activate else "paused"
+        return Answer(body.model_dump(), message=f"job {job.state.definition.name} is {state}")
 
     async def sync(self, call: Call) -> Answer[RunBegun]:
         return await self._begin(call, "sync", "sync started")

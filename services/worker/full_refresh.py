@@ -119,7 +119,8 @@ def summary_of(written: Written) -> str:
     if not written.values_changed:
         return ", source and destination are equal" if written.verified else ""
     by_column = ", ".join(f"{column}: {values}" for column, values in written.values_changed.items())
-    changed = f"{sum(written.values_changed.values())} values that a policy changed ({by_column})"
+    count = sum(written.values_changed.values())
+    changed = f"{count} {'value' if count == 1 else 'values'} that a policy changed ({by_column})"
     return f", source and destination are equal except for {changed}" if written.verified else f", with {changed}"
 
 

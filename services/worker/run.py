@@ -16,6 +16,7 @@ from services.worker.full_refresh import FullRefresh
 from services.worker.report import StreamReport
 from services.worker.selection import Wanted, entries_of, wanted_streams
 
+# The last line of a successful run's log, word for word as OLake writes it: tools that drive its API wait for it.
 SUCCEEDED = "Sync completed, wait 5 seconds cleanup in progress..."
 RESOLVE_SECONDS_MAX = 120.0
 RESOLVE_PAUSE_SECONDS = 0.5

@@ -1,7 +1,13 @@
-"""What sources and destinations have in common: defined, changed, held on to by jobs, deleted.
+"""A source or destination: defined, changed, referenced by jobs, deleted.
 
-A job reserves a connection before it exists itself; the reservation is confirmed when the job appears and released
-when it does not. "In use" is decided here, on the connection's own stream, so that a delete can't race a new job.
+A connection that a job uses can't be deleted (``_require_unused``). The life of a job's reference to a connection:
+
+1. ``Reserve``: a job is about to be created or changed. The reference has a deadline.
+2. ``Confirm``: the job's event has arrived. The reference no longer expires.
+3. ``Release``: the job was deleted, or uses another connection. The reference is removed.
+   ``Expire``: the deadline of a reservation has passed and the job never appeared. The reference is removed.
+
+Reserving and deleting are decided on the connection's own stream, so a delete can't race with the creation of a job.
 """
 
 from collections.abc import Sequence
@@ -27,7 +33,7 @@ SECRETS_CHANGED = "secrets_changed"
 
 
 class Definition(Frozen):
-    """What a connection is; secrets in ``config_json`` are masked references to ``secret_ref``."""
+    """What the user defined; secrets in ``config_json`` are masks that refer to ``secret_ref``."""
 
     name: str
     type: str
@@ -37,15 +43,15 @@ class Definition(Frozen):
 
 
 class Reference(Frozen):
-    """A job's hold; ``reserved_until`` is None once the job is known to exist and to use it."""
+    """A job's reference; ``reserved_until`` is None once it is confirmed."""
 
     job_id: int
     job_name: str
     reserved_at: datetime
     reserved_until: datetime | None
 
-    def is_younger_than(self, moment: datetime) -> bool:
-        """A reservation made after ``moment`` is for a change of the job that was not known then."""
+    def is_reserved_after(self, moment: datetime) -> bool:
+        """Whether it is a reservation for a later change of the job than the event of ``moment``."""
         return self.reserved_until is not None and self.reserved_at > moment
 
 
@@ -80,7 +86,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """A job that is about to be made, or changed, will use it."""
+    """A job that is about to be created or changed will use the connection."""
 
     job_id: int
     job_name: str
@@ -89,7 +95,7 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Confirm:
-    """The job exists and uses it; ``known_at`` is when that happened."""
+    """The job exists and uses the connection since ``known_at``."""
 
     job_id: int
     job_name: str
@@ -98,7 +104,7 @@ class Confirm:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The job no longer uses it; ``known_at`` is when that happened."""
+    """The job no longer uses the connection since ``known_at``."""
 
     job_id: int
     known_at: datetime
@@ -106,7 +112,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """The reservation that ended at ``reserved_until`` came to nothing."""
+    """The job of the reservation until ``reserved_until`` never appeared."""
 
     job_id: int
     reserved_until: datetime
@@ -114,7 +120,7 @@ class Expire:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """``secret_ref_before`` names the secrets that are deleted along."""
+    """``secret_ref_before`` names the secrets that are deleted with it."""
 
     secret_ref_before: str | None
 
@@ -123,8 +129,8 @@ Command = Create | Update | Reserve | Confirm | Release | Expire | Delete
 
 
 @dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """The events of one kind of connection."""
+class EventTypes:
+    """The event classes of sources, or of destinations."""
 
     role: Role
     collection: str
@@ -136,68 +142,63 @@ class Vocabulary:
     deleted: type[CatalogEvent]
 
 
-def connection_aggregate(words: Vocabulary) -> Aggregate[Connection]:
-    """The aggregate that speaks of connections in these words."""
+def connection_aggregate(types: EventTypes) -> Aggregate[Connection]:
+    """The aggregate of sources, or of destinations."""
     return Aggregate(
-        name=words.role,
-        collection=words.collection,
+        name=types.role,
+        collection=types.collection,
         state=Connection,
-        decide=lambda state, command: decide(words, state, command),
-        evolve=lambda state, envelope: evolve(words, state, envelope),
+        decide=lambda state, command: decide(types, state, command),
+        evolve=lambda state, envelope: evolve(types, state, envelope),
         unique_keys=unique_keys,
         id_type=int,
-        conflict_message=f"a {words.role} of this name exists in the project",
+        conflict_message=f"a {types.role} of this name exists in the project",
     )
 
 
-def decide(words: Vocabulary, state: Connection | None, command: Command) -> Sequence[Event]:
-    """Raises ``NotFound`` for what is not there or deleted, ``Conflict`` for a delete of what jobs use."""
+def decide(types: EventTypes, state: Connection | None, command: Command) -> Sequence[Event]:
+    """Raises ``NotFound`` if it does not exist or was deleted, ``Conflict`` if jobs use what is to be deleted."""
     if isinstance(command, Create):
         if state is not None:
-            raise Conflict(f"the {words.role} exists already", code="already_exists")
-        return [words.created(**command.definition.model_dump())]
+            raise Conflict(f"the {types.role} exists already", code="already_exists")
+        return [types.created(**command.definition.model_dump())]
     if state is None or state.deleted:
-        raise NotFound(f"there is no such {words.role}")
+        raise NotFound(f"there is no such {types.role}")
     match command:
         case Update():
-            return _update(words, state, command)
+            return _update(types, state, command)
         case Reserve():
-            return _reserve(words, state, command)
+            return _reserve(types, state, command)
         case Confirm():
-            return _confirm(words, state, command)
-        case Release(job_id, known_at):
-            held = state.reference_of(job_id)
-            keep = held is None or held.is_younger_than(known_at)
-            return [] if keep else [words.released(job_id=job_id)]
-        case Expire(job_id, reserved_until):
-            held = state.reference_of(job_id)
-            ended = held is not None and held.reserved_until == reserved_until
-            return [words.released(job_id=job_id)] if ended else []
+            return _confirm(types, state, command)
+        case Release():
+            return _release(types, state, command)
+        case Expire():
+            return _expire(types, state, command)
         case Delete(secret_ref_before):
-            if state.references:
-                raise Conflict(_in_use(words.role, state), code="in_use")
+            _require_unused(types.role, state)
             _require_same_secrets(state, secret_ref_before)
-            return [words.deleted()]
+            return [types.deleted()]
         case _:
             assert_never(command)
 
 
-def _update(words: Vocabulary, state: Connection, command: Update) -> Sequence[Event]:
-    require_same_type(words.role, state.definition.type, command.definition.type)
+def _update(types: EventTypes, state: Connection, command: Update) -> Sequence[Event]:
+    require_same_type(types.role, state.definition.type, command.definition.type)
     _require_same_secrets(state, command.secret_ref_before)
     if command.definition == state.definition:
         return []
-    return [words.updated(**command.definition.model_dump())]
+    return [types.updated(**command.definition.model_dump())]
 
 
 def _require_same_secrets(state: Connection, secret_ref_before: str | None) -> None:
-    """What was prepared on other secrets would lose one of two changes, or leave secrets behind."""
+    """Raises ``Conflict`` if another change has replaced the secrets that this one was prepared with."""
     if state.definition.secret_ref != secret_ref_before:
-        raise Conflict("the secrets were changed meanwhile; try again", code=SECRETS_CHANGED)
+        raise Conflict("the secrets have been changed by another request; try again", code=SECRETS_CHANGED)
 
 
 def require_same_type(role: Role, before: str, after: str) -> None:
-    """Raises ``InvalidInput`` where a change would make it another system's."""
+    """Raises ``InvalidInput`` if a change would change the connector."""
     if after != before:
         message = f"the type of a {role} can't change from {before} to {after}"
         raise InvalidInput(
@@ -205,37 +206,58 @@ def require_same_type(role: Role, before: str, after: str) -> None:
         )
 
 
-def _reserve(words: Vocabulary, state: Connection, command: Reserve) -> Sequence[Event]:
-    held = state.reference_of(command.job_id)
-    if held is not None and held.reserved_until is not None and held.reserved_until >= command.reserved_until:
+def _reserve(types: EventTypes, state: Connection, command: Reserve) -> Sequence[Event]:
+    reference = state.reference_of(command.job_id)
+    if (
+        reference is not None
+        and reference.reserved_until is not None
+        and reference.reserved_until >= command.reserved_until
+    ):
         return []
-    # A confirmed hold is reserved anew: an event that is on its way must not release what is wanted again.
-    return [words.referenced(job_id=command.job_id, job_name=command.job_name, reserved_until=command.reserved_until)]
+    # A confirmed reference is reserved again, so that an earlier event of the job can't release it.
+    return [types.referenced(job_id=command.job_id, job_name=command.job_name, reserved_until=command.reserved_until)]
 
 
-def _confirm(words: Vocabulary, state: Connection, command: Confirm) -> Sequence[Event]:
-    held = state.reference_of(command.job_id)
-    if held is not None and held.is_younger_than(command.known_at):
+def _confirm(types: EventTypes, state: Connection, command: Confirm) -> Sequence[Event]:
+    reference = state.reference_of(command.job_id)
+    if reference is not None and reference.is_reserved_after(command.known_at):
         return []
-    confirmed = words.confirmed(job_id=command.job_id)
-    if held is None or held.job_name != command.job_name:
-        named = words.referenced(job_id=command.job_id, job_name=command.job_name, reserved_until=command.known_at)
+    confirmed = types.confirmed(job_id=command.job_id)
+    if reference is None or reference.job_name != command.job_name:
+        named = types.referenced(job_id=command.job_id, job_name=command.job_name, reserved_until=command.known_at)
         return [named, confirmed]
-    return [] if held.reserved_until is None else [confirmed]
+    return [] if reference.reserved_until is None else [confirmed]
 
 
-def _in_use(role: Role, state: Connection) -> str:
+def _release(types: EventTypes, state: Connection, command: Release) -> Sequence[Event]:
+    reference = state.reference_of(command.job_id)
+    if reference is None or reference.is_reserved_after(command.known_at):
+        return []
+    return [types.released(job_id=command.job_id)]
+
+
+def _expire(types: EventTypes, state: Connection, command: Expire) -> Sequence[Event]:
+    reference = state.reference_of(command.job_id)
+    is_the_one = reference is not None and reference.reserved_until == command.reserved_until
+    return [types.released(job_id=command.job_id)] if is_the_one else []
+
+
+def _require_unused(role: Role, state: Connection) -> None:
+    """Raises ``Conflict``, naming the jobs, while any job has a reference."""
+    if not state.references:
+        return
     names = [f'"{item.job_name}"' for item in state.references[:JOBS_NAMED_MAX]]
     if (more := len(state.references) - len(names)) > 0:
         names.append(f"{more} more")
     jobs = "job" if len(state.references) == 1 else "jobs"
-    return f"the {role} is used by the {jobs} {', '.join(names)}; delete or change them first"
+    message = f"the {role} is used by the {jobs} {', '.join(names)}; delete or change them first"
+    raise Conflict(message, code="in_use")
 
 
-def evolve(words: Vocabulary, state: Connection | None, envelope: Envelope) -> Connection:
-    """Fold one event; being held on to or released is no update of the connection itself."""
+def evolve(types: EventTypes, state: Connection | None, envelope: Envelope) -> Connection:
+    """Fold one event; references do not change ``updated_at`` and ``updated_by``."""
     now, actor, event = envelope.time, envelope.metadata.actor, envelope.data
-    if isinstance(event, words.created):
+    if isinstance(event, types.created):
         return Connection(
             project_id=envelope.metadata.project_id or 0,
             definition=_definition(event),
@@ -244,28 +266,28 @@ def evolve(words: Vocabulary, state: Connection | None, envelope: Envelope) -> C
             updated_at=now,
             updated_by=actor,
         )
-    assert state is not None, f"a {words.role}'s stream begins with its creation"
+    assert state is not None, f"a {types.role}'s stream begins with its creation"
     touched: dict[str, object] = {"updated_at": now, "updated_by": actor}
-    if isinstance(event, words.updated):
+    if isinstance(event, types.updated):
         return state.model_copy(update={**touched, "definition": _definition(event)})
-    if isinstance(event, words.deleted):
+    if isinstance(event, types.deleted):
         return state.model_copy(update={**touched, "deleted": True})
-    return state.model_copy(update={"references": _references(words, state, envelope)})
+    return state.model_copy(update={"references": _references(types, state, envelope)})
 
 
-def _references(words: Vocabulary, state: Connection, envelope: Envelope) -> tuple[Reference, ...]:
+def _references(types: EventTypes, state: Connection, envelope: Envelope) -> tuple[Reference, ...]:
     event = envelope.data
-    if isinstance(event, words.referenced):
+    if isinstance(event, types.referenced):
         others = tuple(item for item in state.references if item.job_id != event.job_id)
         return (*others, Reference(**event.model_dump(), reserved_at=envelope.time))
-    if isinstance(event, words.confirmed):
+    if isinstance(event, types.confirmed):
         return tuple(
             item.model_copy(update={"reserved_until": None}) if item.job_id == event.job_id else item
             for item in state.references
         )
-    if isinstance(event, words.released):
+    if isinstance(event, types.released):
         return tuple(item for item in state.references if item.job_id != event.job_id)
-    raise AssertionError(f"a {words.role} has no event {event.TYPE}")
+    raise AssertionError(f"a {types.role} has no event {event.TYPE}")
 
 
 def _definition(event: ConnectionDefined) -> Definition:
@@ -277,5 +299,5 @@ def unique_keys(state: Connection) -> Sequence[str]:
 
 
 def name_key(project_id: int, name: str) -> str:
-    """What makes a name unique in its project."""
+    """The unique key of a name in its project."""
     return f"{project_id}/{name}"

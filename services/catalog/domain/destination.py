@@ -1,10 +1,10 @@
 """A destination: where jobs write to."""
 
 from libs.contracts import catalog
-from services.catalog.domain.connection import Vocabulary, connection_aggregate
+from services.catalog.domain.connection import EventTypes, connection_aggregate
 
 DESTINATION = connection_aggregate(
-    Vocabulary(
+    EventTypes(
         role="destination",
         collection="destinations",
         created=catalog.DestinationCreated,

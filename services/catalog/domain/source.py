@@ -1,10 +1,10 @@
 """A source: where jobs read from."""
 
 from libs.contracts import catalog
-from services.catalog.domain.connection import Vocabulary, connection_aggregate
+from services.catalog.domain.connection import EventTypes, connection_aggregate
 
 SOURCE = connection_aggregate(
-    Vocabulary(
+    EventTypes(
         role="source",
         collection="sources",
         created=catalog.SourceCreated,
