@@ -1,1 +1,1 @@
-"""The pure centre every service stands on: aggregates, event envelopes, errors, ids, time, strict JSON. No I/O."""
+"""The pure core of every service: aggregates, event envelopes, errors, ids, time, strict JSON. No I/O."""

@@ -1,4 +1,4 @@
-"""Which IP addresses may be called: one rule for whatever a person can make DataSync connect to.
+"""Which IP addresses may be called: one rule for all addresses that users can make DataSync connect to.
 
 IPv4 addresses travel in several forms of IPv6, and a translator or relay near us would deliver them. So an address is
 judged together with every IPv4 address that it carries.
@@ -65,7 +65,7 @@ def one_client(text: str) -> str:
 
 
 def is_obfuscated(text: str) -> bool:
-    """Whether a proxy put this name in an address's place."""
+    """Whether a proxy put a name in place of an address."""
     return _OBFUSCATED.fullmatch(text) is not None
 
 
@@ -86,7 +86,7 @@ def is_public_address(address: IPAddress) -> bool:
 
 
 def outbound_fault(url: str, allowed: Sequence[IPNetwork] = ()) -> str | None:
-    """Why an address that a person gave is none to call, None when nothing speaks against it yet.
+    """Why an address that a user gave must not be called, None if nothing is wrong with it so far.
 
     What a name leads to is judged when it is called, for it may be another address by then.
     """
@@ -111,7 +111,7 @@ def outbound_fault(url: str, allowed: Sequence[IPNetwork] = ()) -> str | None:
 
 
 def _literal(host: str) -> IPAddress | None:
-    """The address that a host is written as, also in the short, octal and hexadecimal forms that resolvers take."""
+    """The address in a host's text, also in the short, octal and hexadecimal forms that resolvers accept."""
     try:
         return parse_address(host)
     except ValueError:
@@ -132,7 +132,7 @@ def _number(text: str) -> int:
 
 
 def _meant_by(address: IPAddress) -> Iterator[IPAddress]:
-    """The addresses that may be reached by this one; an IPv4-mapped one stands for its IPv4 address alone."""
+    """The addresses that this one may reach; an IPv4-mapped one reaches only its IPv4 address."""
     if isinstance(address, ipaddress.IPv4Address):
         yield address
         return

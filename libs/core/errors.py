@@ -74,7 +74,7 @@ class Unauthenticated(FixRequest):
 
 
 class Forbidden(FixRequest):
-    """A valid credential that may not do this."""
+    """The credential is valid but does not permit this."""
 
     status = 403
     default_code = "forbidden"
@@ -117,7 +117,7 @@ class MethodNotAllowed(FixRequest):
 
 
 class Conflict(FixRequest):
-    """The request does not fit the state that the entity is in, or a unique name is taken."""
+    """The request conflicts with the entity's state, or a unique name is taken."""
 
     status = 409
     default_code = "conflict"
@@ -159,20 +159,20 @@ class RateLimited(FixRequest):
 
 
 class RetryLater(DataSyncError):
-    """The request is good; the service can't take it now. Safe to send again."""
+    """The request is valid but can't be processed now; it is safe to retry."""
 
     status = 503
     default_code = "unavailable"
 
 
 class OutcomeUnknown(RetryLater):
-    """The store did not say in time whether the command was committed; safe to repeat with its Idempotency-Key."""
+    """It is unknown whether the command was committed; it is safe to repeat with its Idempotency-Key."""
 
     default_code = "outcome_unknown"
 
 
 class NewerVersion(RetryLater):
-    """A newer version wrote what this one can't read; an instance that was upgraded can do it."""
+    """A newer version wrote something that this one can't read; an upgraded instance can."""
 
     default_code = "newer_version"
 
@@ -192,7 +192,7 @@ class UpstreamTimeout(RetryLater):
 
 
 class CallOperator(DataSyncError):
-    """Something is broken that neither repeating nor changing the request mends."""
+    """A fault that neither retrying nor changing the request fixes."""
 
     status = 500
     default_code = "internal_error"

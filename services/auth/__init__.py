@@ -1,4 +1,4 @@
-"""Who may come in: owns users, projects with their members, API keys and OAuth clients; opens and ends
+"""Owns users, projects with their members, API keys and OAuth clients; opens and ends
 sessions, grants OAuth tokens.
 
 It consumes nothing and emits ``datasync.auth.v1``. The gateway asks it, by an internal call, whom a credential

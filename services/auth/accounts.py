@@ -65,7 +65,7 @@ class Accounts:
     async def sign_up(
         self, username: str, email: str, password: str, metadata: Metadata, idempotency: IdempotencyKey | None
     ) -> Entity[User]:
-        """Make a user with a project of its own, both or neither.
+        """Create a user with a project of its own, both in one transaction.
 
         Raises:
             Conflict: the username or the e-mail address is taken; ``errors`` says which.
@@ -95,7 +95,7 @@ class Accounts:
         return user, await self._sessions.open(user)
 
     async def confirm_password(self, user: Entity[User], password: str | None, address: str) -> None:
-        """Raise unless this is the user's present password.
+        """Check that this is the user's current password.
 
         Raises:
             InvalidInput: it is missing or wrong.
@@ -108,7 +108,7 @@ class Accounts:
             raise _wrong_password("is not your present password", "wrong_password")
 
     async def _is_password_of(self, user: Entity[User] | None, login: str, password: str, address: str) -> bool:
-        """Whether the password is right; counts the attempt, and takes it back when it is.
+        """Whether the password is right. Counts the attempt, and takes it back if it is.
 
         Where the user logged in before, only failures from there count. So strangers who guess at an account, or from
         an address that is shared, can't lock its user out.
@@ -141,7 +141,7 @@ class Accounts:
         metadata: Metadata,
         idempotency: IdempotencyKey | None,
     ) -> Entity[User]:
-        """Make a user who is a member of an existing project; whoever comes first into an empty one owns it."""
+        """Create a user as a member of an existing project; the first user of a project without members owns it."""
         new = await self._new_user(username, email, password, idempotency)
         if project_id == FIRST_PROJECT_ID and await self._first_project_is_free():
             return await self._create_with_project(new, project_id, metadata, idempotency)
@@ -186,7 +186,7 @@ class Accounts:
         return await self._execute_user(None, email, CommandRequest(acts, metadata, side_writes))
 
     async def remove_member(self, project_id: int, user_id: int, metadata: Metadata) -> None:
-        """End a membership, and with it every key and client that acts on the member's behalf.
+        """End a membership, and revoke every key and client that acts on the member's behalf.
 
         Credentials are refused from the moment that the membership has ended; those beyond the first
         ``REVOKED_AT_ONCE_MAX`` are marked as revoked in transactions of their own.

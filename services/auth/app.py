@@ -36,7 +36,7 @@ from services.auth.usage import Usage
 
 @asynccontextmanager
 async def start(context: ServiceContext[AuthSettings]) -> AsyncIterator[Sequence[web.AbstractRouteDef]]:
-    """Open the service's own parts; what was noted of sessions and keys is written at the end."""
+    """Open the service's own parts; the use of sessions and keys that is still in memory is written at the end."""
     settings, documents, commands, clock = context.settings, context.documents, context.commands, context.clock
     queries = AuthQueries(documents)
     sessions = Sessions(documents, clock, settings.session_ttl_seconds)

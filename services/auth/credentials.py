@@ -1,4 +1,4 @@
-"""Whom a credential belongs to: the answer that the gateway asks for.
+"""Resolves a credential to its owner, for the gateway.
 
 Everything is decided by two look-ups: of the credential's hash, and of whom it belongs to. Nothing here waits for the
 event log, so that what was revoked is refused from the moment that its revocation is stored.

@@ -1,4 +1,4 @@
-"""Says once on the stream of every key that its end is near."""
+"""Announces once, by an event on its stream, that a key is about to expire."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ ANNOUNCED_AT_ONCE_MAX = 200
 
 
 class ExpiryAnnouncer:
-    """Finds the keys; whether there is something to announce is decided on each key's stream."""
+    """Finds keys that expire soon; each key's stream decides whether that was announced already."""
 
     def __init__(self, commands: CommandHandler, queries: AuthQueries, clock: Clock) -> None:
         self._commands = commands
@@ -29,7 +29,7 @@ class ExpiryAnnouncer:
                 await asyncio.sleep(LOOK_EVERY_SECONDS)
 
     async def announce(self) -> int:
-        """Announce what there is, up to a bound; returns how many keys were looked at."""
+        """Announce one portion; returns how many keys were found."""
         now = self._clock.now()
         found = await self._queries.expiring_keys(now, now + WARNED_BEFORE, ANNOUNCED_AT_ONCE_MAX)
         await asyncio.gather(*(self._announce(key_id, project_id) for key_id, project_id in found))

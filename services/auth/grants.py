@@ -1,4 +1,4 @@
-"""Granting credentials: never more than the caller holds, changed by whom, and their secrets shown once."""
+"""Rules for credentials: they grant no more than their issuer has, and their secrets are shown once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ async def issue_once(commands: CommandHandler, call: Call, act: Act, secret: str
 
 
 def refuse_more_than_own(caller: Principal, scopes: Sequence[str], developer_id: str | None) -> None:
-    """Raises ``Forbidden`` when a credential with these scopes could do what its issuer can't."""
+    """Raises ``Forbidden`` if a credential with these scopes could do more than its issuer."""
     if caller.developer_id is not None and developer_id != caller.developer_id:
         message = "a credential that is bound to a developer can hand on that developer's records only"
         raise Forbidden(message, code="insufficient_scope", errors=[FieldError("developer_id", message)])
@@ -51,7 +51,7 @@ def refuse_more_than_own(caller: Principal, scopes: Sequence[str], developer_id:
 
 
 def require_right_to_plan(caller: Principal, plan: Plan) -> None:
-    """Raises ``Forbidden`` unless the caller may give this plan: the operators, who own the first project, give any."""
+    """Raises ``Forbidden`` unless the caller may give this plan; only owners of the first project may raise it."""
     if plan != "standard" and caller.projects.get(FIRST_PROJECT_ID) != "owner":
         message = f"the plan {plan} is given by the operator: an owner of project {FIRST_PROJECT_ID}, or API_KEY"
         raise Forbidden(message, code="not_an_operator", errors=[FieldError("plan", message)])

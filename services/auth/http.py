@@ -85,7 +85,7 @@ from services.auth.tokens import is_session_token
 SESSION_COOKIE = "datasync_session"
 CLIENT_ADDRESS_HEADER = "X-DataSync-Client-Address"
 IDS = replace(NUMBERS, pattern="")
-"""Any text matches, so that the refusal of one that is no number names the user or project."""
+"""The path matches any text, so that the error for a text that is no number names the user or project."""
 
 NOT_STORED = {"Cache-Control": "no-store"}
 
@@ -149,7 +149,7 @@ class AccountRoutes:
 
 @dataclass(frozen=True, slots=True)
 class PlatformRoutes:
-    """What OLake's page asks of the platform it runs on."""
+    """The calls of OLake's page about its platform."""
 
     version: str
 
@@ -163,7 +163,7 @@ class PlatformRoutes:
         ]
 
     async def telemetry_id(self, call: Call) -> TelemetryId:
-        """An empty id keeps the page from reporting to anybody."""
+        """An empty id turns the page's telemetry off."""
         return {"user_id": "", "version": self.version}
 
     async def opt_status(self, call: Call) -> OptStatus:
@@ -505,7 +505,7 @@ def presented_sessions(request: web.Request) -> list[str]:
 
 
 async def guarded_idempotency(call: Call, body: SignupBody, passwords: Passwords) -> IdempotencyKey | None:
-    """The call's Idempotency-Key; guessing the password by its record is as slow as by the password's hash."""
+    """The call's Idempotency-Key, hashed with the password's hash function, so its record does not help to guess it."""
     salt = idempotency_key_of(call.request)
     if salt is None:
         return None

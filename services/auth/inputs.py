@@ -65,14 +65,14 @@ class SignupBody(Body):
 
 
 class LoginBody(Body):
-    """The bounds of a signup are not a login's: what nobody could have chosen is merely wrong."""
+    """A name or password that breaks the rules of signing up is wrong, not malformed."""
 
     username: str = Field(max_length=LOGIN_LENGTH_MAX, examples=["ann"])
     password: str = Field(max_length=PASSWORD_LENGTH_MAX, examples=["correct horse"])
 
 
 class NewUserBody(SignupBody):
-    """``project_id`` may be left out by who owns only one project."""
+    """``project_id`` is optional for callers that have only one project."""
 
     role: Role = "member"
     project_id: int | None = None
@@ -91,7 +91,7 @@ class UserChangeBody(Body):
 
 
 class NewKeyBody(StrictBody):
-    """``scopes`` left out: all that the permission allows; empty: none. ``plan`` is the operator's to raise."""
+    """``scopes`` left out: all that the permission allows; empty: none. Only operators raise ``plan``."""
 
     name: str = Field(min_length=1, max_length=128, examples=["nightly export"])
     permission: Permission = "read-write"
@@ -114,7 +114,7 @@ class RotationBody(StrictBody):
 
 
 class NewClientBody(StrictBody):
-    """``scopes`` left out: all; empty: none. ``plan`` is the operator's to raise."""
+    """``scopes`` left out: all; empty: none. Only operators raise ``plan``."""
 
     name: str = Field(min_length=1, max_length=128, examples=["nightly import"])
     scopes: tuple[str, ...] | None = Field(default=None, max_length=64, examples=[["sync:read"]])
@@ -124,7 +124,7 @@ class NewClientBody(StrictBody):
 
 
 class TokenForm(BaseModel):
-    """``client_id`` and ``client_secret`` stand here or in an ``Authorization: Basic`` header."""
+    """``client_id`` and ``client_secret`` are here or in an ``Authorization: Basic`` header."""
 
     grant_type: Literal["client_credentials"]
     scope: str | None = Field(default=None, examples=["sync:read sync:write"])
@@ -143,7 +143,7 @@ class KeysQuery(StrictQuery):
 
 
 async def read_form(request: web.Request) -> dict[str, str]:
-    """The parameters of a form; those without a value count as left out (RFC 6749 section 3.2).
+    """The parameters of a form; empty ones count as absent (RFC 6749 section 3.2).
 
     Raises:
         UnsupportedMediaType: the body is no form.

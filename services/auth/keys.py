@@ -112,7 +112,7 @@ class Keys(Entities[ApiKey]):
 
 
 def _secret(text: str, key_id: str, secret_id: str, project_id: int) -> SideWrite:
-    """Which key a text opens, and as which of its secrets; whether it does is the key's to say."""
+    """The document that maps a secret's hash to its key; the key's state decides whether the secret is valid."""
     identifier = api_key_id(token_hash(text))
     document: Document = {
         "_id": identifier,

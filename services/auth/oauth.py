@@ -52,7 +52,7 @@ class TokenRequest:
 
 @dataclass(frozen=True, slots=True)
 class AccessToken:
-    """A token as it is answered, the only time that its text is known."""
+    """A new token; its text is not stored."""
 
     text: str
     scopes: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Password hashes: argon2id on a few threads, so that a burst of logins neither blocks the loop nor eats the memory.
+"""Password hashes: argon2id on a few threads, so that many logins neither block the event loop nor exhaust memory.
 
 The cost is the first recommendation of the OWASP Password Storage Cheat Sheet: 46 MiB, one pass, one lane.
 """
@@ -37,16 +37,16 @@ class Passwords:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     async def hash(self, password: str) -> str:
-        """The salted hash to keep; raises ``RetryLater`` when too many wait."""
+        """The salted hash to store; raises ``RetryLater`` if too many callers wait."""
         return await self._on_a_thread(lambda: self._hasher.hash(password))
 
     async def verify(self, stored_hash: str | None, password: str) -> bool:
-        """True when the password is the one; an account that does not exist (None) costs the same time."""
+        """Whether the password matches; an account that does not exist (None) takes the same time."""
         verified = await self._on_a_thread(lambda: self._verify(stored_hash or self._nobody_hash, password))
         return verified and stored_hash is not None
 
     async def fingerprint(self, password: str, salt: str) -> str:
-        """What tells whether a repeated request held the same password, as dear to guess from as the hash itself."""
+        """A hash that identifies the password of a repeated request; as slow to attack as the password hash."""
         salt_bytes = hashlib.sha256(salt.encode()).digest()
         raw = await self._on_a_thread(lambda: self._raw(password, salt_bytes))
         return raw.hex()

@@ -58,7 +58,7 @@ def client_secret_id(client_id: str) -> str:
 
 
 class AuthQueries:
-    """What the auth service asks its own database.
+    """Reads of the auth service's database.
 
     Args:
         documents: the service's reads; look-ups by id that arrive together share a query.
@@ -78,7 +78,7 @@ class AuthQueries:
         return None if found is None else entity_of(USER, found)
 
     async def taken_fields(self, username: str | None, email: str | None, but_of: int | None = None) -> list[str]:
-        """Which of ``username`` and ``email`` somebody else holds."""
+        """Which of ``username`` and ``email`` another user has."""
         keys = {}
         if username is not None:
             keys[username_key(username)] = "username"
@@ -116,7 +116,7 @@ class AuthQueries:
         return await self._documents.find(aggregate, criteria, limit=limit, skip=offset)
 
     async def expiring_keys(self, after: datetime, until: datetime, limit: int) -> list[tuple[str, int]]:
-        """Ids and projects of good keys that end in this time and of which nobody has been told yet."""
+        """Ids and projects of valid keys that expire in this period and whose expiry has not been announced."""
         criteria = {
             "state.expires_at": {"$gt": after, "$lte": until},
             "state.revoked_at": None,
@@ -127,7 +127,7 @@ class AuthQueries:
         return [(document["_id"], document["project_id"]) async for document in found]
 
     async def key_of(self, key_hash: str) -> tuple[Entity[ApiKey], int, str] | None:
-        """What a presented key opens: the key, its project, and which of its secrets this is."""
+        """The key of a presented secret: the key, its project, and the id of the secret."""
         secret = await self._documents.document(SECRETS, api_key_id(key_hash))
         key = None if secret is None else await self._documents.get(API_KEY, secret["key_id"])
         if secret is None or key is None:
@@ -149,7 +149,7 @@ class AuthQueries:
                 return None
 
     async def is_member(self, member_id: int | None, project_id: int) -> bool:
-        """Whether a credential's member still is one; a credential without a member depends on nobody."""
+        """Whether a credential's member still is one; a credential without a member is independent of memberships."""
         return member_id is None or project_id in await self.projects_of(member_id)
 
     async def good_credentials_of(
@@ -164,7 +164,7 @@ class AuthQueries:
         return await self._documents.get(OAUTH_CLIENT, client_id)
 
     async def usage_of(self, key_ids: Iterable[int | str]) -> dict[str, Document]:
-        """When the keys were last used, as far as it has been written down."""
+        """When the keys were last used, as recorded so far."""
         found = self._documents.plain(KEY_USAGE).find({"_id": {"$in": list(key_ids)}})
         return {document["_id"]: document async for document in found}
 

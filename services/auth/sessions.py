@@ -44,7 +44,7 @@ class Sessions:
         self.ttl_seconds = ttl_seconds
 
     async def open(self, user: Entity[User]) -> str:
-        """Open a session; returns its token, which is kept nowhere."""
+        """Open a session; returns its token, which is not stored."""
         token = new_session_token()
         document = self._document(token_hash(token), int(user.id), user.state.password_version)
         await self._documents.plain(SESSIONS).insert_one(document)
@@ -57,7 +57,7 @@ class Sessions:
         )
 
     async def knows_address(self, user_id: int, address: str) -> bool:
-        """Whether the user recently logged in from there."""
+        """Whether the user recently logged in from this address."""
         known = {"_id": {"user_id": user_id, "address": address}, "expires_at": {"$gt": self._clock.now()}}
         return await self._documents.plain(KNOWN_ADDRESSES).find_one(known) is not None
 
@@ -71,20 +71,20 @@ class Sessions:
         )
 
     async def end(self, token: str) -> None:
-        """End a session; ending one that is not there is no error."""
+        """End a session, if it exists."""
         await self._documents.plain(SESSIONS).delete_one({"_id": token_hash(token)})
 
     def is_to_renew(self, session: Session) -> bool:
-        """True when so much of its time has passed that a later end is worth a write."""
+        """Whether enough time has passed that extending the session is worth a write."""
         remaining_seconds = (session.expires_at - self._clock.now()).total_seconds()
         return remaining_seconds < self.ttl_seconds * (1 - RENEW_AFTER_PART)
 
     def renewal(self) -> Document:
-        """The update that moves a session's end to a whole time to live from now."""
+        """The update that extends a session to its full time to live from now."""
         return {"$max": {"expires_at": self._expiry()}}
 
     def carried_over(self, token: str, user_id: int, password_version: int) -> SideWrite:
-        """Written with a change of the password: the session that changed it goes on."""
+        """Written with a change of the password, so that the session that changed it continues."""
         session_id = token_hash(token)
         return SideWrite(SESSIONS, session_id, self._document(session_id, user_id, password_version))
 

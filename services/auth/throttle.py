@@ -1,4 +1,4 @@
-"""Throttled logins: after some failures in a row, every further attempt has to wait twice as long as the last.
+"""Throttling of logins: after some consecutive failures, each attempt has to wait twice as long as the previous one.
 
 An attempt is counted before the password is looked at, in one atomic update, so that a thousand attempts at the same
 moment get no further than one after another would. A success takes its count back.
@@ -70,7 +70,7 @@ class LoginThrottle:
         await self._collection.delete_one({"_id": self._key(subject)})
 
     async def take_back(self, *subject: str | int) -> None:
-        """A success among others' failures: only this attempt is not counted."""
+        """Take back one attempt, because it succeeded."""
         await self._collection.update_one(
             {"_id": self._key(subject), "failures": {"$gt": 0}},
             {"$inc": {"failures": -1}, "$set": {"blocked_until": self._clock.now()}},

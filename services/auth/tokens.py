@@ -19,7 +19,7 @@ def new_session_token() -> str:
 
 
 def new_api_key() -> str:
-    """190 random bits and a checksum, so that a mistyped key is refused without asking the store."""
+    """190 random bits and a checksum, so that a mistyped key is refused without a query."""
     return _with_checksum(API_KEY_PREFIX + random_base62(RANDOM_LENGTH))
 
 
@@ -29,7 +29,7 @@ def new_client_secret() -> str:
 
 
 def new_access_token() -> str:
-    """190 random bits that say nothing of whose they are."""
+    """190 random bits without any content."""
     return _with_checksum(ACCESS_TOKEN_PREFIX + random_base62(RANDOM_LENGTH))
 
 
@@ -46,12 +46,12 @@ def is_access_token(text: str) -> bool:
 
 
 def shown_prefix(api_key: str) -> str:
-    """As much of a key as lists may show: ``ds_live_`` and four characters."""
+    """The part of a key that lists show: ``ds_live_`` and four characters."""
     return api_key[: len(API_KEY_PREFIX) + SHOWN_LENGTH]
 
 
 def token_hash(text: str) -> str:
-    """SHA-256 in hexadecimal; enough without salt or stretching, for these texts are random."""
+    """SHA-256 in hexadecimal; no salt or stretching is needed because these texts are random."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

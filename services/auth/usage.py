@@ -1,4 +1,4 @@
-"""When sessions and keys were last used: noted in memory, written together every few seconds.
+"""When sessions and keys were last used: collected in memory, written together every few seconds.
 
 What a crash loses is some seconds of these notes: a session ends that much earlier, a counter stays that much lower.
 """
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 class Usage:
-    """Collects notes of use and writes them in bulk."""
+    """Collects uses and writes them in bulk."""
 
     def __init__(self, documents: Documents, sessions: Sessions, clock: Clock) -> None:
         self._documents = documents
@@ -49,7 +49,7 @@ class Usage:
             await self.flush()
 
     async def close(self) -> None:
-        """Write what is left, unless the store is gone."""
+        """Write what is left, unless the store can't be reached."""
         try:
             await self.flush()
         except PyMongoError as error:

@@ -21,7 +21,7 @@ from services.catalog.vault import Vault
 
 @asynccontextmanager
 async def start(context: ServiceContext[CatalogSettings]) -> AsyncIterator[Sequence[web.AbstractRouteDef]]:
-    """The routes, and the sweep of reservations that came to nothing."""
+    """The routes, and the sweep of expired reservations."""
     settings, documents, commands = context.settings, context.documents, context.commands
     vault = Vault(documents, Keyring(settings.encryption_keys))
     queries = CatalogQueries(documents)

@@ -1,4 +1,4 @@
-"""The use cases of one's own sources and destinations: create, change, delete."""
+"""The use cases of sources and destinations: create, change, delete."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A definition to be stored, and the secrets to be stored or forgotten with it."""
+    """A definition to store, and the secrets to store or delete with it."""
 
     definition: Definition
     side_writes: Sequence[SideWrite]
@@ -93,7 +93,7 @@ class Connections:
         return await _while_secrets_change(attempt)
 
     async def delete(self, role: Role, entity_id: int, call: Call) -> Entity[Connection]:
-        """Raises ``Conflict`` naming the jobs while any holds on to it; its secrets go with it."""
+        """Delete it with its secrets; raises ``Conflict``, naming the jobs, while jobs use it."""
 
         async def attempt() -> Entity[Connection]:
             before = await self.documents.require(AGGREGATES[role], entity_id, call.project_id)
@@ -110,7 +110,7 @@ class Connections:
         return await _while_secrets_change(attempt)
 
     def written(self, project_id: int, entity_id: int, given: Given, configuration: Configuration) -> Written:
-        """A definition with secrets of its own, newly sealed."""
+        """A definition with newly encrypted secrets."""
         if not configuration.secrets:
             return Written(self._definition(given, configuration, entity_id, None), [])
         secret_ref = self.vault.new_ref()
@@ -119,7 +119,7 @@ class Connections:
         return Written(self._definition(given, configuration, entity_id, secret_ref), [sealed])
 
     async def _changed(self, role: Role, before: Entity[Connection], given: Given) -> Written:
-        """Unchanged secrets stay where they are; other ones take their place."""
+        """Unchanged secrets are kept; changed ones replace them."""
         state, entity_id = before.state, int(before.id)
         configuration = await self._configuration_of_change(role, before, given)
         former_ref = state.definition.secret_ref
@@ -146,7 +146,7 @@ class Connections:
 
 
 async def _while_secrets_change(attempt: Callable[[], Awaitable[Entity[Connection]]]) -> Entity[Connection]:
-    """Prepare and decide again when other secrets were stored in between."""
+    """Prepare and decide again if another request has changed the secrets meanwhile."""
     for _ in range(ATTEMPTS_MAX - 1):
         try:
             return await attempt()

@@ -1,4 +1,4 @@
-"""Masked secrets: what stands in a configuration where the secret itself is not shown.
+"""Masks: what a configuration shows in place of its secrets.
 
 A mask is a reference: it names the connection, the field and the stored secret's version. Whoever sends it back means
 the stored secret, without ever having seen it.
@@ -33,12 +33,12 @@ class Mask:
 
 
 def is_masked(value: str) -> bool:
-    """Whether the text is no secret but stands for one; nothing else may begin with so many stars."""
+    """Whether the text is a mask; no secret may begin with as many asterisks."""
     return value.startswith(STARS)
 
 
 def parse_mask(value: str) -> Mask | None:
-    """None for what only looks like one of our masks."""
+    """The mask in a text, None if it is none of ours."""
     matched = _MASK.fullmatch(value)
     if matched is None:
         return None
@@ -47,7 +47,7 @@ def parse_mask(value: str) -> Mask | None:
 
 
 def secrets_in(config: Mapping[str, Any], fields: Iterable[Path]) -> dict[Path, str]:
-    """Every secret that the configuration holds, by its path; empty ones are none."""
+    """The non-empty secrets of a configuration, by path."""
     found = {}
     for path in fields:
         value: Any = config

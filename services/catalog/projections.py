@@ -1,4 +1,4 @@
-"""What this service keeps about jobs, which job_orchestrator owns."""
+"""This service's documents about jobs, which job_orchestrator owns."""
 
 from typing import Any
 

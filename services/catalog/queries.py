@@ -35,7 +35,7 @@ _OTHER: dict[Role, Role] = {"source": "destination", "destination": "source"}
 
 
 class CatalogQueries:
-    """What the catalog service asks its own database."""
+    """Reads of the catalog service's database."""
 
     def __init__(self, documents: Documents) -> None:
         self._documents = documents

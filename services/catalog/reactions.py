@@ -1,4 +1,4 @@
-"""What jobs do to the connections that they use: hold on to them, let go of them."""
+"""Jobs' events as commands on the connections that they use: confirm or release the reference."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from services.catalog.domain.source import SOURCE
 
 
 def react(envelope: Envelope) -> Sequence[Act]:
-    """A refusal means that the connection is gone, and with it every hold on it."""
+    """A refusal means that the connection was deleted, and its references with it."""
     event = envelope.data
     job_id = int(envelope.entity_id)
     match event:

@@ -1,4 +1,4 @@
-"""A job's hold on its source and destination: reserved before the job is made, resolved for its runs, released when
+"""A job's references to its source and destination: reserved before it exists, resolved for its runs, released when
 the job never appears."""
 
 import asyncio
@@ -51,7 +51,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """One end of a job: what is there, or what is to be made."""
+    """One end of a job: a connection that exists, or one to create."""
 
     role: Role
     entity_id: int
@@ -96,7 +96,7 @@ class Reservations:
             try:
                 return await self._reserve(call, source, destination, metadata)
             except Conflict:
-                # The same call made them meanwhile, or somebody else took the name: looking again tells which.
+                # A repetition of this call created them, or another request took the name; trying again tells which.
                 if attempt == ATTEMPTS_MAX - 1 or (source.create is None and destination.create is None):
                     raise
         raise AssertionError("the last attempt answers or raises")
@@ -166,7 +166,7 @@ class Reservations:
 
 @dataclass(frozen=True, slots=True)
 class ReservationSweep:
-    """Settles reservations whose end has passed: the job's owner says whether it uses what it reserved."""
+    """Confirms or releases reservations whose deadline has passed: job_orchestrator says whether the job uses them."""
 
     queries: CatalogQueries
     commands: CommandHandler
@@ -184,7 +184,7 @@ class ReservationSweep:
             await asyncio.sleep(self.interval_seconds.value)
 
     async def sweep(self) -> None:
-        """Confirm or release what ended a while ago, so that a job made at the last moment is seen."""
+        """One sweep; it waits a while after the deadline, so that a job created at the last moment is seen."""
         ended_before = self.clock.now() - timedelta(seconds=SWEEP_MARGIN_SECONDS)
         for role in AGGREGATES:
             connections = await self.queries.reserved_until_before(role, ended_before, SWEEP_CONNECTIONS_MAX)

@@ -1,4 +1,4 @@
-"""Configurations with their secrets: masks put in their place, secrets sealed and opened."""
+"""Configurations and their secrets: masked, encrypted, decrypted."""
 
 import asyncio
 import secrets
@@ -24,7 +24,7 @@ REF_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A valid configuration with its secrets in clear: for this process's memory alone.
+    """A valid configuration with its secrets in plain text, which never leaves this process's memory.
 
     Args:
         type: the connector's canonical name.
@@ -57,7 +57,7 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a secret belongs; a sealed secret can't be opened anywhere else."""
+    """Where a secret belongs; an encrypted secret can't be decrypted for another place."""
 
     project_id: int
     role: Role
@@ -120,11 +120,11 @@ class Vault:
 
     @staticmethod
     def forget(secret_ref: str) -> SideWrite:
-        """The write that removes secrets which nothing refers to any more."""
+        """The write that deletes secrets."""
         return SideWrite(SECRETS, secret_ref, None)
 
     async def clear_config(self, definition: Definition) -> JsonObject:
-        """A stored configuration with its secrets in clear; raises ``CallOperator`` when they can't be opened."""
+        """A stored configuration with its secrets in plain text; raises ``CallOperator`` if they can't be decrypted."""
         config: JsonObject = parse_json(definition.config_json.encode())
         if definition.secret_ref is None:
             return config
@@ -178,7 +178,7 @@ def _place_of(document: Mapping[str, Any]) -> Place:
 
 
 def _type_it_again(path: Path) -> InvalidInput:
-    """One refusal for every reason, so that it tells nothing about what is stored."""
+    """The same refusal for every reason, so that it reveals nothing about stored secrets."""
     field = ".".join(("config", *path))
     message = f"the masked value is not valid here; type the {path[-1].replace('_', ' ')} again"
     return InvalidInput(

@@ -13,7 +13,7 @@ _VERSION = re.compile(r"v?(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,5})")
 
 
 def canonical_version(text: str, field: str = "version") -> str:
-    """``latest`` and ``1.0.0`` are ``v1.0.0``; raises ``InvalidInput`` for what was never a version."""
+    """``latest`` and ``1.0.0`` are ``v1.0.0``; raises ``InvalidInput`` for an unknown version."""
     if text.strip().lower() == "latest":
         return VERSIONS[0]
     numbers = _numbers(text)

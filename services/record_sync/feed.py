@@ -27,7 +27,7 @@ STOP_NOTICED_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Interest:
-    """Whose changes are wanted; None stands for any."""
+    """A filter of changes; None matches any."""
 
     project_id: int
     developer_id: str | None = None
@@ -81,7 +81,7 @@ class Feed:
         return (await self._store.head()).position
 
     async def require_known(self, position: int) -> None:
-        """Raises ``InvalidInput`` for a position that was not given yet, as after a restored backup."""
+        """Raises ``InvalidInput`` for a position that does not exist yet, as after a restored backup."""
         head = self._store.head_cached
         if (head is None or position > head.position) and position > await self.latest():
             message = "is a position that this store has not reached"
@@ -100,7 +100,7 @@ class Feed:
         return selection.changes(is_all=False)
 
     async def await_changes(self, after: int, interest: Interest, limit: int, timeout_seconds: float) -> Changes:
-        """The same, but when there is nothing yet, wait for it; empty when the time is over or the service stops."""
+        """The same, but waits for changes if there are none; empty after the timeout, or if the service stops."""
         if timeout_seconds <= 0:
             return await self.changes(after, interest, limit)
         loop = asyncio.get_running_loop()
@@ -118,7 +118,7 @@ class Feed:
 
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:
-        """Keep the tail running between the waits of one reader."""
+        """Keep the tail running between the requests of one reader."""
         with self._tail.following():
             yield
 
@@ -148,7 +148,7 @@ class _Selection:
         """
         for envelope in events:
             if isinstance(envelope.data, UnknownEvent) and envelope.metadata.project_id == self._interest.project_id:
-                # Only the newer version can show it; if it were skipped, the reader would never see it.
+                # Only a newer version can show it. If it were skipped, the reader would never see it.
                 if not self._found:
                     raise NewerVersion("a newer version of the service tells what comes next", retry_after_seconds=1)
                 return True

@@ -1,4 +1,4 @@
-"""What callers send: checked field by field, while ``data`` and ``metadata`` are kept as the text that they came in.
+"""What callers send: validated field by field; ``data`` and ``metadata`` are stored as the text that was sent.
 
 A JSON library would change their numbers (``1.10``, thirty digits after the point), so the members of the body are cut
 out of it as they stand; only white space and the escapes of strings are made one.
@@ -95,7 +95,7 @@ class BatchOfOperations(StrictBody):
 
 
 class BatchBody(StrictBody):
-    """A batch before its operations are looked at."""
+    """A batch before its operations are validated."""
 
     operations: list[Any] = Field(min_length=1, max_length=OPERATIONS_MAX)
 
@@ -155,7 +155,7 @@ async def read_update(request: web.Request) -> UpdateRecord:
 
 
 async def read_operations(request: web.Request) -> Operations:
-    """The operations of a batch, each with the status of its success; one that is not well-formed is its refusal.
+    """The operations of a batch, each with the status of its success; an invalid one is its refusal.
 
     Raises:
         InvalidInput: the body as a whole is not a batch.
@@ -192,13 +192,13 @@ def _operation_or_refusal(text: bytes) -> Operation | InvalidInput:
         return _operation(text)
     except InvalidInput as refusal:
         if refusal.code == "malformed_json" and not is_json(text):
-            # Then the body as a whole is no JSON, and where its operations begin and end is not to be known.
+            # Then the whole body is not JSON, and the boundaries of its operations are unknown.
             raise
         return refusal
 
 
 def _operation(text: bytes) -> Operation:
-    """Each is held to the rules of JSON by itself, and what it holds may nest as deeply as it may alone."""
+    """Each operation is validated on its own; its data may be nested as deeply as in a single request."""
     fields = parse_json(text, subject="the operation", wrapped=1)
     if not isinstance(fields, dict):
         raise _refused("operation", "must be a JSON object")
@@ -264,7 +264,7 @@ def _checked(model: type[ModelT], fields: Any, path: str = "") -> ModelT:
 
 
 def _explained(error: FieldError, path: str, *, is_update: bool) -> FieldError:
-    """The error with its whole path, and the reason why a field that records do have can't be written."""
+    """The error with its full path; for fields that exist but can't be written, the reason."""
     message, code = error.message, error.code
     if code == "unknown_field" and error.field in _SYSTEM_GENERATED:
         message, code = "is set by the system", "read_only_field"

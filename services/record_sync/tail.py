@@ -48,7 +48,7 @@ class Tail:
 
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:
-        """The tail is read while at least one follows."""
+        """Read the tail while there is at least one follower."""
         self._followers += 1
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read(), name="tail", context=contextvars.Context())

@@ -1,1 +1,1 @@
-"""Users, projects and API keys: what may happen to them, and what has."""
+"""Users, projects, API keys and OAuth clients."""

@@ -1,4 +1,4 @@
-"""An API key: what a program may do in one project, until when. Its secrets are known to its holder alone."""
+"""An API key: what a program may do in one project, until when. Only its holder knows its secrets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ WARNED_BEFORE = timedelta(days=7)
 
 
 class EarlierSecret(Frozen):
-    """A secret that was rotated away and is still good for a while."""
+    """An earlier secret that is still valid for a while."""
 
     id: str
     valid_until: datetime
@@ -55,13 +55,13 @@ class ApiKey(Frozen):
     member_id: int | None = None
 
     def end_of(self, secret_id: str) -> datetime | None:
-        """Until when a secret is good, None without end; one that was never or is no longer kept has ended at once."""
+        """When a secret expires, None for never; an unknown secret has expired when the key was created."""
         if secret_id == self.secret_id:
             return self.expires_at
         return next((item.valid_until for item in self.earlier_secrets if item.id == secret_id), self.created_at)
 
     def refusal_of(self, secret_id: str, now: datetime) -> Literal["revoked", "expired"] | None:
-        """Why a secret opens nothing now, None when it does."""
+        """Why a secret is not valid now, None if it is."""
         if self.revoked_at is not None:
             return "revoked"
         end = self.end_of(secret_id)
@@ -114,7 +114,7 @@ class RotateApiKey:
 
 @dataclass(frozen=True, slots=True)
 class AnnounceExpiry:
-    """Nothing happens unless the key is good, near its end and this was not announced."""
+    """Has no effect unless the key is valid, expires soon, and this has not been announced."""
 
     at: datetime
 

@@ -51,7 +51,7 @@ class CreateRecord:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRecord:
-    """None leaves a field as it is; with nothing but None nothing happens. Equal values are a write all the same."""
+    """None leaves a field unchanged; a command of only None has no effect. Equal values count as a write."""
 
     data_json: str | None = None
     status: str | None = None
@@ -151,12 +151,12 @@ def unique_keys(state: Record) -> Sequence[str]:
 
 
 def list_name(project_id: int, developer_id: str | None, resource_type: str | None, status: str | None) -> str:
-    """The list of a project's records with these values; None stands for any."""
+    """The name of the list of a project's records with these values; None matches any."""
     return dump_json([project_id, developer_id, resource_type, status])
 
 
 def lists(state: Record) -> Sequence[str]:
-    """Every list that the API can ask for and that a record stands in: each filter is set to its value or not set."""
+    """Every list of the API that contains a record: each filter is unset, or set to the record's value."""
     if state.deleted:
         return ()
     choices = product((None, state.developer_id), (None, state.resource_type), (None, state.status))
