@@ -188,7 +188,7 @@ class Accounts:
     async def remove_member(self, project_id: int, user_id: int, metadata: Metadata) -> None:
         """End a membership, and revoke every key and client that acts on the member's behalf.
 
-        Credentials are refused from the moment that the membership has ended; those beyond the first
+        Credentials are refused from the moment that the membership has ended; the rest, after the first
         ``REVOKED_AT_ONCE_MAX`` are marked as revoked in transactions of their own.
         """
         revocations = await self._revocations(project_id, user_id)
