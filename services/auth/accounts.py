@@ -188,8 +188,8 @@ class Accounts:
     async def remove_member(self, project_id: int, user_id: int, metadata: Metadata) -> None:
         """End a membership, and revoke every key and client that acts on the member's behalf.
 
-        Credentials are refused from the moment that the membership has ended; the rest, after the first
-        ``REVOKED_AT_ONCE_MAX`` are marked as revoked in transactions of their own.
+        Credentials are refused from the moment that the membership has ended. Beyond ``REVOKED_AT_ONCE_MAX``, they are
+        marked as revoked in further transactions.
         """
         revocations = await self._revocations(project_id, user_id)
         removal = Act(PROJECT, project_id, RemoveMember(user_id))

@@ -260,9 +260,9 @@ def job_created(source_id: int, destination_id: int, name: str = "nightly", **ch
 
 @asynccontextmanager
 async def running_catalog(
-    mongod: str, database_prefix: str, *, clock: Clock | None = None, **settings: Any
+    mongod: str, database_prefix: str, *, clock: Clock | None = None, worker_url: str | None = None, **settings: Any
 ) -> AsyncIterator[Catalog]:
-    """An instance on a test's own databases."""
+    """An instance on a test's own databases; ``worker_url`` takes the place of the worker's stand-in."""
     worker, jobs = WorkerStandIn(), JobsStandIn()
     worker_routes = [internal_route(CHECK_CONNECTION, worker.check), internal_route(DISCOVER_STREAMS, worker.discover)]
     async with AsyncExitStack() as stack:
@@ -273,6 +273,8 @@ async def running_catalog(
         job_events = CommandHandler(store, SystemClock(), [JOB_LOG])
         job_events.start()
         stack.push_async_callback(job_events.close)
+        if worker_url is None:
+            worker_url = await stack.enter_async_context(served("worker", worker_routes))
         chosen = CatalogSettings(
             mongodb_url=mongod,
             database_prefix=database_prefix,
@@ -281,7 +283,7 @@ async def running_catalog(
             trusted_keys=trusted_keys(),
             encryption_keys=settings.pop("encryption_keys", ENCRYPTION_KEYS),
             **url_settings(
-                worker=await stack.enter_async_context(served("worker", worker_routes)),
+                worker=worker_url,
                 job_orchestrator=await stack.enter_async_context(
                     served("job_orchestrator", [internal_route(JOBS_EXISTING, jobs.existing)])
                 ),

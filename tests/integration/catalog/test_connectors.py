@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from libs.core.json import JsonObject, dump_json
-from tests.integration.catalog.catalog import Catalog, config, destination_body, job_created, source_body, stream
+from tests.integration.catalog.catalog import (
+    Catalog,
+    config,
+    destination_body,
+    job_created,
+    running_catalog,
+    source_body,
+    stream,
+)
 
 
 @pytest.mark.parametrize(
@@ -114,12 +122,8 @@ async def test_a_jobs_saved_choice_is_merged_into_its_streams(catalog: Catalog) 
     assert (await stranger.post("/sources/streams", asked)).status == 404
 
 
-async def test_a_worker_that_is_away_is_said_so(catalog: Catalog) -> None:
-    away = catalog.context.internal._settings.model_copy(update={"worker_url": "http://127.0.0.1:9"})
-    here, catalog.context.internal._settings = catalog.context.internal._settings, away
-    try:
+async def test_a_worker_that_can_not_be_reached_is_a_503(mongod: str, database_prefix: str) -> None:
+    async with running_catalog(mongod, database_prefix, worker_url="http://127.0.0.1:9") as catalog:
         answer = await catalog.post("/sources/test", source_body())
-    finally:
-        catalog.context.internal._settings = here
     assert (answer.status, answer.body["success"]) == (503, False)
     assert "Retry-After" in answer.headers
