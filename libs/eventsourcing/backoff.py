@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-from libs.mongodb.client import ConnectionFailure, in_short
+from libs.mongodb.client import in_short, is_passing
 
 FIRST_SECONDS = 0.1
 DOUBLINGS_MAX = 10
@@ -34,7 +34,7 @@ class Backoff:
     async def wait(self, error: Exception, **context: Any) -> None:
         """Log an error with its context, and wait."""
         self._failures += 1
-        report = log.debug if isinstance(error, ConnectionFailure) and self._failures > 1 else log.warning
+        report = log.debug if is_passing(error) and self._failures > 1 else log.warning
         report(self._event, error=in_short(error), **context)
         longest_seconds = min(self._seconds_max, FIRST_SECONDS * 2.0 ** min(self._failures - 1, DOUBLINGS_MAX))
         await asyncio.sleep(longest_seconds * random.uniform(0.5, 1))

@@ -26,6 +26,7 @@ from libs.eventsourcing.statements import (
 from libs.eventsourcing.writer_sessions import SWAP, WriterSessions
 from libs.mongodb.client import (
     MAJORITY,
+    TRANSIENT,
     ConnectionFailure,
     Document,
     OperationFailure,
@@ -34,7 +35,7 @@ from libs.mongodb.client import (
     duplicate_key_of,
 )
 from libs.mongodb.commands import StatementRefused
-from libs.mongodb.round_trips import TRANSIENT, UNKNOWN_COMMIT, Find, RoundTrips
+from libs.mongodb.round_trips import UNKNOWN_COMMIT, Find, RoundTrips
 from libs.mongodb.wake_ups import WAKE_UPS
 
 OUTCOME_SECONDS_MAX = 10.0

@@ -13,11 +13,13 @@ from libs.core.envelope import Envelope, Frozen
 from libs.core.errors import NotFound
 from libs.eventsourcing.entities import entity_of, fold_entity
 from libs.eventsourcing.event_store import EventStore
-from libs.mongodb.client import ClientSession, Collection, Document, SyncCollection
+from libs.mongodb.client import ClientSession, Collection, Document, OperationFailure, SyncCollection, is_passing
 from libs.process.coalescer import Coalescer
 from libs.process.read_budget import counted, note_read
 
 LOOKUPS_MAX = 500
+SNAPSHOT_ATTEMPTS_MAX = 5
+SNAPSHOT_PAUSE_SECONDS = 0.02
 
 State = TypeVar("State", bound=Frozen)
 Result = TypeVar("Result")
@@ -58,8 +60,16 @@ class Documents:
         """Run several reads in one snapshot, which contains every acknowledged command.
 
         Args:
-            read: plain blocking code; it runs on a thread, so it costs one hop whatever the number of its reads.
+            read: plain blocking code; it runs on a thread, so it costs one hop whatever the number of its reads. It is
+                repeated if the server can't give the snapshot at the moment.
         """
+        for attempt in range(SNAPSHOT_ATTEMPTS_MAX - 1):
+            try:
+                return await asyncio.to_thread(self._read, read)
+            except OperationFailure as error:
+                if not is_passing(error):
+                    raise
+            await asyncio.sleep(SNAPSHOT_PAUSE_SECONDS * 2**attempt)
         return await asyncio.to_thread(self._read, read)
 
     def _read(self, read: Callable[[Reader], Result]) -> Result:

@@ -45,16 +45,26 @@ Cursor = AsyncIOMotorCursor[Document]
 MAJORITY = ReadConcern("majority")
 DURABLE = WriteConcern(w="majority", j=True)
 
+# The label of an error after which a whole transaction may be tried again.
+TRANSIENT = "TransientTransactionError"
 SELECT_SERVER_MS = 3_000
 CONNECT_MS = 3_000
 SOCKET_MS = 10_000
 SHORT_CHARACTERS_MAX = 200
+_PASSING_CODES = frozenset(
+    {
+        175,  # QueryPlanKilled: the collection was replaced during the query
+        239,  # SnapshotTooOld
+        246,  # SnapshotUnavailable: after a restart, or when collections were replaced
+    }
+)
 
 __all__ = [
     "ASCENDING",
     "DESCENDING",
     "DURABLE",
     "MAJORITY",
+    "TRANSIENT",
     "BulkWriteError",
     "Client",
     "ClientSession",
@@ -81,6 +91,7 @@ __all__ = [
     "document_bytes",
     "duplicate_key_of",
     "in_short",
+    "is_passing",
     "synchronous",
 ]
 
@@ -115,6 +126,13 @@ def synchronous(client: Client) -> MongoClient[Document]:
     """The blocking client inside a motor client, with the same connections: for code on a thread of its own."""
     delegate: MongoClient[Document] = client.delegate
     return delegate
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same operation may succeed a moment later, so that an error is no defect of the code."""
+    return isinstance(error, ConnectionFailure) or (
+        isinstance(error, OperationFailure) and (error.code in _PASSING_CODES or error.has_error_label(TRANSIENT))
+    )
 
 
 def in_short(error: BaseException) -> str:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from libs.mongodb.client import Document
+from libs.mongodb.client import TRANSIENT, Document
 
-TRANSIENT = "TransientTransactionError"
 UNKNOWN_COMMIT = "UnknownTransactionCommitResult"
 COMMIT_WAIT_MS = 10_000
 """The ``wtimeout`` of a commit."""

@@ -13,13 +13,13 @@ import structlog
 
 from libs.mongodb.client import (
     Client,
-    ConnectionFailure,
     CursorType,
     Document,
     InvalidOperation,
     PyMongoError,
     SyncDatabase,
     in_short,
+    is_passing,
     synchronous,
 )
 
@@ -115,7 +115,7 @@ class _Watch:
                 failures = 0 if self.is_live else failures + 1
                 if failures <= 1 and not self._stop.is_set():
                     # An unreachable store is reported by what reads its head.
-                    report = log.debug if isinstance(error, ConnectionFailure) else log.warning
+                    report = log.debug if is_passing(error) else log.warning
                     report("head_watch_failed", database=self._database.name, error=in_short(error))
             finally:
                 self.is_live = False

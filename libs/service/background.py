@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from libs.mongodb.client import ConnectionFailure, PyMongoError, in_short
+from libs.mongodb.client import PyMongoError, in_short, is_passing
 
 BACKOFF_SECONDS_MIN = 0.05
 BACKOFF_SECONDS_MAX = 10.0
@@ -63,7 +63,7 @@ class BackgroundTasks:
 
 
 def _report(task: str, error: Exception, failures: int) -> None:
-    if isinstance(error, ConnectionFailure | ConnectionError):
+    if isinstance(error, ConnectionError) or is_passing(error):
         # An unreachable server is no defect of the code, and a traceback per attempt would hide those that are.
         report = log.warning if failures == 1 else log.debug
         report("background_task_failed", task=task, error=in_short(error))

@@ -13,7 +13,7 @@ from libs.event_log import open_event_log
 from libs.eventsourcing.command_handler import CommandHandler
 from libs.eventsourcing.documents import Documents
 from libs.eventsourcing.event_store import EventStore
-from libs.mongodb.client import Client, ConnectionFailure, PyMongoError, connect, in_short
+from libs.mongodb.client import Client, PyMongoError, connect, in_short, is_passing
 from libs.mongodb.leases import Leases
 from libs.mongodb.sequences import Sequences
 from libs.process.health import Health
@@ -87,7 +87,7 @@ async def _opened_when_reachable(store: EventStore, definition: AnyDefinition) -
         try:
             return await store.open(definition.collections, definition.indexes)
         except PyMongoError as error:
-            refusals += not isinstance(error, ConnectionFailure)
+            refusals += not is_passing(error)
             if refusals >= OPEN_REFUSALS_MAX:
                 raise
             log.warning("store_unavailable", service=definition.name, error=in_short(error))

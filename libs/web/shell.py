@@ -25,7 +25,7 @@ from libs.core.errors import (
 )
 from libs.core.ids import uuid7
 from libs.core.text import is_text, readable
-from libs.mongodb.client import ConnectionFailure
+from libs.mongodb.client import is_passing
 from libs.process.health import Health
 from libs.process.logs import log_request
 from libs.process.read_budget import HELD, count_reads
@@ -173,7 +173,7 @@ class _Shell:
                 if "Allow" in error.headers:
                     answer.headers["Allow"] = error.headers["Allow"]
                 return answer
-            case ConnectionFailure():
+            case _ if is_passing(error):
                 log.warning("store_unavailable", path=path, error=type(error).__name__)
                 unavailable = RetryLater("the store can't be reached", retry_after_seconds=1)
                 return error_answer(unavailable, family, accept, request_id)

@@ -46,16 +46,16 @@ PATCHES = {
         ("    secret_ref: str | None = None\n", "    secret_ref: str | None = None\n    note: str = ''\n"),
         ("    deleted: bool = False\n", "    deleted: bool = False\n    tag: str = ''\n"),
         (
-            "        return [words.created(**command.definition.model_dump())]\n",
+            "        return [types.created(**command.definition.model_dump())]\n",
             "        noted = {**command.definition.model_dump(), 'note': 'noted'}\n"
-            "        tagged = [catalog.SourceTagged(tag='red')] if words.role == 'source' else []\n"
-            "        return [words.created(**noted), *tagged]\n",
+            "        tagged = [catalog.SourceTagged(tag='red')] if types.role == 'source' else []\n"
+            "        return [types.created(**noted), *tagged]\n",
         ),
         (
-            "    if isinstance(event, words.updated):\n",
+            "    if isinstance(event, types.updated):\n",
             "    if isinstance(event, catalog.SourceTagged):\n"
             "        return state.model_copy(update={'tag': event.tag})\n"
-            "    if isinstance(event, words.updated):\n",
+            "    if isinstance(event, types.updated):\n",
         ),
         ("from libs.core.", "from libs.contracts import catalog\nfrom libs.core."),
     ],

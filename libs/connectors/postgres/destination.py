@@ -130,7 +130,7 @@ class PostgresRun:
             if found.oid is None:
                 await refuse_taken_type_name(connection, target)
                 return
-            await refuse_foreign_rows(connection, target, found)
+            await refuse_foreign_rows(connection, self._state, self._context, target, found)
             if found.kept:
                 await replacement.refuse_unfit(connection, pg_table, target, found)
 

@@ -94,7 +94,8 @@ class Publication:
         if found.oid is not None:
             # Excludes writers and autovacuum, but not readers.
             await self._attempts.lock_target("SHARE ROW EXCLUSIVE", WRITERS_WAIT_SECONDS)
-            await refuse_foreign_rows(self.connection, self._target, found)
+            await self._refuse_changed(found)
+            await refuse_foreign_rows(self.connection, self.state, self.context, self._target, found)
         if found.kept:
             written = await self._replace_rows(found)
         else:
@@ -124,7 +125,6 @@ class Publication:
             await set_privileges(self.connection, self._target, granted)
 
     async def _replace_rows(self, found: TargetTable) -> Written:
-        await self._refuse_changed(found)
         await replacement.refuse_unfit(self.connection, self.table, self._target, found)
         self._log_kept(found)
         await replacement.replace_rows(self.connection, self.table, self._target, self.staging, self.rows)

@@ -47,8 +47,9 @@ async def look_up(
     connection: "asyncpg.Connection[Any]", state: State, context: RunContext, target: Target
 ) -> TargetTable:
     """Raises ``TargetShared`` for another job's table and ``ConnectorRefused`` for anything but a table."""
-    published = await state.published(connection, context, target)
+    # A table appears with its marker, in one commit: read second, the marker of a table that was found is found too.
     found = await relation_at(connection, target)
+    published = await state.published(connection, context, target)
     if found is None:
         return TargetTable()
     if found["relkind"] not in (b"r", b"p"):
@@ -98,12 +99,20 @@ def refuse_names(target: Target) -> None:
         raise ConnectorRefused(f"{target}: names that begin with _datasync_ are reserved for DataSync")
 
 
-async def refuse_foreign_rows(connection: "asyncpg.Connection[Any]", target: Target, found: TargetTable) -> None:
-    """Refuse a table that no run wrote, unless it is empty."""
+async def refuse_foreign_rows(
+    connection: "asyncpg.Connection[Any]", state: State, context: RunContext, target: Target, found: TargetTable
+) -> None:
+    """Refuse a table that no run wrote, unless it is empty; raises ``TargetShared`` if another job has just written it.
+
+    Args:
+        found: what a look-up found a moment ago.
+    """
     if found.published is not None:
         return
     name = quoted(target.namespace, target.table)
-    if await connection.fetchval(f"SELECT EXISTS (SELECT FROM {name})"):  # noqa: S608
+    has_rows = await connection.fetchval(f"SELECT EXISTS (SELECT FROM {name})")  # noqa: S608
+    # A run may have written the rows since the look-up; its marker was committed with them.
+    if has_rows and await state.published(connection, context, target) is None:
         raise ConnectorRefused(
             f"the destination has a table {target} with rows that DataSync did not write: "
             "empty it, drop it or choose another destination table",

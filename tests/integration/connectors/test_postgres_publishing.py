@@ -3,11 +3,15 @@
 import asyncio
 import re
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from libs.connectors import registry
+from libs.connectors.postgres import target
+from libs.connectors.postgres.state import State
 from libs.connectors.protocol import (
     ConnectorRefused,
     ConnectorUnavailable,
@@ -384,6 +388,34 @@ async def test_jobs_that_begin_at_once_at_a_new_destination_do_not_hinder_each_o
     shared = await asyncio.gather(*(moved(job, "shared") for job in jobs))
     assert [type(one) for one in shared].count(Written) == 1
     assert [type(one) for one in shared].count(TargetShared) == len(jobs) - 1
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["an empty table", "no table"])
+@pytest.mark.parametrize("reads", range(1, 7))
+async def test_a_job_that_published_between_two_reads_of_another_is_named(
+    source: Server, destination: Server, monkeypatch: pytest.MonkeyPatch, reads: int, exists: bool
+) -> None:
+    """Another job's rows appear after the ``reads``-th read of the target: they are that job's, not a stranger's."""
+    await source.execute("CREATE TABLE t AS SELECT 1 AS id")
+    if exists:
+        await destination.execute("CREATE TABLE t (id int)")
+    done: list[str] = []
+
+    def counting(read: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+        async def counted(*arguments: Any) -> object:
+            result = await read(*arguments)
+            done.append(read.__name__)
+            if len(done) == reads:
+                await move(source, destination, plan_of("t"), context_of("other", 1, job_id=2))
+            return result
+
+        return counted
+
+    monkeypatch.setattr(target, "relation_at", counting(target.relation_at))
+    monkeypatch.setattr(State, "published", counting(State.published))
+    with pytest.raises(TargetShared):
+        await move(source, destination, plan_of("t"), context_of("run", 1, job_id=1))
+    assert len(done) > reads
 
 
 async def test_a_run_whose_job_was_given_another_target_is_not_in_place_yet(source: Server, published: Server) -> None:

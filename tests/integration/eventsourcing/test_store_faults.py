@@ -13,6 +13,7 @@ from libs.core.envelope import Envelope, Metadata
 from libs.core.errors import RetryLater
 from libs.core.ids import uuid7
 from libs.eventsourcing.command_handler import CommandHandler
+from libs.eventsourcing.documents import Documents, Reader
 from libs.eventsourcing.entities import fold_stream, stored_document
 from libs.eventsourcing.event_store import EventStore
 from libs.mongodb.client import connect
@@ -134,3 +135,23 @@ async def test_a_store_that_hangs_refuses_in_time_and_goes_on_when_it_wakes(own_
             own_mongod.resume()
             await clients.acknowledged_beyond(100)
         await everything_agrees(store, clients)
+
+
+async def test_a_snapshot_whose_collection_was_replaced_is_read_again(mongod: str, database_prefix: str) -> None:
+    client = connect(mongod)
+    store = EventStore(client, f"{database_prefix}things")
+    await store.open([THING.collection, "views"], {})
+    replaced = store.sync_database[store.live_collection("views")]
+    counts: list[int] = []
+
+    def read(reader: Reader) -> int:
+        counts.append(reader.collection(THING.collection).count_documents({}, session=reader.session))
+        if len(counts) == 1:
+            replacement = store.sync_database["replacement"]
+            replacement.insert_one({"_id": 1})
+            replacement.rename(replaced.name, dropTarget=True)
+        return reader.collection("views").count_documents({}, session=reader.session)
+
+    assert await Documents(store).in_snapshot(read) == 1
+    assert len(counts) == 2
+    client.close()
