@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from libs.mongodb.client import TRANSIENT, Document
+from libs.mongodb.client import Document
 
 UNKNOWN_COMMIT = "UnknownTransactionCommitResult"
 COMMIT_WAIT_MS = 10_000

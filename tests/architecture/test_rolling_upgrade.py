@@ -1,4 +1,4 @@
-"""The rolling upgrade's newer version is made by replacing texts of this tree: whoever changes one of them sees it here."""
+"""The rolling upgrade makes its newer version by replacing texts of this tree; whoever changes one sees it here."""
 
 import compileall
 from pathlib import Path

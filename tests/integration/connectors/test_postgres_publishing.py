@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from libs.connectors import registry
-from libs.connectors.postgres import target
+from libs.connectors.postgres import target as targets
 from libs.connectors.postgres.state import State
 from libs.connectors.protocol import (
     ConnectorRefused,
@@ -411,7 +411,7 @@ async def test_a_job_that_published_between_two_reads_of_another_is_named(
 
         return counted
 
-    monkeypatch.setattr(target, "relation_at", counting(target.relation_at))
+    monkeypatch.setattr(targets, "relation_at", counting(targets.relation_at))
     monkeypatch.setattr(State, "published", counting(State.published))
     with pytest.raises(TargetShared):
         await move(source, destination, plan_of("t"), context_of("run", 1, job_id=1))
