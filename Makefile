@@ -49,10 +49,13 @@ proto: $(VENV)/.dev ## Write the schemas of the events from their models
 
 lock: $(UV) ## Pin every dependency of pyproject.toml, with hashes, under requirements/
 	set -e; compile() { $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-		--no-emit-find-links --custom-compile-command "make lock" pyproject.toml "$$@"; }; \
-	compile -o requirements/runtime.txt; \
-	compile --extra embedded --extra demo -c requirements/runtime.txt -o requirements/embedded.txt; \
-	compile --extra embedded --extra demo --group dev -c requirements/embedded.txt -o requirements/dev.txt
+		--no-emit-find-links --custom-compile-command "make lock" "$$@"; }; \
+	compile pyproject.toml -o requirements/runtime.txt; \
+	compile pyproject.toml --extra embedded -c requirements/runtime.txt -o requirements/suite.txt; \
+	compile pyproject.toml --extra embedded --extra demo -c requirements/suite.txt -o requirements/embedded.txt; \
+	compile pyproject.toml --extra embedded --extra demo --group dev -c requirements/embedded.txt \
+		-o requirements/dev.txt; \
+	compile --group build -c requirements/dev.txt -o requirements/build.txt
 
 clean: ## Remove the virtual environment and caches; the data in .datasync stay
 	rm -rf $(VENV) .cache .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
