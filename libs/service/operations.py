@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, field_validator
 
 from libs.core.errors import NotFound
 from libs.event_log import open_event_log
+from libs.event_log.kafka import Brokers, declared_topics, ensure_topics
 from libs.event_log.port import EventLog
 from libs.eventsourcing.event_store import EventStore
 from libs.eventsourcing.log_identity import require_same_log
@@ -36,6 +37,18 @@ class RewrapSettings(StoreSettings):
     def _usable_keys(cls, keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
         Keyring(keys)
         return keys
+
+
+async def topics(settings: StoreSettings) -> list[str]:
+    """Create the declared topics that are missing and check the others; returns their names.
+
+    Raises:
+        TopicMismatch: a topic has another number of partitions than declared.
+        OSError | TimeoutError: the brokers can't be reached.
+    """
+    brokers = Brokers(settings.kafka_bootstrap_servers, settings.kafka_security)
+    await ensure_topics(brokers, settings.kafka_topic_prefix)
+    return [settings.kafka_topic_prefix + topic.name for topic in declared_topics()]
 
 
 async def rebuild(definition: AnyDefinition, settings: StoreSettings, *, swap: bool) -> RebuildReport:

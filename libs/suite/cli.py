@@ -94,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("service", metavar="SERVICE", help=", ".join(service.name for service in SERVICES))
     command.set_defaults(run=_serve)
 
+    command = commands.add_parser("topics", help="create the topics in Kafka that are missing, and check the others")
+    command.set_defaults(run=_topics)
+
     command = commands.add_parser("rebuild", help="rebuild a service's documents from its events, while it runs")
     command.add_argument("service", metavar="SERVICE")
     command.add_argument(
@@ -182,6 +185,14 @@ def _serve(options: argparse.Namespace) -> int:
     # The service must not see this command's arguments.
     sys.argv = [f"datasync serve {name}"]
     runpy.run_module(f"services.{name}", run_name="__main__", alter_sys=True)
+    return 0
+
+
+def _topics(_: argparse.Namespace) -> int:
+    settings = StoreSettings()
+    if not settings.kafka_bootstrap_servers:
+        raise Refused("KAFKA_BOOTSTRAP_SERVERS is not set: without Kafka there are no topics")
+    print(*asyncio.run(operations.topics(settings)), sep="\n")
     return 0
 
 

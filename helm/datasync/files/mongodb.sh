@@ -1,0 +1,34 @@
+#!/bin/bash
+# Runs mongod as the only member of a replica set: initiates the set and creates the user on the first start.
+# Needs MONGODB_USERNAME, MONGODB_PASSWORD, MONGODB_HOST (how clients reach this member), MONGODB_CACHE_GB, and the key
+# file's text at /etc/mongodb/keyfile.
+set -euo pipefail
+# mongod accepts a key file only if nobody else can read it.
+install -m 400 /etc/mongodb/keyfile /tmp/keyfile
+mongod --dbpath /data/db --bind_ip_all --port 27017 --replSet datasync --keyFile /tmp/keyfile --nounixsocket \
+    --wiredTigerCacheSizeGB "$MONGODB_CACHE_GB" --setParameter transactionLifetimeLimitSeconds=15 &
+mongod=$!
+trap 'kill -TERM "$mongod"' TERM INT
+
+# Until the user exists, mongod lets a client on its own host create it.
+mongosh --quiet --nodb --eval '
+const name = process.env.MONGODB_USERNAME, password = process.env.MONGODB_PASSWORD;
+const address = "mongodb://127.0.0.1:27017/admin?directConnection=true";
+let db;
+for (;;) { try { db = connect(address); break; } catch (error) { sleep(250); } }
+try {
+  rs.initiate({_id: "datasync", members: [{_id: 0, host: process.env.MONGODB_HOST}]});
+} catch (error) {
+  if (!["AlreadyInitialized", "Unauthorized"].includes(error.codeName)) throw error;
+}
+while (!db.hello().isWritablePrimary) sleep(100);
+try {
+  db.createUser({user: name, pwd: password, roles: ["root"]});
+} catch (error) {
+  if (!["Unauthorized", "Location51003"].includes(error.codeName)) throw error;
+}
+if (!db.auth(name, password)) throw new Error("the password is not that of the user in the database");
+' || { kill -TERM "$mongod"; wait "$mongod"; exit 1; }
+
+while kill -0 "$mongod" 2> /dev/null; do wait "$mongod" && status=0 || status=$?; done
+exit "${status:-0}"
