@@ -43,6 +43,7 @@ bench: $(VENV)/.dev ## Measure against named baselines; ONLY=write_path picks on
 docs: $(VENV)/.dev ## Write the pages that are made from the code
 	$(BIN)/datasync settings > docs/settings.md
 	$(BIN)/datasync settings --sample > docs/datasync.yaml
+	$(BIN)/python -m deploy.chart
 
 proto: $(VENV)/.dev ## Write the schemas of the events from their models
 	$(BIN)/python -m proto.generate

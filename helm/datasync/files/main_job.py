@@ -1,6 +1,7 @@
-"""The main job against an installed DataSync: replicates a table between two schemas of a database, and compares.
+"""The main job against an installed DataSync: replicates a table from one database into another, and compares.
 
-Reads GATEWAY_URL, API_KEY and DATABASE_URL. What it makes it removes. Exits with 0 if the rows are equal.
+Reads GATEWAY_URL, API_KEY, DATABASE_URL (a PostgreSQL whose user may create databases) and DATABASE_HOST (where the
+worker reaches it, if that differs). What it makes it removes. Exits with 0 if the rows are equal.
 """
 
 import asyncio
@@ -32,7 +33,6 @@ def call(method, path, body=None):
             headers={
                 "Authorization": "Bearer " + os.environ["API_KEY"],
                 "Content-Type": "application/json",
-                "Idempotency-Key": str(uuid.uuid4()),
             },
         )
         try:
@@ -59,69 +59,81 @@ async def connected(url):
             await asyncio.sleep(1)
 
 
-async def rows_of(database, schema):
-    text = f"SELECT count(*), md5(string_agg(t::text, ',' ORDER BY id)) FROM {schema}.orders t"
-    return tuple(await database.fetchrow(text))
+async def rows_of(database):
+    return tuple(await database.fetchrow("SELECT count(*), md5(string_agg(t::text, ',' ORDER BY id)) FROM orders t"))
 
 
 async def main():
-    url = os.environ["DATABASE_URL"]
-    address = urlsplit(url)
-    config = {
+    address = urlsplit(os.environ["DATABASE_URL"])
+    run = uuid.uuid4().hex[:8]
+    names = [f"datasync_test_{run}_source", f"datasync_test_{run}_destination"]
+    server = await connected(address.geturl())
+    try:
+        for name in names:
+            await server.execute(f"CREATE DATABASE {name}")
+        ends = [await connected(address._replace(path=f"/{name}").geturl()) for name in names]
+        try:
+            await replicate_and_compare(run, [config_of(address, name) for name in names], *ends)
+        finally:
+            for end in ends:
+                await end.close()
+    finally:
+        for name in names:
+            await server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await server.close()
+
+
+def config_of(address, database):
+    return {
         "host": os.environ.get("DATABASE_HOST") or address.hostname,
         "port": address.port or 5432,
-        "database": address.path.lstrip("/"),
+        "database": database,
         "username": unquote(address.username or ""),
         "password": unquote(address.password or ""),
     }
-    run = uuid.uuid4().hex[:8]
-    source_schema, target_schema = f"datasync_test_{run}", f"datasync_test_{run}_copy"
-    database = await connected(url)
+
+
+async def replicate_and_compare(run, configs, source_end, destination_end):
+    await source_end.execute(
+        "CREATE TABLE orders AS SELECT id, md5(id::text) AS note, now() AS at "
+        f"FROM generate_series(1, {ROWS}) id; ALTER TABLE orders ADD PRIMARY KEY (id)"
+    )
     made = []
+
+    def make(path, body):
+        entity = call("POST", path, {"name": f"datasync-test-{run}", **body})
+        made.append(f"{path}/{entity['id']}")
+        return entity["id"]
+
     try:
-        await database.execute(
-            f"CREATE SCHEMA {source_schema}; CREATE TABLE {source_schema}.orders AS "
-            f"SELECT id, md5(id::text) AS note, now() AS at FROM generate_series(1, {ROWS}) id; "
-            f"ALTER TABLE {source_schema}.orders ADD PRIMARY KEY (id)"
-        )
-        connection = {"name": f"helm-test-{run}", "type": "postgres", "version": "latest", "config": config}
-        source = call("POST", "/sources", connection)
-        made.append(f"/sources/{source['id']}")
-        destination = call("POST", "/destinations", connection)
-        made.append(f"/destinations/{destination['id']}")
-        stream = {"stream_name": "orders", "destination_database": target_schema}
-        job = call(
-            "POST",
+        source, destination = [
+            make(path, {"type": "postgres", "version": "latest", "config": config})
+            for path, config in zip(("/sources", "/destinations"), configs, strict=True)
+        ]
+        job = make(
             "/jobs",
             {
-                "name": f"helm-test-{run}",
-                "source": {"id": source["id"]},
-                "destination": {"id": destination["id"]},
+                "source": {"id": source},
+                "destination": {"id": destination},
                 "frequency": "@monthly",
-                "streams_config": {"selected_streams": {source_schema: [stream]}},
+                "streams_config": {"selected_streams": {"public": [{"stream_name": "orders"}]}},
                 "advanced_settings": {"verify": True},
             },
         )
-        made.append(f"/jobs/{job['id']}")
-        task = call("POST", f"/jobs/{job['id']}/sync")["task_id"]
+        task = call("POST", f"/jobs/{job}/sync")["task_id"]
         deadline = time.monotonic() + RUN_SECONDS
-        while (state := call("GET", f"/jobs/{job['id']}/tasks/{task}"))["status"] in ("scheduled", "running"):
+        while (state := call("GET", f"/jobs/{job}/tasks/{task}"))["status"] in ("scheduled", "running"):
             if time.monotonic() > deadline:
                 sys.exit(f"the run has not ended within {RUN_SECONDS} s: {state}")
             time.sleep(1)
         print(json.dumps(state, indent=1))
-        at_source = await rows_of(database, source_schema)
-        at_destination = await rows_of(database, target_schema)
+        at_source, at_destination = await rows_of(source_end), await rows_of(destination_end)
         if at_source != at_destination or at_source[0] != ROWS:
             sys.exit(f"the rows differ: {at_source} at the source, {at_destination} at the destination")
         print(f"{ROWS} rows were replicated and are equal")
     finally:
         for path in reversed(made):
             call("DELETE", path)
-        await database.execute(
-            f"DROP SCHEMA IF EXISTS {source_schema} CASCADE; DROP SCHEMA IF EXISTS {target_schema} CASCADE"
-        )
-        await database.close()
 
 
 asyncio.run(main())
