@@ -100,7 +100,7 @@ def _schema_of(path: str, value: object, described: Mapping[str, str]) -> dict[s
             found["type"] = "array"
         case _:
             found["type"] = "string"
-    return found | CONSTRAINTS.get(path, {})
+    return {**found, **CONSTRAINTS.get(path, {})}
 
 
 @dataclass(frozen=True, slots=True)

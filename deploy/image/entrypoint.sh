@@ -1,6 +1,12 @@
 #!/bin/sh
-# Runs the datasync command. The suite (`up`, the default of the image) needs API_KEY and DB_URL.
+# Runs the datasync command. The suite (`up`, the default of the image datasync) needs API_KEY and DB_URL.
+# SETTINGS_FILE: a file with settings as NAME=value lines, for secrets that should not be in the container's definition.
 set -eu
+if [ -n "${SETTINGS_FILE:-}" ]; then
+    while IFS= read -r setting || [ -n "$setting" ]; do
+        case $setting in ?*=*) export "$setting" ;; esac
+    done < "$SETTINGS_FILE"
+fi
 if [ "${1:-}" = up ]; then
     missing=
     [ -n "${API_KEY:-}" ] || missing="$missing API_KEY"

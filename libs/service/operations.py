@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
-from libs.core.errors import NotFound
+from libs.core.errors import FixRequest, NotFound
 from libs.event_log import open_event_log
 from libs.event_log.kafka import Brokers, declared_topics, ensure_topics
 from libs.event_log.port import EventLog
@@ -43,9 +43,12 @@ async def topics(settings: StoreSettings) -> list[str]:
     """Create the declared topics that are missing and check the others; returns their names.
 
     Raises:
+        FixRequest: the settings name no brokers.
         TopicMismatch: a topic has another number of partitions than declared.
         OSError | TimeoutError: the brokers can't be reached.
     """
+    if settings.kafka_bootstrap_servers is None:
+        raise FixRequest("KAFKA_BOOTSTRAP_SERVERS is not set: without Kafka there are no topics")
     brokers = Brokers(settings.kafka_bootstrap_servers, settings.kafka_security)
     await ensure_topics(brokers, settings.kafka_topic_prefix)
     return [settings.kafka_topic_prefix + topic.name for topic in declared_topics()]

@@ -30,6 +30,7 @@ from libs.process.signing_keys import new_signing_key
 from libs.process.version import installed_version
 from libs.service import operations
 from libs.service.operations import RewrapSettings, StoreUnreachable
+from libs.suite.key_files import SETTINGS, write_key_files
 from libs.suite.mongod import mongod_url
 from libs.suite.settings import CannotStart, SuiteSettings, new_encryption_keys
 from libs.suite.supervisor import up
@@ -130,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     command = actions.add_parser("new", help="print a new signing key, its public key, and a new encryption key")
     command.set_defaults(run=_new_keys)
     command = actions.add_parser(
+        "files", help="write DIR/<service>/settings with the keys of each service; keys that are there are kept"
+    )
+    command.add_argument("directory", metavar="DIR", type=Path)
+    command.add_argument("--mongodb", metavar="HOST:PORT", help="also a password and a key file for this MongoDB")
+    command.set_defaults(run=_key_files)
+    command = actions.add_parser(
         "rewrap", help="re-encrypt the data key of every secret with the first of ENCRYPTION_KEYS, while catalog runs"
     )
     command.set_defaults(run=_rewrap)
@@ -189,10 +196,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _topics(_: argparse.Namespace) -> int:
-    settings = StoreSettings()
-    if not settings.kafka_bootstrap_servers:
-        raise Refused("KAFKA_BOOTSTRAP_SERVERS is not set: without Kafka there are no topics")
-    print(*asyncio.run(operations.topics(settings)), sep="\n")
+    print(*asyncio.run(operations.topics(StoreSettings())), sep="\n")
     return 0
 
 
@@ -277,6 +281,14 @@ def _new_keys(_: argparse.Namespace) -> int:
     print(f"TRUSTED_KEY={public}")
     print("# the key that encrypts stored secrets, for catalog only. Without it they can't be decrypted, so back it up")
     print(f"ENCRYPTION_KEYS='{new_encryption_keys()}'")
+    return 0
+
+
+def _key_files(options: argparse.Namespace) -> int:
+    settings = SuiteSettings()
+    api_key = settings.api_key.get_secret_value() if settings.api_key else None
+    write_key_files(options.directory, settings.services, api_key, options.mongodb)
+    print(f"the settings with the keys are in {options.directory}/<service>/{SETTINGS}")
     return 0
 
 

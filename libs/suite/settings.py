@@ -149,11 +149,11 @@ def load_keys(directory: Path, settings: SuiteSettings) -> Keys:
     """The keys in the data directory; missing ones are generated."""
     folder = private_directory(directory / "keys")
     signing = {
-        service.name: _kept(folder / f"{service.name}.ed25519", lambda: new_signing_key()[0])
+        service.name: kept(folder / f"{service.name}.ed25519", lambda: new_signing_key()[0])
         for service in settings.services
     }
-    encryption = _kept(folder / "encryption.json", new_encryption_keys)
-    api_key = settings.api_key.get_secret_value() if settings.api_key else _kept(directory / "api_key", _new_api_key)
+    encryption = kept(folder / "encryption.json", new_encryption_keys)
+    api_key = settings.api_key.get_secret_value() if settings.api_key else kept(directory / "api_key", _new_api_key)
     trusted = {name: public_key_of(key) for name, key in signing.items()}
     return Keys(signing, trusted, json.loads(encryption), api_key)
 
@@ -179,7 +179,7 @@ def service_environment(service: Service, settings: SuiteSettings, keys: Keys, m
     return environment | {name.upper(): secrets[name] for name in service.secrets}
 
 
-def _kept(path: Path, make: Callable[[], str]) -> str:
+def kept(path: Path, make: Callable[[], str]) -> str:
     """The text of a private file, which is written first if it does not exist."""
     if not path.exists():
         write_private(path, make())

@@ -125,7 +125,7 @@ async def replicate_and_compare(run, configs, source_end, destination_end):
         while (state := call("GET", f"/jobs/{job}/tasks/{task}"))["status"] in ("scheduled", "running"):
             if time.monotonic() > deadline:
                 sys.exit(f"the run has not ended within {RUN_SECONDS} s: {state}")
-            time.sleep(1)
+            await asyncio.sleep(1)
         print(json.dumps(state, indent=1))
         at_source, at_destination = await rows_of(source_end), await rows_of(destination_end)
         if at_source != at_destination or at_source[0] != ROWS:

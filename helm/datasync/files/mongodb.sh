@@ -1,10 +1,12 @@
 #!/bin/bash
 # Runs mongod as the only member of a replica set: initiates the set and creates the user on the first start.
-# Needs MONGODB_USERNAME, MONGODB_PASSWORD, MONGODB_HOST (how clients reach this member), MONGODB_CACHE_GB, and the key
-# file's text at /etc/mongodb/keyfile.
+# Needs MONGODB_USERNAME, MONGODB_PASSWORD or MONGODB_PASSWORD_FILE, MONGODB_HOST (how clients reach this member),
+# MONGODB_CACHE_GB, and the key file's text at MONGODB_KEY_FILE.
 set -euo pipefail
 # mongod accepts a key file only if nobody else can read it.
-install -m 400 /etc/mongodb/keyfile /tmp/keyfile
+install -m 400 "$MONGODB_KEY_FILE" /tmp/keyfile
+[ -z "${MONGODB_PASSWORD_FILE:-}" ] || MONGODB_PASSWORD=$(cat "$MONGODB_PASSWORD_FILE")
+export MONGODB_PASSWORD
 mongod --dbpath /data/db --bind_ip_all --port 27017 --replSet datasync --keyFile /tmp/keyfile --nounixsocket \
     --wiredTigerCacheSizeGB "$MONGODB_CACHE_GB" --setParameter transactionLifetimeLimitSeconds=15 &
 mongod=$!
@@ -15,7 +17,9 @@ mongosh --quiet --nodb --eval '
 const name = process.env.MONGODB_USERNAME, password = process.env.MONGODB_PASSWORD;
 const address = "mongodb://127.0.0.1:27017/admin?directConnection=true";
 let db;
-for (;;) { try { db = connect(address); break; } catch (error) { sleep(250); } }
+for (let attempt = 1; ; attempt++) {
+  try { db = connect(address); break; } catch (error) { if (attempt === 240) throw error; sleep(250); }
+}
 try {
   rs.initiate({_id: "datasync", members: [{_id: 0, host: process.env.MONGODB_HOST}]});
 } catch (error) {
