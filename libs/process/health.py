@@ -18,22 +18,31 @@ class Health:
     def __init__(self) -> None:
         self._checks: dict[str, Check] = {}
         self._listeners: list[Callable[[], None]] = []
+        self._draining = False
         self._stopping = False
 
     def add(self, name: str, check: Check) -> None:
         """Add a check that can not hang: it returns None, or the problem (``Degraded`` if requests can be served)."""
         self._checks[name] = check
 
+    def drain(self) -> None:
+        """Report not ready from now on, so that no new requests are sent here; those that come are served."""
+        self._draining = True
+
     def stop(self) -> None:
-        """Report not ready from now on, so that no new requests are sent here."""
+        """Report not ready, and tell the listeners that the process stops."""
         if not self._stopping:
-            self._stopping = True
+            self._draining = self._stopping = True
             for listener in self._listeners:
                 listener()
 
     def on_stop(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` when the process begins to stop, before requests in flight are waited for."""
         self._listeners.append(listener)
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
 
     @property
     def stopping(self) -> bool:
@@ -44,7 +53,7 @@ class Health:
         names = list(self._checks)
         found = await asyncio.gather(*(self._run(self._checks[name]) for name in names))
         report = dict(zip(names, found, strict=True))
-        return report | ({"shutdown": "the service is stopping"} if self._stopping else {})
+        return report | ({"shutdown": "the service is stopping"} if self._draining else {})
 
     @staticmethod
     async def _run(check: Check) -> str | None:

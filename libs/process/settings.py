@@ -196,6 +196,8 @@ class ServiceSettings(StoreSettings):
         port: the port to listen on.
         signing_key: this service's Ed25519 private key, 32 bytes in base64.
         trusted_keys: the other services' Ed25519 public keys, in base64, by service.
+        shutdown_delay_seconds: how long the process keeps accepting requests after it was told to stop, while `/readyz`
+            already answers 503 and each response closes its connection. For load balancers that learn of it late.
         shutdown_timeout_seconds: how long requests in progress may take to finish at shutdown.
         inherited_sockets: file descriptors of listening sockets that the process was started with. They replace `HOST`
             and `PORT`. With a socket unit of systemd: ``3``.
@@ -209,6 +211,7 @@ class ServiceSettings(StoreSettings):
     otlp_endpoint: HttpUrl | None = None
     signing_key: SecretStr | None = None
     trusted_keys: FromJson[dict[str, str]] = Field(default_factory=dict)
+    shutdown_delay_seconds: Seconds = 0.0
     shutdown_timeout_seconds: Seconds = 20.0
     inherited_sockets: Annotated[tuple[Descriptor, ...], BeforeValidator(listed)] = ()
     instance: str = Field(default="", max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")

@@ -1,7 +1,7 @@
 """Runs a service, as a process or within one: opens in order, serves, and stops cleanly.
 
-On SIGTERM and SIGINT the service turns not ready, finishes the requests in flight, releases its leases and closes what
-it opened in the reverse order.
+On SIGTERM and SIGINT the service turns not ready, serves on for ``SHUTDOWN_DELAY_SECONDS``, finishes the requests in
+flight, releases its leases and closes what it opened in the reverse order.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ import uvloop
 from aiohttp import web
 
 from libs.core.clock import Clock, SystemClock
+from libs.process.health import Health
 from libs.process.kept_settings import keep_settings
 from libs.process.listeners import BACKLOG, inherited
 from libs.process.logs import configure_logs
@@ -59,20 +60,26 @@ async def running_service(
         context = await open_context(definition, settings, clock or SystemClock(), stack)
         routes = await stack.enter_async_context(definition.start(context))
         app = create_app(definition.name, routes, context.verifier, health=context.health, settings=settings)
-        port = await _listen(app, settings, stack)
+        port = await _listen(app, settings, context.health, stack)
         if definition.uses_store:
             start_store_tasks(definition, context)
         stack.push_async_callback(context.tasks.close)
         stack.callback(context.health.stop)
         _report_start(definition, settings, port)
         yield RunningService(f"http://{settings.host}:{port}", context, app)
-        context.health.stop()
         log.info("service_stopping", service=definition.name)
+        context.health.drain()
+        await asyncio.sleep(settings.shutdown_delay_seconds)
+        context.health.stop()
 
 
-async def _listen(app: web.Application, settings: ServiceSettings, stack: AsyncExitStack) -> int:
+async def _listen(app: web.Application, settings: ServiceSettings, health: Health, stack: AsyncExitStack) -> int:
     """Serve on the inherited sockets, or else on the address of the settings; returns the port."""
-    runner = ServiceRunner(app, shutdown_timeout_seconds=settings.shutdown_timeout_seconds)
+    runner = ServiceRunner(
+        app,
+        is_draining=lambda: health.draining,
+        shutdown_timeout_seconds=settings.shutdown_timeout_seconds,
+    )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     try:
@@ -133,7 +140,7 @@ async def _run_until_stopped(definition: ServiceDefinition[SettingsT], settings:
     stopping.cancel()
     if not running.done() and not started.is_set():
         running.cancel()
-    limit_seconds = settings.shutdown_timeout_seconds + 5
+    limit_seconds = settings.shutdown_delay_seconds + settings.shutdown_timeout_seconds + 5
     done, _ = await asyncio.wait({running}, timeout=limit_seconds)
     if not done:
         log.error("shutdown_too_slow", limit_seconds=limit_seconds)

@@ -21,7 +21,8 @@ from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
 from libs.web.requests import REQUEST_ID, invalid_input, principal_of
 
 CONNECTIONS_MAX = 100
-IDLE_SECONDS = 30.0
+# Less than services keep serving after they were told to stop on Kubernetes, so that none is used as it is closed.
+IDLE_SECONDS = 4.0
 RETRY_DELAY_SECONDS = 0.05
 
 RequestT = TypeVar("RequestT", bound=Frozen)

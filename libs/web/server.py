@@ -28,10 +28,13 @@ class ServiceRunner(web.AppRunner):
     """Runs an application.
 
     Args:
+        is_draining: whether the process is about to stop; then each response closes its connection.
         shutdown_timeout_seconds: how long requests in flight may take to finish when it is cleaned up.
     """
 
-    def __init__(self, app: web.Application, *, shutdown_timeout_seconds: float) -> None:
+    def __init__(
+        self, app: web.Application, *, is_draining: Callable[[], bool], shutdown_timeout_seconds: float
+    ) -> None:
         super().__init__(
             app,
             access_log=None,
@@ -40,12 +43,13 @@ class ServiceRunner(web.AppRunner):
             auto_decompress=False,
             max_headers=HEADERS_MAX,
         )
+        self._is_draining = is_draining
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         return _Server(
             server.request_handler,
-            request_factory=_expecting(server.request_factory),
+            request_factory=_request_factory(server.request_factory, self._is_draining),
             loop=asyncio.get_running_loop(),
             **server._kwargs,
         )
@@ -134,10 +138,17 @@ def _head_too_large(message: str) -> FixRequest:
     return error
 
 
-def _expecting(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
-    """Make 100 Continue wait until the body is read, so that a request can be refused before its body is sent."""
+def _request_factory(
+    make: Callable[..., web.BaseRequest], is_draining: Callable[[], bool]
+) -> Callable[..., web.BaseRequest]:
+    """Makes requests whose 100 Continue waits until the body is read, so that they can be refused before it is sent.
+
+    While the process drains, a request is made as if its client had asked for the connection to be closed.
+    """
 
     def request_of(message: RawRequestMessage, *connection: Any) -> web.BaseRequest:
+        if is_draining():
+            message = message._replace(should_close=True)
         expectation = message.headers.get("Expect")
         if expectation is None:
             return make(message, *connection)

@@ -17,6 +17,9 @@ CONNECTIONS_MAX = 256
 CONNECT_TIMEOUT_SECONDS = 1.0
 IDLE_SECONDS = 20.0
 """Less than the services keep idle connections, so that none is used at the moment when it is closed."""
+UNSAFE_IDLE_SECONDS = 4.0
+"""What can't be sent again uses no connection that was idle for longer. A service that stops answers requests for some
+seconds, and closes each connection with its response, before it closes those that were idle meanwhile."""
 HEAD_TIMEOUT_SECONDS = 120.0
 
 
@@ -96,17 +99,19 @@ class ConnectionPool:
         else:
             await self._places.acquire()
         try:
-            connection = (self._kept() if may_reuse else None) or await self._connect()
+            idle_seconds = IDLE_SECONDS if request.is_repeatable else UNSAFE_IDLE_SECONDS
+            connection = (self._kept(idle_seconds) if may_reuse else None) or await self._connect()
         except BaseException:
             self._places.release()
             raise
         return Exchange(connection, request, self._release)
 
-    def _kept(self) -> Connection | None:
-        oldest = asyncio.get_running_loop().time() - IDLE_SECONDS
-        while self._idle:
-            connection, since = self._idle.pop()
-            if since > oldest and connection.is_usable:
+    def _kept(self, idle_seconds: float) -> Connection | None:
+        """The connection that was used last, unless it has been idle for longer."""
+        oldest = asyncio.get_running_loop().time() - idle_seconds
+        while self._idle and self._idle[-1][1] > oldest:
+            connection, _ = self._idle.pop()
+            if connection.is_usable:
                 return connection
             connection.abort()
         return None

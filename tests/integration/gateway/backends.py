@@ -59,7 +59,7 @@ class Backend:
     async def start(self) -> None:
         verifier = PrincipalVerifier(self.name, self.trusted_keys)
         app = create_app(self.name, self.routes, verifier, health=self.health, settings=ServiceSettings())
-        self._runner = ServiceRunner(app, shutdown_timeout_seconds=0.2)
+        self._runner = ServiceRunner(app, is_draining=lambda: False, shutdown_timeout_seconds=0.2)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
         self.port = int(self._runner.addresses[0][1])

@@ -177,7 +177,7 @@ async def shell() -> AsyncIterator[Shell]:
     service = Shell()
     verifier = PrincipalVerifier("auth", {"gateway": GATEWAY_PUBLIC, "catalog": CATALOG_PUBLIC})
     app = create_app("auth", service.routes(), verifier, health=service.health, settings=ServiceSettings())
-    service.runner = ServiceRunner(app, shutdown_timeout_seconds=2.0)
+    service.runner = ServiceRunner(app, is_draining=lambda: False, shutdown_timeout_seconds=2.0)
     await service.runner.setup()
     await web.TCPSite(service.runner, "127.0.0.1", 0).start()
     service.url = f"http://127.0.0.1:{service.runner.addresses[0][1]}"
