@@ -23,7 +23,7 @@ PROJECT = os.environ["GATEWAY_URL"] + "/api/v1/project/123"
 
 
 def call(method, path, body=None):
-    """One request to the gateway, repeated while it answers 429 or 503 or can't be reached."""
+    """One request to the gateway, repeated while what keeps it from succeeding will pass."""
     deadline = time.monotonic() + READY_SECONDS
     while True:
         request = urllib.request.Request(
@@ -40,7 +40,9 @@ def call(method, path, body=None):
                 return json.load(response)["data"]
         except urllib.error.HTTPError as error:
             text = error.read().decode()
-            if error.code not in (429, 502, 503) or time.monotonic() > deadline:
+            # A source or destination is in use until its service has heard that the job was deleted.
+            passes = error.code in (429, 502, 503) or (method == "DELETE" and error.code == 409)
+            if not passes or time.monotonic() > deadline:
                 sys.exit(f"{method} {path}: {error.code} {text}")
         except OSError as error:
             if time.monotonic() > deadline:
