@@ -9,7 +9,14 @@ ONLY ?=
 SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-faults check fmt bench docs proto lock clean
+ENGINE ?= docker
+TAG ?= dev
+CHART_REPOSITORY ?= https://charts.datasync.io
+# Certificate authorities that this machine's network needs, for the build only.
+CERTIFICATES := $(wildcard /usr/local/share/ca-certificates/*.crt)
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
+.PHONY: help setup run demo test test-faults test-deploy check fmt bench docs proto lock image helm-repo clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1mmake %-11s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +35,12 @@ test: $(VENV)/.dev ## Run every test, against real servers
 test-faults: $(VENV)/.dev ## Walk far where make test takes a sample of random choices; SEED=… repeats a walk
 	$(BIN)/pytest -m randomised --walk=long --seed=$(SEED) --hypothesis-seed=$(SEED) -o timeout=3600
 
+test-deploy: $(VENV)/.dev ## Test images, Compose file and chart on a Docker engine and the cluster of KUBECONFIG
+	$(BIN)/pytest -n 0 -rs tests/deploy
+
 check: $(VENV)/.dev ## Lint, type-check and hold the import contracts
-	@failed=; for command in "ruff check ." "ruff format --check ." "mypy" "lint-imports"; do \
+	@failed=; for command in "ruff check ." "ruff format --check ." "mypy" "lint-imports" \
+		"hadolint deploy/Dockerfile" "check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml"; do \
 		echo "$$command"; $(BIN)/$$command || failed="$$failed [$$command]"; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
@@ -57,6 +68,19 @@ lock: $(UV) ## Pin every dependency of pyproject.toml, with hashes, under requir
 	compile pyproject.toml --extra embedded --extra demo --group dev -c requirements/embedded.txt \
 		-o requirements/dev.txt; \
 	compile --group build -c requirements/dev.txt -o requirements/build.txt
+
+image: ## Build the images datasync and datasync-service; ENGINE=podman builds with podman
+	$(if $(CERTIFICATES),cp $(CERTIFICATES) deploy/image/certificates/)
+	for target in datasync datasync-service; do \
+		$(ENGINE) build $(BUILD_OPTIONS) --file deploy/Dockerfile --target $$target --tag $$target:$(TAG) \
+			--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) . || exit 1; \
+	done
+
+helm-repo: ## Package the chart into dist/charts, a static repository for helm repo add; KEY=… KEYRING=… signs it
+	mkdir -p dist/charts
+	helm package helm/datasync --destination dist/charts \
+		$(if $(KEY),--sign --key '$(KEY)' --keyring '$(KEYRING)')
+	helm repo index dist/charts --url $(CHART_REPOSITORY)
 
 clean: ## Remove the virtual environment and caches; the data in .datasync stay
 	rm -rf $(VENV) .cache .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import aiohttp
 
@@ -34,7 +35,9 @@ async def main(url: str, seconds: float, clients: int) -> None:
     print(json.dumps(outcomes), flush=True)
 
 
-async def send(session, client, outcomes, is_over):
+async def send(
+    session: aiohttp.ClientSession, client: int, outcomes: Counter[str], is_over: Callable[[], bool]
+) -> None:
     number = 0
     while not is_over():
         number += 1
@@ -49,7 +52,7 @@ async def send(session, client, outcomes, is_over):
         await asyncio.sleep(PAUSE_SECONDS)
 
 
-async def create(session, record):
+async def create(session: aiohttp.ClientSession, record: dict[str, object]) -> str:
     while True:
         try:
             async with session.post("/api/v1/sync/records", json=record) as response:
@@ -61,7 +64,7 @@ async def create(session, record):
             return type(error).__name__
 
 
-async def read(session):
+async def read(session: aiohttp.ClientSession) -> str:
     outcome = ""
     for _ in range(ATTEMPTS_MAX):
         try:

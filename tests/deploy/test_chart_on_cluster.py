@@ -81,7 +81,7 @@ def record_count(release: Release) -> int:
     script = (
         "import json, os, sys, urllib.request as u; "
         "r = u.Request(sys.argv[1], headers={'Authorization': 'Bearer ' + sys.argv[2]}); "
-        "print(json.load(u.urlopen(r))['pagination']['total'])"
+        "print(json.load(u.urlopen(r))['total'])"
     )
     url = f"http://{release.name}:8080/api/v1/sync/records?limit=1"
     return int(release.python(release.pods("worker")[0], script, url, API_KEY))
@@ -89,13 +89,7 @@ def record_count(release: Release) -> int:
 
 def test_an_installation_runs_the_main_job(release: Release) -> None:
     release.install(*VALUES)
-    assert "10000 rows were replicated and are equal" in log_of_test(release)
-
-
-def log_of_test(release: Release) -> str:
-    """What the chart's own test printed."""
     release.test()
-    return release.kubectl("logs", f"{release.name}-test", "-c", "main-job")
 
 
 def test_every_container_is_restricted(release: Release) -> None:
@@ -114,7 +108,8 @@ def test_pods_reach_what_their_service_calls_and_nothing_else(release: Release) 
     expected, found = {}, {}
     for caller, row in TABLE.items():
         pod = release.pods(row["kubernetesName"])[0]
-        for service in SERVICES:
+        # A pod always reaches itself.
+        for service in (service for service in SERVICES if service.name != caller):
             called = TABLE[service.name]
             host = release.name if called["isPublic"] else f"{release.name}-{called['kubernetesName']}"
             port = 8080 if called["isPublic"] else called["port"]
@@ -156,9 +151,11 @@ def test_nothing_acknowledged_is_lost_when_pods_are_killed(release: Release) -> 
             release.kubectl("delete", "pod", pod, "--force", "--grace-period=0")
             until(lambda: all_ready(release), f"everything is ready after {pod} was killed")
     # A creation without an answer may have happened.
-    without_answer = sum(count for outcome, count in counted.items() if outcome.startswith("POST")) - counted["POST 201"]
+    without_answer = (
+        sum(count for outcome, count in counted.items() if outcome.startswith("POST")) - counted["POST 201"]
+    )
     assert before + counted["POST 201"] <= record_count(release) <= before + counted["POST 201"] + without_answer
-    assert "10000 rows were replicated and are equal" in log_of_test(release)
+    release.test()
 
 
 def all_ready(release: Release) -> bool:
@@ -175,7 +172,15 @@ def test_uninstalling_leaves_the_volumes_and_what_opens_them(release: Release) -
     release.uninstall()
     left = {
         f"{item['kind']}/{item['metadata']['name']}"
-        for kind in ("all", "secrets", "configmaps", "networkpolicies", "poddisruptionbudgets", "pvc", "serviceaccounts")
+        for kind in (
+            "all",
+            "secrets",
+            "configmaps",
+            "networkpolicies",
+            "poddisruptionbudgets",
+            "pvc",
+            "serviceaccounts",
+        )
         for item in release.items(kind)
         if "deletionTimestamp" not in item["metadata"]
     }
