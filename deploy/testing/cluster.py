@@ -9,6 +9,8 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,14 @@ def run(*command: str, timeout_seconds: float = 400, input_text: str | None = No
     if done.returncode:
         raise CommandFailed(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout
+
+
+def until(condition: Callable[[], bool], what: str, timeout_seconds: float = 180) -> None:
+    """Wait until the condition holds; raises ``AssertionError`` with what was waited for."""
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_seconds} s: {what}"
+        time.sleep(1)
 
 
 def missing_parts() -> str | None:

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import aiohttp
 
@@ -52,7 +52,7 @@ async def send(
         await asyncio.sleep(PAUSE_SECONDS)
 
 
-async def create(session: aiohttp.ClientSession, record: dict[str, object]) -> str:
+async def create(session: aiohttp.ClientSession, record: Mapping[str, object]) -> str:
     while True:
         try:
             async with session.post("/api/v1/sync/records", json=record) as response:

@@ -1,9 +1,8 @@
 """The chart on a real cluster, in the order of an installation's life: the tests of this module build on each other."""
 
 import json
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import yaml
 
 from deploy.chart import service_table
 from deploy.testing import load
-from deploy.testing.cluster import Release, load_image, run
+from deploy.testing.cluster import Release, load_image, run, until
 from libs.contracts.services import SERVICES
 from tests.deploy.conftest import API_KEY, SERVICE_IMAGE
 
@@ -35,13 +34,6 @@ try:
 except OSError as error:
     print("refused")
 """
-
-
-def until(condition: Callable[[], bool], what: str, timeout_seconds: float = 180) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_seconds} s: {what}"
-        time.sleep(1)
 
 
 @contextmanager

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from deploy.testing.cluster import run
-from libs.testing.waiting import until
+from deploy.testing.cluster import run, until
 from tests.deploy.conftest import API_KEY, SERVICE_IMAGE, SUITE_IMAGE
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("engine")]
@@ -40,22 +39,22 @@ def logs_of(name: str) -> str:
     return done.stdout + done.stderr
 
 
-async def becomes_healthy(name: str) -> None:
-    async def is_healthy() -> bool:
+def becomes_healthy(name: str) -> None:
+    def is_healthy() -> bool:
         state = state_of(name)
         assert state["Running"], logs_of(name)
         health = state["Health"]
         assert isinstance(health, dict)
         return bool(health["Status"] == "healthy")
 
-    await until(is_healthy, 90)
+    until(is_healthy, f"{name} is healthy", 90)
 
 
-async def test_the_suite_starts_with_an_api_key_and_a_database_on_a_read_only_file_system() -> None:
+def test_the_suite_starts_with_an_api_key_and_a_database_on_a_read_only_file_system() -> None:
     with container(
         "--read-only", "-p", "127.0.0.1::8080", "-e", f"API_KEY={API_KEY}", "-e", f"DB_URL={DB_URL}", SUITE_IMAGE
     ) as name:  # fmt: skip
-        await becomes_healthy(name)
+        becomes_healthy(name)
         address = run("docker", "port", name, "8080/tcp").splitlines()[0]
         request = urllib.request.Request(
             f"http://{address}/api/v1/project/123/jobs", headers={"Authorization": f"Bearer {API_KEY}"}
@@ -82,9 +81,9 @@ def test_missing_variables_are_named(given: tuple[str, ...], missing: str) -> No
 
 
 @pytest.mark.parametrize("image", [SERVICE_IMAGE, SUITE_IMAGE])
-async def test_one_service_runs_alone(image: str) -> None:
+def test_one_service_runs_alone(image: str) -> None:
     with container("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", image, "serve", "worker") as name:
-        await becomes_healthy(name)
+        becomes_healthy(name)
         run("docker", "stop", "--time", "30", name)
         assert state_of(name)["ExitCode"] == 0
 
