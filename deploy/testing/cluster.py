@@ -71,8 +71,8 @@ class Release:
     def upgrade(self, *arguments: str) -> None:
         self._helm("upgrade", *arguments)
 
-    def test(self) -> str:
-        return run("helm", "test", self.name, "-n", self.namespace, "--logs", "--timeout", TIMEOUT)
+    def test(self) -> None:
+        run("helm", "test", self.name, "-n", self.namespace, "--timeout", TIMEOUT)
 
     def uninstall(self) -> None:
         run("helm", "uninstall", self.name, "-n", self.namespace, "--wait", "--timeout", TIMEOUT)

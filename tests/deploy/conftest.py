@@ -1,4 +1,4 @@
-"""What the deployment is tested with. A test whose engine or cluster is missing is skipped, and says what is missing."""
+"""What the deployment is tested with. Where an engine or a cluster is missing, tests are skipped and name it."""
 
 import os
 import shutil

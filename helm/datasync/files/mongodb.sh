@@ -32,7 +32,16 @@ try {
   if (!["Unauthorized", "Location51003"].includes(error.codeName)) throw error;
 }
 if (!db.auth(name, password)) throw new Error("the password is not that of the user in the database");
-' || { kill -TERM "$mongod"; wait "$mongod"; exit 1; }
+' &
+set_up=$!
 
-while kill -0 "$mongod" 2> /dev/null; do wait "$mongod" && status=0 || status=$?; done
-exit "${status:-0}"
+# The container ends with mongod, also during the set-up, and with a set-up that failed.
+status=0
+wait -n "$mongod" "$set_up" || status=$?
+kill -0 "$mongod" 2> /dev/null || exit "$status"
+[ "$status" = 0 ] || kill -TERM "$mongod"
+while kill -0 "$mongod" 2> /dev/null; do
+    status=0
+    wait "$mongod" || status=$?
+done
+exit "$status"
