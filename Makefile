@@ -42,7 +42,11 @@ check: $(VENV)/.dev ## Lint, type-check and hold the import contracts
 	@failed=; for command in "ruff check ." "ruff format --check ." "mypy" "lint-imports" \
 		"hadolint deploy/Dockerfile" "check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml"; do \
 		echo "$$command"; $(BIN)/$$command || failed="$$failed [$$command]"; \
-	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
+	done; \
+	if command -v helm > /dev/null; then \
+		$(BIN)/pytest -q -n 0 tests/deploy/test_chart_rendering.py || failed="$$failed [chart]"; \
+	else echo "helm is not on the PATH: the chart is not rendered"; fi; \
+	[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
 fmt: $(VENV)/.dev ## Format the code and mend what can be mended by itself
 	$(BIN)/ruff check --fix-only --quiet .
