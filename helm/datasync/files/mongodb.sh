@@ -7,6 +7,11 @@ set -euo pipefail
 install -m 400 "$MONGODB_KEY_FILE" /tmp/keyfile
 [ -z "${MONGODB_PASSWORD_FILE:-}" ] || MONGODB_PASSWORD=$(cat "$MONGODB_PASSWORD_FILE")
 export MONGODB_PASSWORD
+# A member that can't find itself under its name when it starts stays without a valid configuration. The name may still
+# be unknown, or be that of the container before.
+until getent hosts "${MONGODB_HOST%:*}" | cut -d' ' -f1 | grep -qxF "$(hostname -i | cut -d' ' -f1)"; do
+    sleep 0.5
+done
 mongod --dbpath /data/db --bind_ip_all --port 27017 --replSet datasync --keyFile /tmp/keyfile --nounixsocket \
     --wiredTigerCacheSizeGB "$MONGODB_CACHE_GB" --setParameter transactionLifetimeLimitSeconds=15 &
 mongod=$!
