@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self, cast
 
+from services.gateway.upstream.endpoints import Address
 from services.gateway.upstream.wire import Headers, Response, ResponseBroken, UpstreamRequest, head_of
 
 READ_IDLE_SECONDS = 120.0
@@ -20,12 +21,14 @@ class Connection(asyncio.Protocol):
     """Passes what arrives to its exchange, and ends if something arrives without one.
 
     Args:
+        address: where it leads.
         lost: called when the connection has ended.
     """
 
-    __slots__ = ("_drained", "_lost", "_readable", "exchange", "has_ended", "is_full", "transport")
+    __slots__ = ("_drained", "_lost", "_readable", "address", "exchange", "has_ended", "is_full", "transport")
 
-    def __init__(self, lost: "Callable[[Connection], None]") -> None:
+    def __init__(self, address: Address, lost: "Callable[[Connection], None]") -> None:
+        self.address = address
         self._lost = lost
         self._readable = select.poll()
         self._drained: asyncio.Future[None] | None = None
@@ -273,6 +276,11 @@ class Exchange:
         self._error = error
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
+
+    @property
+    def address(self) -> Address:
+        """Where the request was sent to."""
+        return self._connection.address
 
     @property
     def may_be_repeated(self) -> bool:

@@ -1,4 +1,4 @@
-"""Kept-alive connections to one service.
+"""Kept-alive connections to one service, at all of its addresses.
 
 A connection is used again only if nothing can be left on it: the request was sent whole, its response was read to its
 end, not one byte came after it, neither side said close, and the caller is still there.
@@ -6,10 +6,12 @@ end, not one byte came after it, neither side said close, and the caller is stil
 
 import asyncio
 import ssl
+import time
 from collections import deque
 
 from yarl import URL
 
+from services.gateway.upstream.endpoints import Address, Endpoints, Resolve, resolved
 from services.gateway.upstream.exchange import Connection, Exchange, ResponseTimeout
 from services.gateway.upstream.wire import ResponseBroken, UpstreamRequest
 
@@ -37,12 +39,13 @@ class ConnectionPool:
     Args:
         url: scheme, host and port.
         waits: a request waits while all connections are in use; else it is rejected at once.
+        resolve: looks up the addresses of the host.
     """
 
-    def __init__(self, url: str, *, waits: bool = True) -> None:
+    def __init__(self, url: str, *, waits: bool = True, resolve: Resolve = resolved) -> None:
         parsed = URL(url)
         self._host = parsed.host or ""
-        self._port = parsed.port or 80
+        self._endpoints = Endpoints(self._host, parsed.port or 80, time.monotonic, resolve)
         self._tls = ssl.create_default_context() if parsed.scheme == "https" else None
         self._idle: deque[tuple[Connection, float]] = deque()
         self._places = asyncio.Semaphore(CONNECTIONS_MAX)
@@ -70,22 +73,32 @@ class ConnectionPool:
         """
         exchange = await self._begin(request, timeout_seconds, may_reuse=True)
         try:
-            await exchange.send(timeout_seconds)
-            return exchange
+            return await self._sent(exchange, timeout_seconds)
         except ResponseBroken:
-            exchange.close()
             if not exchange.may_be_repeated:
                 raise
-        except BaseException:
-            exchange.close()
-            raise
         exchange = await self._begin(request, timeout_seconds, may_reuse=False)
+        return await self._sent(exchange, timeout_seconds)
+
+    async def _sent(self, exchange: Exchange, timeout_seconds: float) -> Exchange:
+        address = exchange.address
         try:
             await exchange.send(timeout_seconds)
-            return exchange
+        except ResponseTimeout:
+            exchange.close()
+            self._eject(address)
+            raise
         except BaseException:
             exchange.close()
             raise
+        self._endpoints.answered(address)
+        return exchange
+
+    def _eject(self, address: Address) -> None:
+        """Send nothing more to an address for a while, if the service has others."""
+        self._endpoints.failed(address)
+        for connection, _ in [item for item in self._idle if item[0].address == address]:
+            connection.abort()
 
     async def _begin(self, request: UpstreamRequest, timeout_seconds: float, *, may_reuse: bool) -> Exchange:
         if self._places.locked():
@@ -117,14 +130,31 @@ class ConnectionPool:
         return None
 
     async def _connect(self) -> Connection:
-        loop = asyncio.get_running_loop()
+        """Connect to the first address that accepts."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self._forget), self._host, self._port, ssl=self._tls
-                )
+                addresses = await self._endpoints.in_order()
         except (OSError, TimeoutError) as error:
             raise ConnectFailed(str(error)) from error
+        failure: Exception | None = None
+        for address in addresses:
+            try:
+                return await self._connect_to(address, CONNECT_TIMEOUT_SECONDS / min(len(addresses), 2))
+            except (OSError, TimeoutError) as error:
+                self._eject(address)
+                failure = error
+        raise ConnectFailed(str(failure)) from failure
+
+    async def _connect_to(self, address: Address, timeout_seconds: float) -> Connection:
+        host, port = address
+        async with asyncio.timeout(timeout_seconds):
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: Connection(address, self._forget),
+                host,
+                port,
+                ssl=self._tls,
+                server_hostname=self._host if self._tls else None,
+            )
         return connection
 
     def _release(self, connection: Connection, is_clean: bool) -> None:
