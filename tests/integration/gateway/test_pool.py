@@ -8,7 +8,7 @@ from multidict import CIMultiDict
 
 from libs.suite.child_process import free_port
 from services.gateway.upstream.exchange import ResponseTimeout
-from services.gateway.upstream.pool import CONNECTIONS_MAX, ConnectFailed, ConnectionPool
+from services.gateway.upstream.pool import CONNECTIONS_MAX, HEAD_TIMEOUT_SECONDS, ConnectFailed, ConnectionPool
 from services.gateway.upstream.wire import Body, ResponseBroken, UpstreamRequest
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -476,6 +476,75 @@ def _request(method: str = "GET", body: Body = None) -> UpstreamRequest:
     return UpstreamRequest(method, "/path?query", CIMultiDict({"Host": "x"}), body)
 
 
-async def _exchange(pool: ConnectionPool, method: str = "GET", body: Body = None) -> bytes:
-    async with await pool.exchange(_request(method, body)) as exchange:
+async def _exchange(
+    pool: ConnectionPool, method: str = "GET", body: Body = None, timeout_seconds: float = HEAD_TIMEOUT_SECONDS
+) -> bytes:
+    async with await pool.exchange(_request(method, body), timeout_seconds) as exchange:
         return await exchange.whole()
+
+
+@pytest.fixture
+async def instances() -> AsyncIterator[list[Server]]:
+    """Two instances of one service."""
+    found = [Server(), Server()]
+    listening = [await asyncio.start_server(one.serve, "127.0.0.1", 0) for one in found]
+    for one, its in zip(found, listening, strict=True):
+        one.url = f"http://127.0.0.1:{its.sockets[0].getsockname()[1]}"
+    yield found
+    for its in listening:
+        its.close()
+
+
+def pool_of(*ports: int) -> ConnectionPool:
+    """A pool whose service's name has these addresses."""
+
+    async def resolve(_: str, __: int) -> list[tuple[str, int]]:
+        return [("127.0.0.1", port) for port in ports]
+
+    return ConnectionPool("http://service.example", resolve=resolve)
+
+
+async def test_connections_are_spread_over_the_addresses_of_a_name(instances: list[Server]) -> None:
+    pool = pool_of(*(port_of(one) for one in instances))
+    together = asyncio.Barrier(4)
+
+    async def wait_for_all(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await together.wait()
+        writer.write(OK)
+
+    for one in instances:
+        one.behave = wait_for_all
+    await asyncio.gather(*(_exchange(pool) for _ in range(4)))
+    assert [one.connections for one in instances] == [2, 2]
+    pool.close()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_an_address_that_accepts_no_connections_is_passed_over(server: Server, method: str) -> None:
+    pool = pool_of(free_port(), port_of(server))
+    for _ in range(3):
+        assert await _exchange(pool, method) == b"ok"
+    pool.close()
+
+
+async def test_an_address_that_does_not_answer_gets_no_more_requests_for_a_while(instances: list[Server]) -> None:
+    silent, other = instances
+    pool = pool_of(*(port_of(one) for one in instances))
+
+    async def be_silent(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    silent.behave = be_silent
+    timeouts = 0
+    for _ in range(6):
+        try:
+            await _exchange(pool, timeout_seconds=0.2)
+        except ResponseTimeout:
+            timeouts += 1
+    assert timeouts == len(silent.heads) <= 1
+    assert len(other.heads) == 6 - timeouts
+    pool.close()
+
+
+def port_of(server: Server) -> int:
+    return int(server.url.rpartition(":")[2])
