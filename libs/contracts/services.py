@@ -119,11 +119,6 @@ SERVICES = (
 )
 """Every service, in the order in which the suite starts them."""
 
-PLANNED = (
-    Service("webhooks", 8085, "webhooks and their deliveries", stop_stage=3, is_forwarded_to=True, has_store=True),
-)
-"""Services that do not exist yet. The gateway knows their routes and answers 503."""
-
 
 def called(services: Iterable[Service]) -> tuple[Service, ...]:
     """Those that any other service sends requests to."""

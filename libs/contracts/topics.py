@@ -10,7 +10,6 @@ OWNERS: Mapping[str, str] = MappingProxyType(
         "datasync.jobs.v1": "job_orchestrator",
         "datasync.records.v1": "record_sync",
         "datasync.runs.v1": "job_orchestrator",
-        "datasync.webhooks.v1": "webhooks",
     }
 )
 

@@ -40,7 +40,26 @@ def _describe(name: str, items: Sequence[Any]) -> str:
     return f"  {subject}{f'{inner}: ' if inner else ''}{said}"
 
 
+_SAID = {
+    "bool_parsing": "must be true or false",
+    "dict_type": "must be a JSON object",
+    "float_parsing": "must be a number, or a duration such as 30s",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "int_from_float": "must be an integer",
+    "int_parsing": "must be an integer",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "list_type": "must be a list, or items separated by commas",
+    "literal_error": "must be {expected}",
+    "missing": "is required",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_too_short": "must have at least {min_length} characters",
+    "too_short": "must not be empty",
+    "tuple_type": "must be a list, or items separated by commas",
+}
+
+
 def _said(item: Any) -> str:
-    if item["type"] in ("tuple_type", "list_type"):
-        return "must be a list, or items separated by commas"
-    return str(item["msg"]).removeprefix("Value error, ")
+    said = _SAID.get(item["type"])
+    return str(item["msg"]).removeprefix("Value error, ") if said is None else said.format(**item.get("ctx", {}))

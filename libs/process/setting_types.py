@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic_settings import ForceDecode
+from pydantic_settings import NoDecode
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
@@ -51,6 +51,15 @@ def _with_a_port(url: str) -> str:
     return url
 
 
+def _from_json(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("is not valid JSON") from None
+
+
 def _listening_host(host: str) -> str:
     try:
         ipaddress.ip_address(host)
@@ -86,7 +95,7 @@ def _log_level(value: Any) -> str:
 
 
 T = TypeVar("T")
-FromJson = Annotated[T, ForceDecode]
+FromJson = Annotated[T, NoDecode, BeforeValidator(_from_json)]
 """Written as JSON."""
 
 Seconds = Annotated[float, BeforeValidator(seconds_of), Field(ge=0)]

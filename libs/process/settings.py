@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from libs.contracts.services import PLANNED, SERVICES, Service, called
+from libs.contracts.services import SERVICES, Service, called
 from libs.process.bad_settings import describe_bad_settings
 from libs.process.kafka_security import KafkaSecurity, Mechanism, Protocol
 from libs.process.live import Live, live
@@ -184,7 +184,7 @@ class StoreSettings(Settings):
         )
 
 
-@with_url_settings((*SERVICES, *PLANNED))
+@with_url_settings(SERVICES)
 class ServiceSettings(StoreSettings):
     """What every service has. Each adds its own settings in a subclass in its ``config.py``.
 

@@ -7,7 +7,7 @@ import aiohttp
 from aiohttp import web
 
 from libs.contracts.internal import RESOLVE_CREDENTIAL, CredentialPresented, CredentialResolved
-from libs.contracts.services import PLANNED, SERVICES, names_forwarded_to
+from libs.contracts.services import SERVICES, names_forwarded_to
 from libs.mongodb.client import connect
 from libs.process.version import installed_version
 from libs.service.definition import ServiceContext, ServiceDefinition
@@ -35,7 +35,7 @@ async def start(context: ServiceContext[GatewaySettings]) -> AsyncIterator[Seque
     """Open the connections to the services behind."""
     settings = context.settings
     async with AsyncExitStack() as stack:
-        urls = {row.name: settings.url_of(row.name) for row in (*SERVICES, *PLANNED) if row.is_forwarded_to}
+        urls = {row.name: settings.url_of(row.name) for row in SERVICES if row.is_forwarded_to}
         upstream = Upstream(urls, settings.server_timeout)
         stack.callback(upstream.close)
         context.health.on_stop(upstream.stop)

@@ -55,11 +55,9 @@ _PREFIXES: tuple[tuple[str, Target], ...] = (
     ("/api/v2/keys", Target("auth", "/api/v2/keys")),
     ("/api/v2/oauth", Target("auth", "/api/v2/oauth")),
     ("/api/v2/usage", Target("auth", "/api/v2/usage")),
-    ("/api/v2/webhooks", Target("webhooks", "/api/v2/webhooks")),
     ("/v2/keys", Target("auth", "/api/v2/keys")),
     ("/v2/oauth", Target("auth", "/api/v2/oauth")),
     ("/v2/usage", Target("auth", "/api/v2/usage")),
-    ("/v2/webhooks", Target("webhooks", "/api/v2/webhooks")),
     ("/api/v2", Target("job_orchestrator", "/api/v2")),
     ("/v2", Target("job_orchestrator", "/api/v2")),
 )
@@ -76,7 +74,6 @@ _PROJECT_RESOURCES: Mapping[str, Target] = MappingProxyType(
         "settings": Target("job_orchestrator", f"{_PROJECT}:id/settings"),
         "check-unique": Target("catalog", f"{_PROJECT}:id/check-unique", by_entity_type=True),
         "members": Target("auth", f"{_PROJECT}:id/members"),
-        "webhooks": Target("webhooks", f"{_PROJECT}:id/webhooks"),
     }
 )
 

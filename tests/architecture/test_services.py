@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from libs.contracts.services import GATEWAY, PLANNED, SERVICES, Service, service_named
+from libs.contracts.services import GATEWAY, SERVICES, Service, service_named
 from libs.contracts.topics import OWNERS
 from libs.process.settings import ServiceSettings
 from libs.service.definition import ServiceDefinition
@@ -24,9 +24,8 @@ def test_every_service_has_a_row() -> None:
 
 
 def test_names_and_ports_are_unique() -> None:
-    rows = (*SERVICES, *PLANNED)
-    assert len({service.name for service in rows}) == len(rows)
-    assert len({service.port for service in rows}) == len(rows)
+    assert len({service.name for service in SERVICES}) == len(SERVICES)
+    assert len({service.port for service in SERVICES}) == len(SERVICES)
 
 
 @EVERY_SERVICE
@@ -55,7 +54,7 @@ def test_the_architecture_page_shows_the_table() -> None:
 
 
 def test_every_topic_is_owned_by_a_service_with_a_store() -> None:
-    with_store = {service.name for service in (*SERVICES, *PLANNED) if service.has_store}
+    with_store = {service.name for service in SERVICES if service.has_store}
     assert set(OWNERS.values()) <= with_store
 
 
