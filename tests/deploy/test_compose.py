@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.testing.cluster import run
+from deploy.testing.cluster import run, until
 from libs.suite.child_process import free_port
 from tests.deploy.conftest import SERVICE_IMAGE
 
@@ -30,6 +30,11 @@ class Project:
 
     command: tuple[str, ...]
     environment: dict[str, str]
+
+    def up(self, *arguments: str) -> None:
+        """Start what does not run yet, and wait until every gateway answers."""
+        self("up", "--detach", *arguments)
+        until(lambda: all(answers(gateway) for gateway in self.gateways), "every gateway answers")
 
     def __call__(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -64,10 +69,18 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     }
     found = Project(compose, environment)
     try:
-        found("up", "--detach")
+        found.up()
         yield found
     finally:
         found("down", "--volumes", "--timeout", "30")
+
+
+def answers(gateway: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{gateway}/readyz", timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
 
 
 def jobs(gateway: str) -> int:
@@ -98,7 +111,7 @@ def test_the_walk_of_the_readme_works_word_by_word(project: Project) -> None:
 
 
 def test_services_can_be_scaled(project: Project) -> None:
-    project("up", "--detach", "--scale", "worker=3", "--scale", "gateway=2")
+    project.up("--scale", "worker=3", "--scale", "gateway=2")
     assert len(project("ps", "-q", "worker").split()) == 3
     first, second = project.gateways
     assert jobs(first) == jobs(second) == 1
@@ -107,7 +120,7 @@ def test_services_can_be_scaled(project: Project) -> None:
 def test_data_and_keys_outlive_a_restart(project: Project) -> None:
     """The stored password is decrypted with the key of the first start."""
     project("down", "--timeout", "30")
-    project("up", "--detach")
+    project.up()
     [gateway] = project.gateways
     headers = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
     request = urllib.request.Request(f"{gateway}/api/v1/project/123/sources", headers=headers)
