@@ -4,14 +4,16 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from deploy.chart import service_table
-from deploy.testing import load
-from deploy.testing.cluster import Release, load_image, run, until
+from deploy.testing import load, queue_runs
+from deploy.testing.cluster import CommandFailed, Release, load_image, run, until
 from libs.contracts.services import SERVICES
 from tests.deploy.conftest import API_KEY, SERVICE_IMAGE
 
@@ -25,6 +27,7 @@ VALUES = (
     # The load comes from one caller.
     "--set-string", "settings.RATE_LIMITS=false",
 )  # fmt: skip
+POSTGRES_IMAGE = "postgres:15"
 TABLE = {row["name"]: row for row in yaml.safe_load(service_table())["services"]}
 CONNECT = """
 import socket, sys
@@ -134,6 +137,83 @@ def test_an_upgrade_under_load_fails_no_request(release: Release) -> None:
     assert images == {newer}
 
 
+def test_evictions_one_after_the_other_fail_no_request(release: Release) -> None:
+    """As a drained node evicts: the second pod of a service stays until the first has been replaced."""
+    with load_on(release) as counted:
+        for component in (row["kubernetesName"] for row in TABLE.values()):
+            first, second = release.pods(component)
+            assert evict(release, first)
+            assert not evict(release, second), f"the budget of {component} does not hold"
+            until(partial(has_ready, release, component, 2), f"{component} is replaced")
+    assert set(counted) == {"POST 201", "GET 200"}
+
+
+def evict(release: Release, pod: str) -> bool:
+    """Whether the pod's budget allows it."""
+    eviction = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": pod, "namespace": release.namespace},
+    }
+    path = f"/api/v1/namespaces/{release.namespace}/pods/{pod}/eviction"
+    try:
+        run("kubectl", "create", "--raw", path, "-f", "-", input_text=json.dumps(eviction))
+    except CommandFailed as error:
+        if "disruption budget" not in str(error):
+            raise
+        return False
+    return True
+
+
+def has_ready(release: Release, component: str, count: int) -> bool:
+    return len(ready_pods(release, component)) >= count
+
+
+def ready_pods(release: Release, component: str) -> list[str]:
+    pods = release.items("pods", f"app.kubernetes.io/component={component}")
+    return [pod["metadata"]["name"] for pod in pods if is_ready(pod) and "deletionTimestamp" not in pod["metadata"]]
+
+
+def test_workers_are_added_while_many_runs_wait(release: Release) -> None:
+    """50 runs at one worker, which may become four by their use of CPU."""
+    scaling = "autoscaling.worker.enabled=true,autoscaling.worker.minReplicas=1,autoscaling.worker.maxReplicas=4"
+    release.upgrade(*VALUES, "--set", scaling)
+    until(lambda: len(release.pods("worker")) == 1, "there is one worker")
+    database = {"name": "DATABASE_URL", "value": "postgresql://postgres:only-in-this-pod@127.0.0.1:5432/postgres"}
+    host = {"name": "DATABASE_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    script = Path(queue_runs.__file__).read_text()
+    command = ["/opt/datasync/bin/python", "-c", script, f"http://{release.name}:8080", "50", "800000"]
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "runs"},
+        "spec": {
+            "restartPolicy": "Never",
+            "initContainers": [
+                {
+                    "name": "postgres",
+                    "image": POSTGRES_IMAGE,
+                    "restartPolicy": "Always",
+                    "env": [{"name": "POSTGRES_PASSWORD", "value": "only-in-this-pod"}],
+                }
+            ],
+            "containers": [
+                {
+                    "name": "runs",
+                    "image": SERVICE_IMAGE,
+                    "command": command,
+                    "env": [{"name": "API_KEY", "value": API_KEY}, database, host],
+                }
+            ],
+        },
+    }
+    release.kubectl("apply", "-f", "-", input_text=json.dumps(pod))
+    until(partial(has_ready, release, "worker", 2), "a second worker is ready", timeout_seconds=600)
+    release.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/runs", "--timeout=600s")
+    assert json.loads(release.kubectl("logs", "runs", "-c", "runs").splitlines()[-1]) == {"completed": 50}
+    release.kubectl("delete", "pod", "runs", "--now")
+
+
 def test_nothing_acknowledged_is_lost_when_pods_are_killed(release: Release) -> None:
     """One pod of each service, then MongoDB and Kafka, without a moment to end."""
     before = record_count(release)
@@ -151,13 +231,12 @@ def test_nothing_acknowledged_is_lost_when_pods_are_killed(release: Release) -> 
 
 
 def all_ready(release: Release) -> bool:
-    pods = release.items("pods", f"app.kubernetes.io/instance={release.name}")
-    return all(
-        condition["status"] == "True"
-        for pod in pods
-        for condition in pod["status"].get("conditions", [{"type": "Ready", "status": "False"}])
-        if condition["type"] == "Ready"
-    )
+    return all(is_ready(pod) for pod in release.items("pods", f"app.kubernetes.io/instance={release.name}"))
+
+
+def is_ready(pod: dict[str, Any]) -> bool:
+    conditions = pod["status"].get("conditions", ())
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
 
 def test_uninstalling_leaves_the_volumes_and_what_opens_them(release: Release) -> None:

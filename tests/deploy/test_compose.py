@@ -121,7 +121,11 @@ def test_data_and_keys_outlive_a_restart(project: Project) -> None:
     """The stored password is decrypted with the key of the first start."""
     project("down", "--timeout", "30")
     project.up()
-    [gateway] = project.gateways
+    assert can_connect_to_its_source(gateway_of(project))
+
+
+def can_connect_to_its_source(gateway: str) -> bool:
+    """Whether the stored password of the walk's source can be decrypted and used."""
     headers = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
     request = urllib.request.Request(f"{gateway}/api/v1/project/123/sources", headers=headers)
     with urllib.request.urlopen(request, timeout=10) as response:
@@ -131,4 +135,38 @@ def test_data_and_keys_outlive_a_restart(project: Project) -> None:
         f"{gateway}/api/v1/project/123/sources/test", json.dumps(body).encode(), headers=headers
     )
     with urllib.request.urlopen(request, timeout=60) as response:
-        assert json.load(response)["data"]["connection_result"]["status"] == "SUCCEEDED"
+        return bool(json.load(response)["data"]["connection_result"]["status"] == "SUCCEEDED")
+
+
+def test_a_backup_is_put_back_by_the_commands_of_its_page(project: Project, tmp_path: Path) -> None:
+    page = (ROOT / "docs/operations/backup.md").read_text()
+    backup, restore = re.findall(r"^```sh\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    values = {
+        r"^PROJECT=\S+": f"PROJECT={project.environment['COMPOSE_PROJECT_NAME']}",
+        r"^BACKUP=\S+": f"BACKUP={tmp_path}",
+        "docker compose": " ".join(project.command),
+        "datasync-service:dev": SERVICE_IMAGE,
+    }
+
+    def follow(commands: str) -> None:
+        for name, value in values.items():
+            commands = re.sub(name, value, commands, flags=re.MULTILINE)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", f"BACKUP={tmp_path}\n{commands}"],
+            cwd=ROOT, env=project.environment, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    follow(backup)
+    project.up()
+    assert jobs(gateway_of(project)) == 1
+    project("down", "--volumes", "--timeout", "30")
+    follow(restore)
+    project.up()
+    assert jobs(gateway_of(project)) == 1
+    assert can_connect_to_its_source(gateway_of(project))
+
+
+def gateway_of(project: Project) -> str:
+    [gateway] = project.gateways
+    return gateway

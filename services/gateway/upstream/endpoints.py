@@ -58,6 +58,10 @@ class Endpoints:
         turned = [*self._addresses[start:], *self._addresses[:start]]
         return sorted(turned, key=lambda address: max(self._ejected_until.get(address, now), now))
 
+    def is_only(self, address: Address) -> bool:
+        """Whether the service has no other address."""
+        return all(known == address for known in self._addresses)
+
     def failed(self, address: Address) -> None:
         """Eject an address that accepts no connections or does not answer, and look the name up again soon."""
         self._failures[address] = failures = self._failures.get(address, 0) + 1

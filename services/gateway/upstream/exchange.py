@@ -283,6 +283,11 @@ class Exchange:
         return self._connection.address
 
     @property
+    def was_sent_whole(self) -> bool:
+        """No part of the request depends on its caller."""
+        return self._request.body is None or isinstance(self._request.body, bytes)
+
+    @property
     def may_be_repeated(self) -> bool:
         """The request may be sent again: it changes nothing, and no response to it has begun."""
         return not self._response.has_begun and self._request.is_repeatable

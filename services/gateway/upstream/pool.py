@@ -86,7 +86,9 @@ class ConnectionPool:
             await exchange.send(timeout_seconds)
         except ResponseTimeout:
             exchange.close()
-            self._eject(address)
+            # A caller whose upload stalls says nothing about the service.
+            if exchange.was_sent_whole:
+                self._eject(address)
             raise
         except BaseException:
             exchange.close()
@@ -97,6 +99,8 @@ class ConnectionPool:
     def _eject(self, address: Address) -> None:
         """Send nothing more to an address for a while, if the service has others."""
         self._endpoints.failed(address)
+        if self._endpoints.is_only(address):
+            return
         for connection, _ in [item for item in self._idle if item[0].address == address]:
             connection.abort()
 

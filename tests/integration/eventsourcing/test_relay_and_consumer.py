@@ -29,11 +29,11 @@ def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intervals, "WAIT_SECONDS", 0.1)
 
 
-async def all_views(follower: Follower, count: int) -> None:
+async def all_views(follower: Follower, count: int, timeout_seconds: float = 30.0) -> None:
     async def arrived() -> bool:
         return len(await follower.views()) == count
 
-    await until(arrived)
+    await until(arrived, timeout_seconds)
 
 
 async def more_views_than(follower: Follower, count: int) -> None:
@@ -282,7 +282,8 @@ async def test_after_a_killed_broker_the_log_holds_what_the_store_holds(
             await writing
             count = (await owner.store.head()).position
             assert count == len(during) + 50
-            await all_views(follower, count)
+            # Relay and consumer each find the broker again only after their own time limits.
+            await all_views(follower, count, 75)
             await until(lambda: relayed(owner))
             log = KafkaEventLog(broker.bootstrap_servers, "test", f"{database_prefix}.")
             assert await first_occurrences(log) == await in_store(owner)

@@ -548,3 +548,29 @@ async def test_an_address_that_does_not_answer_gets_no_more_requests_for_a_while
 
 def port_of(server: Server) -> int:
     return int(server.url.rpartition(":")[2])
+
+
+async def test_an_upload_that_stalls_does_not_eject_the_address(instances: list[Server]) -> None:
+    pool = pool_of(*(port_of(one) for one in instances))
+
+    async def be_silent(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def answer_and_close(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n"))
+
+    async def stalled() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.Event().wait()
+
+    for one in instances:
+        one.behave = be_silent
+    for _ in instances:
+        with pytest.raises(ResponseTimeout):
+            await _exchange(pool, "POST", stalled(), timeout_seconds=0.1)
+    for one in instances:
+        one.behave, one.connections = answer_and_close, 0
+    for _ in range(4):
+        assert await _exchange(pool) == b"ok"
+    assert [one.connections for one in instances] == [2, 2]
+    pool.close()
