@@ -14,6 +14,9 @@ from libs.web.openapi import Json, merged
 from libs.web.operational import DESCRIPTION_PATH
 
 FRESH_SECONDS = 5.0
+# A service makes its part when it is first asked for, which takes a second on a busy machine.
+FIRST_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
+TIMEOUT = aiohttp.ClientTimeout(total=1.0)
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +33,7 @@ class Description:
     """What ``/openapi.json`` answers.
 
     Args:
-        session: with a short timeout; a service that does not answer is described as before.
+        session: for the requests; a service that does not answer is described as before.
         urls: where each service listens, in the order of the document.
         own: the gateway's part.
     """
@@ -59,8 +62,9 @@ class Description:
         return Document(text, f'"{hashlib.sha256(text).hexdigest()[:32]}"')
 
     async def _refresh(self, service: str) -> None:
+        timeout = TIMEOUT if service in self._parts else FIRST_TIMEOUT
         try:
-            async with self._session.get(self._urls[service] + DESCRIPTION_PATH) as response:
+            async with self._session.get(self._urls[service] + DESCRIPTION_PATH, timeout=timeout) as response:
                 if response.status == 200:
                     self._parts[service] = orjson.loads(await response.read())
         except (TimeoutError, aiohttp.ClientError, orjson.JSONDecodeError) as error:
