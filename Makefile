@@ -12,6 +12,7 @@ SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 ENGINE ?= docker
 TAG ?= dev
 CHART_REPOSITORY ?= https://charts.datasync.io
+CHARTS ?= dist/charts
 # Certificate authorities that this machine's network needs, for the build only.
 CERTIFICATES := $(wildcard /usr/local/share/ca-certificates/*.crt)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -80,11 +81,11 @@ image: ## Build the images datasync and datasync-service; ENGINE=podman builds w
 			--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) . || exit 1; \
 	done
 
-helm-repo: ## Package the chart into dist/charts, a static repository for helm repo add; KEY=… KEYRING=… signs it
-	mkdir -p dist/charts
-	helm package helm/datasync --destination dist/charts \
+helm-repo: ## Package the chart into CHARTS, a static repository for helm repo add; KEY=… KEYRING=… signs it
+	mkdir -p $(CHARTS)
+	helm package helm/datasync --destination $(CHARTS) \
 		$(if $(KEY),--sign --key '$(KEY)' --keyring '$(KEYRING)')
-	helm repo index dist/charts --url $(CHART_REPOSITORY)
+	helm repo index $(CHARTS) --url $(CHART_REPOSITORY)
 
 clean: ## Remove the virtual environment and caches; the data in .datasync stay
 	rm -rf $(VENV) .cache .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -4,9 +4,11 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -15,9 +17,11 @@ from libs.contracts.services import SERVICES
 
 CHART = Path(__file__).resolve().parents[2] / "helm/datasync"
 VALUE_SETS = sorted((*(CHART / "ci").glob("*-values.yaml"), CHART / "values-production.yaml"))
+# The values that turn these off.
+WITHOUT_ACCOUNT = WITHOUT_SPREAD = [CHART / "ci/no-kafka-values.yaml"]
 KUBERNETES = "1.34"
 # Kinds that are defined by what the cluster has installed.
-CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute"}
+CUSTOM = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "schemas").glob("*.json")}
 
 pytestmark = pytest.mark.skipif(shutil.which("helm") is None, reason="helm is not on the PATH")
 
@@ -49,26 +53,99 @@ def test_the_chart_passes_lint(values: Path) -> None:
 
 def test_every_manifest_is_valid(values: Path) -> None:
     for document in rendered(values):
-        if document["kind"] not in CUSTOM:
+        if schema := CUSTOM.get(document["kind"]):
+            jsonschema.validate(document, schema)
+        else:
             kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
+def test_every_custom_kind_is_rendered_by_some_values() -> None:
+    kinds = {document["kind"] for path in VALUE_SETS for document in rendered(path)}
+    assert set(CUSTOM) == {"HTTPRoute", "PrometheusRule", "ScaledObject", "ServiceMonitor"}
+    assert set(CUSTOM) <= kinds
+
+
+@pytest.mark.parametrize("kind", sorted(CUSTOM))
+def test_a_misspelt_property_is_refused(kind: str) -> None:
+    documents = (document for path in VALUE_SETS for document in rendered(path))
+    document = next(document for document in documents if document["kind"] == kind)
+    with pytest.raises(jsonschema.ValidationError, match="Additional properties"):
+        jsonschema.validate({**document, "spec": {**document["spec"], "intervall": "5s"}}, CUSTOM[kind])
+
+
+def pods(documents: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The objects that make pods, with the pod's ``metadata`` and ``spec``."""
+    for document in documents:
+        if document["kind"] == "Pod":
+            yield document, document
+        elif "template" in document.get("spec", {}):
+            yield document, document["spec"]["template"]
+
+
 def test_every_pod_is_restricted_bounded_and_probed(values: Path) -> None:
-    for document in rendered(values):
-        pod = document if document["kind"] == "Pod" else document.get("spec", {}).get("template")
-        if pod is None or "containers" not in pod.get("spec", {}):
-            continue
+    for document, pod in pods(rendered(values)):
         spec = pod["spec"]
         assert spec["automountServiceAccountToken"] is False
+        assert (spec["serviceAccountName"] == "default") == (values in WITHOUT_ACCOUNT)
         assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+        assert not any("hostPath" in volume for volume in spec["volumes"])
         for container in (*spec["containers"], *spec.get("initContainers", ())):
-            assert container["securityContext"]["readOnlyRootFilesystem"] is True, container["name"]
-            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] is True, container["name"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"] == {"drop": ["ALL"]}
             assert container["resources"]["limits"]["memory"]
-            assert container["resources"]["requests"]["cpu"]
-            assert not container["image"].endswith(":latest")
+            assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+            assert re.search(r":(?!latest$)[^:/]+$", container["image"]), "the image has no fixed tag"
+            names = [variable["name"] for variable in container.get("env", ())]
+            assert len(names) == len(set(names)), "a variable is set twice"
             if document["kind"] in ("Deployment", "StatefulSet"):
                 assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
+
+
+def test_the_pods_of_a_service_are_spread_and_replaced_one_by_one(values: Path) -> None:
+    documents = rendered(values)
+    budgets = [document for document in documents if document["kind"] == "PodDisruptionBudget"]
+    for deployment, pod in pods(documents):
+        if deployment["kind"] != "Deployment":
+            continue
+        assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+        spread = pod["spec"].get("topologySpreadConstraints", [])
+        keys = [] if values in WITHOUT_SPREAD else ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
+        assert [one["topologyKey"] for one in spread] == keys
+        assert all(selects(one["labelSelector"]["matchLabels"], pod) for one in spread)
+        covering = [budget for budget in budgets if selects(budget["spec"]["selector"]["matchLabels"], pod)]
+        assert covering or deployment["spec"].get("replicas", 1) == 1
+
+
+def test_every_selector_and_name_leads_to_something_in_the_chart(values: Path) -> None:
+    documents = rendered(values)
+    made = {(document["kind"], document["metadata"]["name"]) for document in documents}
+    templates = [pod for _, pod in pods(documents)]
+    for document in documents:
+        name, spec = document["metadata"]["name"], document.get("spec", {})
+        match document["kind"]:
+            case "Service":
+                reached = [pod for pod in templates if selects(spec["selector"], pod)]
+                assert reached, name
+                ports = {port["name"] for pod in reached for port in pod["spec"]["containers"][0]["ports"]}
+                assert {port["targetPort"] for port in spec["ports"]} <= ports
+            case "Deployment" | "StatefulSet":
+                assert selects(spec["selector"]["matchLabels"], spec["template"]), name
+            case "NetworkPolicy":
+                assert any(selects(spec["podSelector"]["matchLabels"], pod) for pod in templates), name
+            case "PodDisruptionBudget":
+                assert any(selects(spec["selector"]["matchLabels"], pod) for pod in templates), name
+            case "HorizontalPodAutoscaler" | "ScaledObject":
+                assert ("Deployment", spec["scaleTargetRef"]["name"]) in made
+    if values not in WITHOUT_ACCOUNT:
+        assert all(("ServiceAccount", pod["spec"]["serviceAccountName"]) in made for _, pod in pods(documents))
+
+
+def selects(labels: dict[str, str], pod: dict[str, Any]) -> bool:
+    return bool(labels.items() <= pod["metadata"]["labels"].items())
 
 
 def test_every_service_of_the_table_is_deployed(values: Path) -> None:
