@@ -47,6 +47,9 @@ check: $(VENV)/.dev ## Lint, type-check and hold the import contracts
 	if command -v helm > /dev/null; then \
 		$(BIN)/pytest -q -n 0 tests/deploy/test_chart_rendering.py || failed="$$failed [chart]"; \
 	else echo "helm is not on the PATH: the chart is not rendered"; fi; \
+	if command -v promtool > /dev/null; then \
+		$(BIN)/pytest -q -n 0 tests/deploy/test_alerts.py || failed="$$failed [alerts]"; \
+	else echo "promtool is not on the PATH: the alerts are not checked"; fi; \
 	[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
 fmt: $(VENV)/.dev ## Format the code and mend what can be mended by itself

@@ -1,7 +1,8 @@
-"""Queues many runs on an installed DataSync and waits until all have ended: ``queue_runs.py GATEWAY_URL JOBS ROWS``.
+"""Queues many runs on an installed DataSync and waits for their end: ``queue_runs.py GATEWAY_URL LAKE JOBS ROWS``.
 
-API_KEY, DATABASE_URL (a PostgreSQL whose user may create databases) and DATABASE_HOST (where workers reach it) are read
-from the environment. Prints how the runs ended, as JSON.
+Each run copies one table of PostgreSQL into Parquet files in a folder of its own below LAKE, which needs the CPU of the
+worker rather than that of the database. API_KEY, DATABASE_URL (a PostgreSQL) and DATABASE_HOST (where workers reach it)
+are read from the environment. Prints how the runs ended, as JSON.
 """
 
 import asyncio
@@ -18,19 +19,14 @@ import asyncpg
 POLL_SECONDS = 2
 
 
-async def main(gateway: str, jobs: int, rows: int) -> None:
+async def main(gateway: str, lake: str, jobs: int, rows: int) -> None:
     address = urlsplit(os.environ["DATABASE_URL"])
     server = await connected(address.geturl())
-    for database in ("load_source", "load_destination"):
-        await server.execute(f"CREATE DATABASE {database}")
-    source = await connected(address._replace(path="/load_source").geturl())
-    for number in range(jobs):
-        await source.execute(
-            f"CREATE TABLE t{number} AS SELECT id, md5(id::text) AS note FROM generate_series(1, {rows}) id"
-        )
-    config = {
+    await server.execute(f"CREATE TABLE t AS SELECT id, md5(id::text) AS note FROM generate_series(1, {rows}) id")
+    postgres = {
         "host": os.environ["DATABASE_HOST"],
         "port": address.port or 5432,
+        "database": address.path.lstrip("/"),
         "username": unquote(address.username or ""),
         "password": unquote(address.password or ""),
     }
@@ -44,14 +40,15 @@ async def main(gateway: str, jobs: int, rows: int) -> None:
                     sys.exit(f"{method} {path}: {response.status} {answer}")
                 return answer["data"]
 
-        async def make(path: str, database: str) -> int:
-            body = {"type": "postgres", "version": "latest", "config": {**config, "database": database}}
-            return int((await call("POST", path, {"name": f"load {database}", **body}))["id"])
+        async def make(path: str, name: str, kind: str, config: object) -> int:
+            body = {"name": name, "type": kind, "version": "latest", "config": config}
+            return int((await call("POST", path, body))["id"])
 
-        source_id = await make("/sources", "load_source")
-        destination_id = await make("/destinations", "load_destination")
+        source_id = await make("/sources", "load", "postgres", postgres)
         runs = []
         for number in range(jobs):
+            folder = {"local_path": f"{lake}/{number}"}
+            destination_id = await make("/destinations", f"load {number}", "parquet", folder)
             job = await call(
                 "POST",
                 "/jobs",
@@ -60,8 +57,7 @@ async def main(gateway: str, jobs: int, rows: int) -> None:
                     "source": {"id": source_id},
                     "destination": {"id": destination_id},
                     "frequency": "@monthly",
-                    "streams_config": {"selected_streams": {"public": [{"stream_name": f"t{number}"}]}},
-                    "advanced_settings": {"verify": True},
+                    "streams_config": {"selected_streams": {"public": [{"stream_name": "t"}]}},
                 },
             )
             runs.append((job["id"], (await call("POST", f"/jobs/{job['id']}/sync"))["task_id"]))
@@ -86,4 +82,4 @@ async def connected(url: str) -> "asyncpg.Connection[Any]":
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))

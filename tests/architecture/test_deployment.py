@@ -79,6 +79,13 @@ def test_prometheus_of_compose_reads_every_service() -> None:
     assert read == {(service.name, service.port) for service in SERVICES}
 
 
+def test_the_dashboard_reads_the_data_source_that_grafana_is_given() -> None:
+    compose = ROOT / "deploy/compose/grafana"
+    [given] = yaml.safe_load((compose / "provisioning/datasources/prometheus.yaml").read_text())["datasources"]
+    panels = json.loads((compose / "dashboards/datasync.json").read_text())["panels"]
+    assert {panel["datasource"]["uid"] for panel in panels} == {given["uid"]}
+
+
 def test_alerts_and_dashboards_name_metrics_that_exist() -> None:
     exist = {family.name for family in telemetry.REGISTRY.collect()}
     dashboard = (ROOT / "deploy/compose/grafana/dashboards/datasync.json").read_text()

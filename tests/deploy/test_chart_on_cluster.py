@@ -175,14 +175,15 @@ def ready_pods(release: Release, component: str) -> list[str]:
 
 
 def test_workers_are_added_while_many_runs_wait(release: Release) -> None:
-    """50 runs at one worker, which may become four by their use of CPU."""
+    """50 runs at one worker, which may become four by their use of CPU, into a volume that workers share."""
     scaling = "autoscaling.worker.enabled=true,autoscaling.worker.minReplicas=1,autoscaling.worker.maxReplicas=4"
-    release.upgrade(*VALUES, "--set", scaling)
+    lake = "parquet.enabled=true,parquet.accessMode=ReadWriteOnce,parquet.mountPath=/lake"
+    release.upgrade(*VALUES, "--set", f"{scaling},{lake}")
     until(lambda: len(release.pods("worker")) == 1, "there is one worker")
     database = {"name": "DATABASE_URL", "value": "postgresql://postgres:only-in-this-pod@127.0.0.1:5432/postgres"}
     host = {"name": "DATABASE_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     script = Path(queue_runs.__file__).read_text()
-    command = ["/opt/datasync/bin/python", "-c", script, f"http://{release.name}:8080", "50", "800000"]
+    command = ["/opt/datasync/bin/python", "-c", script, f"http://{release.name}:8080", "/lake", "50", "2000000"]
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -258,6 +259,7 @@ def test_uninstalling_leaves_the_volumes_and_what_opens_them(release: Release) -
     assert left - {"ConfigMap/kube-root-ca.crt", "ServiceAccount/default"} == {
         "PersistentVolumeClaim/data-datasync-mongodb-0",
         "PersistentVolumeClaim/data-datasync-kafka-0",
+        "PersistentVolumeClaim/datasync-parquet",
         "Secret/datasync-mongodb",
         "Secret/datasync-encryption",
     }
