@@ -6,7 +6,8 @@ that a fault there makes a difference here.
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,8 +47,8 @@ def row_bytes(columns: Sequence[Array]) -> pa.BinaryArray:
     """The canonical bytes of each row of these columns."""
     pieces: list[Any] = [pa.scalar(_int32(len(columns)), pa.binary())]
     for column in columns:
-        pieces += _field(column, _int32(oid_of(column.type)))
-    return _joined(pieces)
+        pieces += fields(column, _int32(oid_of(column.type)), as_text)
+    return joined(pieces)
 
 
 def digests(rows: pa.BinaryArray) -> Digests:
@@ -105,12 +106,20 @@ def _int32(value: int) -> bytes:
     return value.to_bytes(4, "big", signed=True)
 
 
-def _field(column: Array, tag: bytes) -> list[Array]:
-    """What is joined to the tag, the length and the bytes of each value."""
+@dataclass(frozen=True, slots=True)
+class DecimalForm:
+    """How decimals are written: the OID of the type, and the values of a column in it, of Arrow's string or binary."""
+
+    oid: int
+    values: Callable[[Array], Array]
+
+
+def fields(column: Array, tag: bytes, decimals: DecimalForm) -> list[Array]:
+    """What is joined to the tag, the length and the bytes of each value, as the type's ``send`` function has them."""
     if isinstance(column, pa.ListArray):
-        return _list(column, tag)
+        return _list(column, tag, decimals)
     if pa.types.is_decimal(column.type):
-        column = _decimal_text(column)
+        column = decimals.values(column)
     if isinstance(column, pa.StringArray | pa.BinaryArray):
         values: Array = column.cast(pa.binary())
         return [_prefix(tag, _lengths(pc.binary_length(values))), _without_nulls(values)]
@@ -120,12 +129,12 @@ def _field(column: Array, tag: bytes) -> list[Array]:
 def _fixed(column: Array, tag: bytes) -> Array:
     values = _values(column)
     layout = np.dtype([("tag", f"V{len(tag)}"), ("length", ">i4"), ("value", values.dtype)])
-    fields = np.empty(len(values), layout)
+    encoded_values = np.empty(len(values), layout)
     if tag:
-        fields["tag"] = np.void(tag)
-    fields["length"] = values.dtype.itemsize
-    fields["value"] = values
-    encoded = _binary(fields, layout.itemsize)
+        encoded_values["tag"] = np.void(tag)
+    encoded_values["length"] = values.dtype.itemsize
+    encoded_values["value"] = values
+    encoded = _binary(encoded_values, layout.itemsize)
     if not column.null_count:
         return encoded
     return pc.if_else(column.is_valid(), encoded, pa.scalar(tag + _int32(-1), pa.binary()))
@@ -159,7 +168,7 @@ def _numbers(column: Array, layout: str) -> npt.NDArray[Any]:
     return values
 
 
-def _decimal_text(column: Array) -> Array:
+def decimal_text(column: Array) -> Array:
     """As ``numeric_out`` writes them; Arrow's own text of a small fraction has an exponent."""
     held: Any = column.type
     unscaled_type = pa.decimal128(held.precision, 0) if held.bit_width == 128 else pa.decimal256(held.precision, 0)
@@ -178,10 +187,12 @@ def _decimal_text(column: Array) -> Array:
     )
 
 
-def _list(column: Any, tag: bytes) -> list[Array]:
+def _list(column: Any, tag: bytes, decimals: DecimalForm) -> list[Array]:
     """As ``array_send``: dimensions, flag, the element's type; per dimension its length and first index; elements."""
     items = column.flatten()
-    elements = _joined(_field(items, b""))
+    elements = joined(fields(items, b"", decimals))
+    inner = column.type.value_type
+    oid = decimals.oid if pa.types.is_decimal(inner) else oid_of(inner)
     counts = _lengths(pc.list_value_length(column))
     present = np.maximum(counts, 0)
     ends = np.zeros(len(counts) + 1, np.int64)
@@ -190,9 +201,9 @@ def _list(column: Any, tag: bytes) -> list[Array]:
     buffers = [None, pa.py_buffer(offsets.data), pa.py_buffer(_data(elements))]
     bodies = pa.Array.from_buffers(pa.binary(), len(counts), buffers)
     headers = np.empty(len(counts), [(name, ">i4") for name in ("dimensions", "flags", "type", "length", "first")])
-    headers["dimensions"], headers["flags"], headers["type"] = 1, 0, oid_of(column.type.value_type)
+    headers["dimensions"], headers["flags"], headers["type"] = 1, 0, oid
     headers["length"], headers["first"] = present, 1
-    empty = _int32(0) * 2 + _int32(oid_of(column.type.value_type))
+    empty = _int32(0) * 2 + _int32(oid)
     shapes = pc.if_else(pa.array(present > 0), _binary(headers, 20), pa.scalar(empty, pa.binary()))
     shapes = pc.if_else(pa.array(counts >= 0), shapes, pa.scalar(b"", pa.binary()))
     sizes = np.where(present > 0, 20, 12) + np.diff(offsets)
@@ -200,11 +211,11 @@ def _list(column: Any, tag: bytes) -> list[Array]:
 
 
 def _prefix(tag: bytes, lengths: npt.NDArray[Any]) -> Array:
-    fields = np.empty(len(lengths), [("tag", f"V{len(tag)}"), ("length", ">i4")])
+    prefixes = np.empty(len(lengths), [("tag", f"V{len(tag)}"), ("length", ">i4")])
     if tag:
-        fields["tag"] = np.void(tag)
-    fields["length"] = lengths
-    return _binary(fields, len(tag) + 4)
+        prefixes["tag"] = np.void(tag)
+    prefixes["length"] = lengths
+    return _binary(prefixes, len(tag) + 4)
 
 
 def _offsets(values: Array) -> npt.NDArray[np.int32]:
@@ -229,11 +240,15 @@ def _without_nulls(values: Array) -> Array:
     return values.fill_null(b"") if values.null_count else values
 
 
-def _binary(fields: npt.NDArray[Any], size_bytes: int) -> Array:
-    offsets = np.arange(len(fields) + 1, dtype=np.int32) * np.int32(size_bytes)
-    buffers = [None, pa.py_buffer(offsets.data), pa.py_buffer(fields.tobytes())]
-    return pa.Array.from_buffers(pa.binary(), len(fields), buffers)
+def _binary(values: npt.NDArray[Any], size_bytes: int) -> Array:
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * np.int32(size_bytes)
+    buffers = [None, pa.py_buffer(offsets.data), pa.py_buffer(values.tobytes())]
+    return pa.Array.from_buffers(pa.binary(), len(values), buffers)
 
 
-def _joined(pieces: Sequence[Any]) -> pa.BinaryArray:
+def joined(pieces: Sequence[Any]) -> pa.BinaryArray:
+    """The values of all pieces one after the other, row by row; a piece may be a constant."""
     return pc.binary_join_element_wise(*pieces, pa.scalar(b"", pa.binary()))  # type: ignore[no-any-return]
+
+
+as_text = DecimalForm(_TEXT, decimal_text)

@@ -6,13 +6,16 @@ The worker knows this module and no system. A run goes through it in this order:
    removes what killed runs left.
 2. ``Source.snapshot`` opens one snapshot for the whole run.
 3. For each stream: ``DestinationRun.committed`` tells whether this run has already committed it. If not,
-   ``Snapshot.table`` describes it, ``DestinationRun.prepare`` rejects what can't work before a row is read, and
-   ``DestinationRun.write`` replaces the target's rows.
+   ``DestinationRun.state`` is what the last commit recorded, ``Snapshot.table`` describes the rows that the plan and
+   that state call for, ``DestinationRun.prepare`` rejects what can't work before a row is read and reconciles the
+   columns, and ``DestinationRun.write`` replaces the target's rows, appends to them or merges into them, as
+   ``StreamPlan.disposition`` says.
 
 What a destination promises, and how:
 
 - **All or nothing.** Rows are staged out of readers' sight. One atomic commit publishes them and records the epoch and
-  the stream's marker: the run, the number of rows, the verification. A run that is resumed reads the marker.
+  the stream's marker: the run, the number of rows, the verification, the stream's state. A run that is resumed reads
+  the marker. So a state is never ahead of or behind the rows that it stands for.
 - **A fenced writer can't commit.** The commit compares the run's epoch with the highest that the destination has
   recorded for the job; if that one is higher, it raises ``Fenced``. A claim in the control plane is no substitute: its
   holder may have been paused and not know that it expired.
@@ -25,8 +28,8 @@ Every call may raise ``ConnectorRefused`` (someone has to change something: the 
 (may succeed later: the run is retried). Messages name the table, column or setting, and never contain values of rows
 or secrets. Every call may be cancelled and then releases what it holds.
 
-Rows travel as Arrow record batches (``Table.batches``). A destination that speaks the source's own wire format may
-check for the source's ``Table`` class and pass its bytes through instead.
+Rows travel as Arrow record batches (``Table.batches``). A destination that speaks the source's own wire format asks
+for it by name (``Table.wire``) and passes its bytes through instead.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -40,11 +43,27 @@ if TYPE_CHECKING:
     import pyarrow
 
     from libs.connectors.canonical import SourceEnd
+    from libs.connectors.filters import Filter
+    from libs.connectors.schema_changes import SchemaChange
+    from libs.connectors.states import StreamState
 
 # What happens to a value that the destination can't store: the run fails, the value becomes null, or the whole column
 # is stored as text.
 Policy = Literal["fail", "null", "text"]
+# Which rows a run reads: all, or those that were inserted or updated since the stream's state.
+Mode = Literal["full_refresh", "incremental"]
+# What a run does with the target's rows: replaces them all, adds to them, or inserts and updates by key.
+Disposition = Literal["replace", "append", "merge"]
+# What happens if the source's columns are no longer the target's: the target follows, the stream fails, or only the
+# columns that the target has are moved.
+SchemaPolicy = Literal["evolve", "freeze", "ignore"]
+# When rows without a cursor value are read: never, when all rows are read, or in every run.
+NullCursors = Literal["never", "first", "always"]
+# What happens to the target's rows that the source no longer has: they are marked, or deleted.
+Deletes = Literal["soft", "hard"]
 CatalogEntry = dict[str, Any]
+# The columns that DataSync adds to a target whose deletes are soft.
+DELETED_AT = "_datasync_deleted_at"
 
 
 class Source(Protocol):
@@ -63,28 +82,51 @@ class Source(Protocol):
 class Snapshot(Protocol):
     """The source at one moment: every table is read as of that moment."""
 
-    async def table(self, plan: "StreamPlan") -> "Table":
-        """Describe a stream; raises ``ConnectorRefused`` if the table or a chosen column does not exist."""
+    async def table(self, plan: "StreamPlan", state: str | None = None) -> "Table":
+        """The rows of a stream that a run has to move.
+
+        Args:
+            state: the ``Table.state`` of the rows that are at the destination; None to read all rows.
+
+        Raises:
+            ConnectorRefused: the table or a chosen column does not exist, or the mode is not possible.
+        """
 
     async def is_usable(self) -> bool:
         """Whether further tables can be read; False after an error or a lost connection has ended the snapshot."""
 
 
 class Table(Protocol):
-    """One stream in the snapshot.
+    """The rows of one stream in the snapshot, under the names of the target's columns.
 
     Attributes:
         primary_key: the key's columns in order; empty if there is none or not all its columns were chosen.
         rows_estimated: the source's own estimate, None if it has none.
         warnings: for the run's log.
+        is_whole: every row of the stream is read, not only those that changed since a state.
+        state: the source's own note, as text, of how far the rows reach, which ``StreamState`` holds; None if the
+            plan's mode needs none. It contains no values but the cursor's.
         connections_max: how many parts may be read concurrently.
         arrow_schema: of ``batches``.
     """
 
-    plan: "StreamPlan"
-    primary_key: tuple[str, ...]
-    rows_estimated: int | None
-    warnings: tuple[str, ...]
+    @property
+    def plan(self) -> "StreamPlan": ...
+
+    @property
+    def primary_key(self) -> tuple[str, ...]: ...
+
+    @property
+    def rows_estimated(self) -> int | None: ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+
+    @property
+    def is_whole(self) -> bool: ...
+
+    @property
+    def state(self) -> str | None: ...
 
     @property
     def connections_max(self) -> int: ...
@@ -100,6 +142,18 @@ class Table(Protocol):
 
         Batches are produced as they are consumed: memory is bounded by the batch size and the largest row.
         """
+
+    def wire(self, wire_format: str) -> Any:
+        """The table in the source's own wire format of this name, None if it does not have it.
+
+        What the name promises is the format's own matter (``postgres/table.py``: ``POSTGRES_WIRE``).
+        """
+
+    def without(self, columns: frozenset[str]) -> "Table":
+        """The same rows without these columns."""
+
+    def keys(self) -> "Table":
+        """The keys of all rows of the stream, whatever the state is."""
 
     def comparable(self) -> "SourceEnd":
         """The source's end of a verification, which hashes the rows in the source, within the snapshot."""
@@ -124,11 +178,34 @@ class DestinationRun(Protocol):
     async def committed(self, plan: "StreamPlan") -> "Written | None":
         """What this run has already committed for the stream, as its marker says; None if nothing."""
 
-    async def prepare(self, table: Table) -> None:
-        """Raise ``ConnectorRefused`` for whatever would make ``write`` fail; called before a row is read."""
+    async def state(self, plan: "StreamPlan") -> "StreamState | None":
+        """What the job's last commit of the stream into its target recorded; None if it recorded no state."""
 
-    async def write(self, table: Table, progress: "Progress") -> "Written":
-        """Replace the target's rows with the table's, all or nothing; raises ``Fenced``, ``TargetShared``."""
+    async def prepare(self, table: Table) -> "Preparation":
+        """Compare the table with its target; called before a row is read, and changes nothing.
+
+        Raises:
+            ConnectorRefused: for whatever would make ``write`` fail, such as columns that the policy does not allow.
+        """
+
+    async def write(
+        self,
+        table: Table,
+        progress: "Progress",
+        *,
+        state: "StreamState | None" = None,
+        keys: Table | None = None,
+    ) -> "Written":
+        """Write the rows by the plan's disposition, all or nothing, and commit the state with them.
+
+        Args:
+            table: without the columns that ``prepare`` left out.
+            state: the stream's, once the rows are written; None if its mode has none.
+            keys: ``Table.keys``: also delete the rows with other keys, as ``StreamPlan.deletes`` says.
+
+        Raises:
+            Fenced, TargetShared
+        """
 
     async def clear(self, plan: "StreamPlan") -> None:
         """Remove the stream's target if DataSync wrote it; raises ``Fenced``, ``TargetShared``."""
@@ -164,13 +241,53 @@ class StreamPlan:
         columns: the chosen columns, None for all.
         left_out: columns to leave out if all others are chosen, including those added to the source later.
         policies: by column; ``fail`` where absent.
+        renames: the target's name of a column, where it is not the source's.
+        cursor: the column whose greatest value tells how far a run has read, in the mode ``incremental``; None: the
+            source's own means, if it has one.
+        cursor_fallback: the column that stands for the cursor where that is null.
+        lag_seconds: how far behind a time the next run begins, for rows that are committed late; None: what the source
+            finds necessary.
+        nulls: when rows without a cursor value are read.
+        key: columns that identify a row, instead of the primary key.
+        row_filter: only rows that match are moved.
+        deletes: None: rows that the source deleted stay.
+        partition: how the destination lays out the rows, in its own syntax.
     """
 
     stream: StreamName
     target: Target
     columns: tuple[str, ...] | None = None
     left_out: frozenset[str] = frozenset()
-    policies: dict[str, Policy] = field(default_factory=dict)
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+    renames: Mapping[str, str] = field(default_factory=dict)
+    mode: Mode = "full_refresh"
+    disposition: Disposition = "replace"
+    cursor: str | None = None
+    cursor_fallback: str | None = None
+    lag_seconds: float | None = None
+    nulls: NullCursors = "first"
+    key: tuple[str, ...] = ()
+    row_filter: "Filter | None" = None
+    schema_policy: SchemaPolicy = "evolve"
+    deletes: Deletes | None = None
+    partition: str | None = None
+
+    def renamed(self, column: str) -> str:
+        """The name of a source's column at the target."""
+        return self.renames.get(column, column)
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """How a target takes a stream.
+
+    Args:
+        changes: what ``write`` will change about the target's columns.
+        left_out: columns of the stream that do not move, under the policy ``ignore``.
+    """
+
+    changes: "tuple[SchemaChange, ...]" = ()
+    left_out: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,12 +338,19 @@ class Written:
     """What was committed for a stream.
 
     Args:
+        rows: the number of rows that were read and arrived.
+        inserted, updated, deleted: of the target's rows; a row that is marked as deleted counts as deleted.
+        unchanged: rows that the target had already.
         verified: None if no verification was requested or the ends are not comparable.
         verification: what was compared and the result, as documented in ``comparison.py``.
         values_changed: see ``Table.values_changed``.
     """
 
     rows: int
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    unchanged: int = 0
     verified: bool | None = None
     verification: dict[str, Any] | None = None
     values_changed: Mapping[str, int] = field(default_factory=dict)

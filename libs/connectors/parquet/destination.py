@@ -144,11 +144,17 @@ class ParquetRun:
     async def _verified(self, table: Table, files: Sequence[StagedFile]) -> Written:
         rows, changed = sum(file.rows for file in files), await table.values_changed()
         if not self._context.verify:
-            return Written(rows, values_changed=changed)
+            return Written(rows, inserted=rows, values_changed=changed)
         source = table.comparable()
         there = ParquetEnd([file.path for file in files], table.arrow_schema, source.columns, source.key)
         comparison = await compare(table.plan.stream, source, there)
-        return Written(rows, comparison.verified, comparison.document, changed)
+        return Written(
+            rows,
+            inserted=rows,
+            verified=comparison.verified,
+            verification=comparison.document,
+            values_changed=changed,
+        )
 
 
 async def _copy(table: Table, part: Any, writer: FileWriter, progress: Progress) -> None:

@@ -56,7 +56,11 @@ class Publisher:
         if not all((self._root / path / file["name"]).exists() for file in entry.get("files", ())):
             return None
         return Written(
-            entry["rows"], entry.get("verified"), entry.get("verification"), entry.get("values_changed") or {}
+            entry["rows"],
+            inserted=entry["rows"],
+            verified=entry.get("verified"),
+            verification=entry.get("verification"),
+            values_changed=entry.get("values_changed") or {},
         )
 
     def refuse_unwritable(self, plan: StreamPlan) -> None:

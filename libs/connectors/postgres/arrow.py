@@ -75,7 +75,7 @@ class ArrowColumn:
 
 def arrow_columns(table: "PostgresTable") -> list[ArrowColumn]:
     """Every column of the table under its policy."""
-    return [_arrow_column(column, table.plan.policies.get(column.name, "fail")) for column in table.columns]
+    return [_arrow_column(column, table.plan.policies.get(column.source_name, "fail")) for column in table.columns]
 
 
 def schema_of(columns: Sequence[ArrowColumn]) -> pa.Schema:
@@ -122,7 +122,7 @@ def unholdable_by_policy(table: "PostgresTable") -> dict[str, str]:
     conditions = {
         column.name: _unholdable(column.type, column.expression)
         for column in table.columns
-        if table.plan.policies.get(column.name, "fail") != "fail"
+        if table.plan.policies.get(column.source_name, "fail") != "fail"
     }
     return {name: condition for name, condition in conditions.items() if condition is not None}
 

@@ -1,5 +1,6 @@
 """The canonical values of a PostgreSQL table for a destination that holds Arrow values."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -7,7 +8,7 @@ import pyarrow as pa
 from libs.connectors.postgres.arrow import arrow_columns, unholdable_by_policy
 from libs.connectors.postgres.table import PostgresTable
 from libs.connectors.postgres.types import Column, PostgresType
-from libs.connectors.postgres.verification import Form, array_bytes, of_base_type, one_nan
+from libs.connectors.postgres.verification import Form, array_bytes, of_base_type, one_nan, source_names
 
 
 def arrow_form(table: PostgresTable) -> Form:
@@ -16,10 +17,15 @@ def arrow_form(table: PostgresTable) -> Form:
     values: dict[str, str] = {}
     for column, promised in zip(table.columns, arrow_columns(table), strict=True):
         value = _value(column, promised.type)
-        if table.plan.policies.get(column.name) == "null" and column.name in unholdable:
+        if table.plan.policies.get(column.source_name) == "null" and column.name in unholdable:
             value = f"CASE WHEN {unholdable[column.name]} THEN NULL ELSE {value} END"
         values[column.name] = value
-    return Form(values, table.primary_key)
+    return Form(values, table.primary_key, source_names(table))
+
+
+def canonical_values(columns: Sequence[Column], promised: Sequence[pa.DataType]) -> dict[str, str]:
+    """The SQL expression of each column's canonical value, as the Arrow type that it was written from."""
+    return {column.name: _value(column, held) for column, held in zip(columns, promised, strict=True)}
 
 
 def _value(column: Column, promised: Any) -> str:

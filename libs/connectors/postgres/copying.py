@@ -105,7 +105,7 @@ async def copy_part(
                 source=pipe,
                 format=copy_format,
             )
-            status = await _unless_lost(destination, copying)
+            status = await unless_lost(destination, copying)
         except DRIVER_ERRORS as error:
             raise writing_failed(error) from error
         return _rows(status)
@@ -117,7 +117,7 @@ async def copy_part(
     return writing.result()
 
 
-async def _unless_lost(connection: "asyncpg.Connection[Any]", copying: Coroutine[Any, Any, str]) -> str:
+async def unless_lost(connection: "asyncpg.Connection[Any]", copying: Coroutine[Any, Any, str]) -> str:
     """End the copy if the connection is lost: the driver would wait indefinitely for room in its write buffer."""
     lost = asyncio.Event()
 

@@ -4,20 +4,22 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import asyncpg
 
-from libs.connectors.comparison import Comparison
 from libs.connectors.concurrency import share_out
 from libs.connectors.postgres import publishing, replacement
+from libs.connectors.postgres.columns import reconciled
 from libs.connectors.postgres.config import CONNECTION_PARAMETERS, PostgresDestinationConfig
 from libs.connectors.postgres.connection import close, connect, quoted, translated
-from libs.connectors.postgres.copying import copy_part
 from libs.connectors.postgres.enums import refuse_unfit_enums
 from libs.connectors.postgres.failures import failure
+from libs.connectors.postgres.incoming import Incoming, incoming_of
 from libs.connectors.postgres.lineage import Lineage
-from libs.connectors.postgres.publishing import Publication
+from libs.connectors.postgres.merging import Addition, refuse_without_key
+from libs.connectors.postgres.publishing import Publication, changing
 from libs.connectors.postgres.staging import (
     LOCK_TIMEOUT_SECONDS,
     Relation,
@@ -27,18 +29,19 @@ from libs.connectors.postgres.staging import (
     sweep,
 )
 from libs.connectors.postgres.state import APPLICATION_NAME, DEFAULT_SCHEMA, State, create_schema
-from libs.connectors.postgres.table import Part, PostgresTable
 from libs.connectors.postgres.target import (
+    TargetTable,
     look_up,
     refuse_foreign_rows,
     refuse_names,
     refuse_taken_type_name,
     refuse_unwritable_schema,
+    relation_at,
 )
-from libs.connectors.postgres.verification import compare, source_fingerprint
 from libs.connectors.protocol import (
     ConnectorRefused,
     ConnectorUnavailable,
+    Preparation,
     Progress,
     RunContext,
     StreamName,
@@ -47,6 +50,7 @@ from libs.connectors.protocol import (
     Target,
     Written,
 )
+from libs.connectors.states import StreamState
 
 SCHEMAS_NAMED_MAX = 5
 
@@ -83,7 +87,7 @@ class PostgresDestination:
 
 
 class PostgresRun:
-    """The database opened for one run. One connection prepares and commits, others copy."""
+    """The database opened for one run. Each stream has a connection that prepares and commits; others copy."""
 
     def __init__(
         self,
@@ -97,7 +101,7 @@ class PostgresRun:
         self._application_name = application_name
         self._stack = stack
         self._state = State(config.default_schema or DEFAULT_SCHEMA)
-        self._control: asyncpg.Connection[Any] | None = None
+        self._controls: dict[StreamName | None, asyncpg.Connection[Any]] = {}
         self._idle: list[asyncpg.Connection[Any]] = []
         self._stream_of: dict[Target, StreamName] = {}
         self._lineage = Lineage()
@@ -114,43 +118,73 @@ class PostgresRun:
         with translated("the destination"):
             return await self._state.marker(await self._controlling(), self._context, self._placed(plan))
 
-    async def prepare(self, table: Table) -> None:
-        pg_table = _postgres_table(table)
-        target = self._target(table.plan)
+    async def state(self, plan: StreamPlan) -> StreamState | None:
+        target = self._target(plan)
+        with translated(f"the destination's table {target}"):
+            connection = await self._controlling()
+            if await relation_at(connection, target) is None:
+                return None
+            return await self._state.position(connection, self._context, self._placed(plan))
+
+    async def prepare(self, table: Table) -> Preparation:
+        incoming = incoming_of(table)
+        plan, target = self._placed(table.plan), self._target(table.plan)
         refuse_names(target)
-        self._refuse_second_stream(table.plan.stream, target)
+        self._refuse_second_stream(plan.stream, target)
         with translated(f"the destination's table {target}"):
             connection = await self._controlling()
             await refuse_unwritable_schema(connection, target)
-            await _refuse_missing_types(connection, pg_table)
-            await refuse_unfit_enums(connection, pg_table, target.namespace)
+            await _refuse_missing_types(connection, incoming)
+            await refuse_unfit_enums(connection, incoming.columns, target.namespace)
             found = await look_up(connection, self._state, self._context, target)
-            await self._lineage.add(connection, pg_table, target, found.oid)
-            self._lineage.refuse_own_source(pg_table, target)
+            if incoming.origin is not None:
+                await self._lineage.add(connection, incoming.origin, target, found.oid)
+                self._lineage.refuse_own_source(incoming.origin, target)
+            if plan.disposition == "merge":
+                await refuse_without_key(connection, plan, await self._primary_key(incoming), target, found)
             if found.oid is None:
                 await refuse_taken_type_name(connection, target)
-                return
-            await refuse_foreign_rows(connection, self._state, self._context, target, found)
-            if found.kept:
-                await replacement.refuse_unfit(connection, pg_table, target, found)
+                return Preparation()
+            return await self._prepare_for(connection, incoming, plan, found)
 
-    async def write(self, table: Table, progress: Progress) -> Written:
-        pg_table = _postgres_table(table)
-        target = self._target(table.plan)
-        # Again, because streams that were prepared later may read it.
-        self._lineage.refuse_own_source(pg_table, target)
-        staging = staging_of(self._context, target)
+    async def _prepare_for(
+        self, connection: "asyncpg.Connection[Any]", incoming: Incoming, plan: StreamPlan, found: TargetTable
+    ) -> Preparation:
+        """Check a target that exists."""
+        target = plan.target
+        await refuse_foreign_rows(connection, self._state, self._context, target, found)
+        result = await reconciled(connection, plan, incoming.columns, target, found)
+        columns = [column for column in incoming.columns if column.name not in result.left_out]
+        if plan.disposition != "replace":
+            await replacement.refuse_unfit_to_add(connection, columns, target, found, changing(result.changes))
+        elif found.kept:
+            await replacement.refuse_unfit(connection, columns, target, found, changing(result.changes))
+        return Preparation(result.changes, result.left_out)
+
+    async def write(
+        self, table: Table, progress: Progress, *, state: StreamState | None = None, keys: Table | None = None
+    ) -> Written:
+        incoming, target = incoming_of(table), self._target(table.plan)
+        if incoming.origin is not None:
+            # Again, because streams that were prepared later may read it.
+            self._lineage.refuse_own_source(incoming.origin, target)
+        staging, key_staging = staging_of(self._context, target), staging_of(self._context, target, "keys")
         where = f"the destination's table {target}"
+        stream = table.plan.stream
         try:
-            with translated(where):
-                await create_staging(await self._controlling(), pg_table, staging)
-            rows = await self._load(pg_table, staging, progress, where)
+            rows = await self._stage(incoming, staging, progress, where)
+            if keys is not None:
+                await self._stage(incoming_of(keys), key_staging, _Uncounted(progress), where)
             progress.loaded()
             with translated(where):
-                return await self._publish(pg_table, staging, rows)
+                changed = await incoming.values_changed()
+                written = await self._commit(incoming, state, staging, rows, None if keys is None else key_staging)
+                return replace(written, values_changed=changed)
         except BaseException:
-            await self._clean_up(staging)
+            await self._clean_up(stream, staging, *([] if keys is None else [key_staging]))
             raise
+        finally:
+            self._release(stream)
 
     async def clear(self, plan: StreamPlan) -> None:
         target = self._target(plan)
@@ -172,11 +206,17 @@ class PostgresRun:
                 code="target_shared",
             )
 
-    async def _controlling(self) -> "asyncpg.Connection[Any]":
-        """The connection that prepares and commits; reopened after it was lost."""
-        if self._control is None or self._control.is_closed():
-            self._control = await self._open_connection()
-        return self._control
+    async def _controlling(self, stream: StreamName | None = None) -> "asyncpg.Connection[Any]":
+        """The connection that prepares and, for a stream, commits; reopened after it was lost."""
+        control = self._controls.get(stream)
+        if control is None or control.is_closed():
+            control = self._controls[stream] = self._idle.pop() if self._idle else await self._open_connection()
+        return control
+
+    def _release(self, stream: StreamName) -> None:
+        control = self._controls.pop(stream, None)
+        if control is not None and not control.is_closed() and not control.is_in_transaction():
+            self._idle.append(control)
 
     async def _open_connection(self) -> "asyncpg.Connection[Any]":
         connection = await connect(
@@ -185,28 +225,21 @@ class PostgresRun:
         self._stack.push_async_callback(close, connection)
         return connection
 
-    async def _load(self, table: PostgresTable, staging: Relation, progress: Progress, where: str) -> int:
-        binary = all(column.type.same_in_binary for column in table.columns)
+    async def _stage(self, incoming: Incoming, staging: Relation, progress: Progress, where: str) -> int:
+        """Copy the rows into a new staging table; returns their number."""
+        with translated(where):
+            await create_staging(await self._controlling(incoming.plan.stream), incoming.columns, staging)
         total = 0
 
-        async def copy(parts: Iterator[Part]) -> None:
+        async def copy(parts: Iterator[Any]) -> None:
             nonlocal total
             async with self._writer() as connection:
                 for part in parts:
-                    rows = await copy_part(
-                        table,
-                        part,
-                        connection,
-                        staging,
-                        binary=binary,
-                        bytes_read=lambda size: progress.add(bytes_read=size),
-                        bytes_written=lambda size: progress.add(bytes_written=size),
-                        writing_failed=lambda error: failure(error, where),
-                    )
+                    rows = await incoming.copy(part, connection, staging, progress, lambda error: failure(error, where))
                     progress.add(rows_read=rows, rows_written=rows)
                     total += rows
 
-        await share_out(table.parts(), min(self._config.max_threads, table.connections_max), copy)
+        await share_out(incoming.parts(), min(self._config.max_threads, incoming.connections_max), copy)
         return total
 
     @contextlib.asynccontextmanager
@@ -216,45 +249,94 @@ class PostgresRun:
             # The commit that publishes the rows also makes them durable.
             await connection.execute("SET synchronous_commit = off")
             yield connection
+            await connection.execute("RESET synchronous_commit")
         except BaseException:
             await close(connection)
             raise
         self._idle.append(connection)
 
-    async def _publish(self, table: PostgresTable, staging: Relation, rows: int) -> Written:
-        connection = await self._controlling()
-        if not self._context.verify:
-            return await self._published(connection, table, staging, rows, None)
-        # The source hashes its rows meanwhile, so that the target is not locked for as long.
-        async with source_fingerprint(table, connection) as expecting:
-
-            async def verify(relation: Relation) -> Comparison:
-                return await compare(table, connection, relation, expecting)
-
-            return await self._published(connection, table, staging, rows, verify)
-
-    async def _published(
+    async def _commit(
         self,
-        connection: "asyncpg.Connection[Any]",
-        table: PostgresTable,
+        incoming: Incoming,
+        position: StreamState | None,
         staging: Relation,
         rows: int,
-        verify: Callable[[Relation], Awaitable[Comparison]] | None,
+        keys: Relation | None,
     ) -> Written:
-        plan = self._placed(table.plan)
+        plan = self._placed(incoming.plan)
+        connection = await self._controlling(plan.stream)
+        found = await look_up(connection, self._state, self._context, plan.target)
+        if plan.disposition == "replace" or found.oid is None:
+            return await self._publish(connection, incoming, plan, staging, rows, position)
+        return await self._add(connection, incoming, plan, staging, rows, position, keys)
+
+    async def _publish(
+        self,
+        connection: "asyncpg.Connection[Any]",
+        incoming: Incoming,
+        plan: StreamPlan,
+        staging: Relation,
+        rows: int,
+        position: StreamState | None,
+    ) -> Written:
+        """Put the staged rows in the place of the target, which may not exist yet."""
         publication = Publication(
             connection=connection,
             state=self._state,
             context=self._context,
-            table=table,
+            incoming=incoming,
             plan=plan,
-            primary_key=await self._primary_key(table),
+            primary_key=() if plan.disposition == "append" else await self._primary_key(incoming),
             staging=staging,
             rows=rows,
+            position=position,
+            verify=None,
+        )
+        if not self._context.verify:
+            return await self._committed_by(connection, plan, publication.publish)
+        # The source hashes its rows meanwhile, so that the target is not locked for as long.
+        async with incoming.expecting(connection) as expecting:
+            publication.verify = partial(incoming.compare, connection, expecting=expecting)
+            return await self._committed_by(connection, plan, publication.publish)
+
+    async def _add(
+        self,
+        connection: "asyncpg.Connection[Any]",
+        incoming: Incoming,
+        plan: StreamPlan,
+        staging: Relation,
+        rows: int,
+        position: StreamState | None,
+        keys: Relation | None,
+    ) -> Written:
+        """Append the staged rows to the target, or merge them into it."""
+        verify, reason = None, ""
+        if self._context.verify:
+            reason = _why_not_comparable(plan, keys)
+            verify = None if reason else partial(incoming.compare, connection)
+        addition = Addition(
+            connection=connection,
+            state=self._state,
+            context=self._context,
+            incoming=incoming,
+            plan=plan,
+            staging=staging,
+            rows=rows,
+            position=position,
+            keys=keys,
             verify=verify,
         )
+        written = await self._committed_by(connection, plan, addition.commit)
+        return replace(written, verification={"comparable": False, "reason": reason}) if reason else written
+
+    async def _committed_by(
+        self,
+        connection: "asyncpg.Connection[Any]",
+        plan: StreamPlan,
+        commit: Callable[[], Awaitable[Written]],
+    ) -> Written:
         try:
-            return await publication.publish()
+            return await commit()
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             if not connection.is_closed() and isinstance(error, asyncpg.PostgresError):
                 raise
@@ -265,30 +347,62 @@ class PostgresRun:
 
     async def _was_committed(self, plan: StreamPlan) -> Written | None:
         """Read the marker after a lost connection; locking the epoch waits for the end of that transaction."""
-        connection = await self._controlling()
+        connection = await self._controlling(plan.stream)
         async with connection.transaction():
             await self._state.lock_epoch(connection, self._context)
             return await self._state.marker(connection, self._context, plan)
 
-    async def _primary_key(self, table: PostgresTable) -> tuple[str, ...]:
-        if table.primary_key and (await self._lineage.origin(table)).inherited:
+    async def _primary_key(self, incoming: Incoming) -> tuple[str, ...]:
+        is_inherited = incoming.origin is not None and (await self._lineage.origin(incoming.origin)).inherited
+        if incoming.primary_key and is_inherited:
             self._context.log(
                 "info",
-                f"{table.plan.stream}: the target gets no primary key, because tables inherit from the source's table "
-                "and a primary key does not apply to their rows",
+                f"{incoming.plan.stream}: the target gets no primary key, because tables inherit from the source's "
+                "table and a primary key does not apply to their rows",
             )
             return ()
-        return table.primary_key
+        return incoming.primary_key
 
-    async def _clean_up(self, staging: Relation) -> None:
+    async def _clean_up(self, stream: StreamName, *relations: Relation) -> None:
         """In bounded time; a table that is left is dropped by a later run."""
-        try:
-            async with asyncio.timeout(LOCK_TIMEOUT_SECONDS * 2):
-                await drop_staging(await self._controlling(), staging)
-        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ConnectorUnavailable) as error:
-            self._context.log(
-                "warning", f"could not drop the staging table {'.'.join(staging)}; a later run drops it: {error}"
-            )
+        for relation in relations:
+            try:
+                async with asyncio.timeout(LOCK_TIMEOUT_SECONDS * 2):
+                    await drop_staging(await self._controlling(stream), relation)
+            except (
+                TimeoutError,
+                OSError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                ConnectorUnavailable,
+            ) as error:
+                self._context.log(
+                    "warning",
+                    f"could not drop the staging table {'.'.join(relation)}; a later run drops it: {error}",
+                )
+
+
+class _Uncounted:
+    """The keys that are staged for a comparison: they show that something moves, and are not the stream's rows."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def add(self, *, rows_read: int = 0, rows_written: int = 0, bytes_read: int = 0, bytes_written: int = 0) -> None:
+        self._progress.add(bytes_read=bytes_read, bytes_written=bytes_written)
+
+    def loaded(self) -> None:
+        """The rows' own end is told."""
+
+
+def _why_not_comparable(plan: StreamPlan, keys: Relation | None) -> str:
+    if plan.disposition == "append":
+        return "rows are appended, so that the target may hold several states of a row"
+    if plan.deletes == "soft":
+        return "rows that the source deleted are marked and stay"
+    if keys is None:
+        return "rows that the source deleted are not looked for in this run"
+    return ""
 
 
 def _without_application_name(config: PostgresDestinationConfig) -> PostgresDestinationConfig:
@@ -301,22 +415,16 @@ def _without_application_name(config: PostgresDestinationConfig) -> PostgresDest
     return config.model_copy(update={"jdbc_url_params": others})
 
 
-def _postgres_table(table: Table) -> PostgresTable:
-    if not isinstance(table, PostgresTable):
-        raise ConnectorRefused(f"{table.plan.stream}: a PostgreSQL destination supports PostgreSQL sources only")
-    return table
-
-
-async def _refuse_missing_types(connection: "asyncpg.Connection[Any]", table: PostgresTable) -> None:
-    for column in table.columns:
+async def _refuse_missing_types(connection: "asyncpg.Connection[Any]", incoming: Incoming) -> None:
+    for column in incoming.columns:
         innermost = column.type.element or column.type
         if innermost.built_in or innermost.kind == "enum":
             continue
         name = quoted(innermost.schema, innermost.name)
         if not await connection.fetchval("SELECT to_regtype($1) IS NOT NULL", name):
             raise ConnectorRefused(
-                f"{table.plan.stream}: column {column.name!r} is of type {column.type.sql}, which the destination does "
-                f"not have: create the type {innermost.schema}.{innermost.name} there or leave the column out",
+                f"{incoming.plan.stream}: column {column.name!r} is of type {column.type.sql}, which the destination "
+                f"does not have: create the type {innermost.schema}.{innermost.name} there or leave the column out",
                 code="type_not_held",
             )
 

@@ -6,8 +6,7 @@ from typing import Any
 import asyncpg
 
 from libs.connectors.postgres.connection import literal, quoted
-from libs.connectors.postgres.table import PostgresTable
-from libs.connectors.postgres.types import PostgresType
+from libs.connectors.postgres.types import Column, PostgresType
 from libs.connectors.protocol import ConnectorRefused
 
 
@@ -20,15 +19,15 @@ def ddl(held: PostgresType, schema: str) -> str:
     return quoted(schema if innermost.kind == "enum" else innermost.schema, innermost.name) + suffix
 
 
-def enums_of(table: PostgresTable) -> list[PostgresType]:
+def enums_of(columns: Sequence[Column]) -> list[PostgresType]:
     """The enums among the types of the columns and of their array elements."""
-    innermost = [column.type.element or column.type for column in table.columns]
+    innermost = [column.type.element or column.type for column in columns]
     return [held for held in innermost if held.kind == "enum"]
 
 
-async def refuse_unfit_enums(connection: "asyncpg.Connection[Any]", table: PostgresTable, schema: str) -> None:
+async def refuse_unfit_enums(connection: "asyncpg.Connection[Any]", columns: Sequence[Column], schema: str) -> None:
     """Refuse an enum of the destination to which the source's labels can't be added in the source's order."""
-    for enum in enums_of(table):
+    for enum in enums_of(columns):
         present = await _enum_at(connection, enum, schema)
         if present is not None and _missing_labels(enum, present["labels"], schema) and not present["owned"]:
             raise ConnectorRefused(

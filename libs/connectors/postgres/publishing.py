@@ -5,7 +5,7 @@ rows of a table that is kept are replaced and verified within the transaction, a
 commits.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,9 @@ import asyncpg
 
 from libs.connectors.comparison import Comparison, DestinationChangesRows, EndsDiffer
 from libs.connectors.postgres import description, replacement
+from libs.connectors.postgres.columns import apply_changes, reconciled
 from libs.connectors.postgres.connection import quoted
+from libs.connectors.postgres.incoming import Incoming
 from libs.connectors.postgres.locking import (
     EPOCH_WAIT_SECONDS,
     WRITERS_WAIT_SECONDS,
@@ -23,7 +25,6 @@ from libs.connectors.postgres.locking import (
 )
 from libs.connectors.postgres.staging import Relation
 from libs.connectors.postgres.state import Published, State
-from libs.connectors.postgres.table import PostgresTable
 from libs.connectors.postgres.target import (
     IDENTIFIER_BYTES_MAX,
     TargetTable,
@@ -34,6 +35,8 @@ from libs.connectors.postgres.target import (
     set_privileges,
 )
 from libs.connectors.protocol import RunContext, StreamPlan, Target, Written
+from libs.connectors.schema_changes import SchemaChange
+from libs.connectors.states import StreamState
 
 
 @dataclass(slots=True)
@@ -43,17 +46,19 @@ class Publication:
     Args:
         plan: the stream's, with the target as the destination's configuration places it.
         primary_key: empty if the target gets none.
+        position: committed with the rows.
         verify: compares a relation with the source; None if no verification was requested.
     """
 
     connection: "asyncpg.Connection[Any]"
     state: State
     context: RunContext
-    table: PostgresTable
+    incoming: Incoming
     plan: StreamPlan
     primary_key: tuple[str, ...]
     staging: Relation
     rows: int
+    position: StreamState | None
     verify: Callable[[Relation], Awaitable[Comparison]] | None
     _attempts: LockAttempts = field(init=False)
     _keyed: bool = False
@@ -103,7 +108,7 @@ class Publication:
             await self._swap(found)
             written = self._staging_verified
         published = await self._published(found)
-        await self.state.mark(self.connection, self.context, self.plan, written, published)
+        await self.state.mark(self.connection, self.context, self.plan, written, published, self.position)
         return written
 
     async def _swap(self, found: TargetTable) -> None:
@@ -125,9 +130,14 @@ class Publication:
             await set_privileges(self.connection, self._target, granted)
 
     async def _replace_rows(self, found: TargetTable) -> Written:
-        await replacement.refuse_unfit(self.connection, self.table, self._target, found)
+        columns = self.incoming.columns
+        changes = (await reconciled(self.connection, self.plan, columns, self._target, found)).changes
+        await replacement.refuse_unfit(self.connection, columns, self._target, found, changing(changes))
         self._log_kept(found)
-        await replacement.replace_rows(self.connection, self.table, self._target, self.staging, self.rows)
+        if changes:
+            await self._attempts.lock_out_readers()
+        await apply_changes(self.connection, self._target, columns, changes)
+        await replacement.replace_rows(self.connection, columns, self._target, self.staging, self.rows)
         written = await self._verified(self._relation)
         await self.connection.execute(f"DROP TABLE {quoted(*self.staging)}")
         return written
@@ -149,7 +159,7 @@ class Publication:
 
     async def _verified(self, relation: Relation) -> Written:
         if self.verify is None:
-            return Written(self.rows)
+            return Written(self.rows, inserted=self.rows)
         try:
             comparison = await self.verify(relation)
         except EndsDiffer as error:
@@ -162,7 +172,7 @@ class Publication:
                 f"{error.message}; {self._target} is left as it was: {culprits} may change rows as they are written"
             )
             raise DestinationChangesRows(message, error.document) from error
-        return Written(self.rows, comparison.verified, comparison.document)
+        return Written(self.rows, inserted=self.rows, verified=comparison.verified, verification=comparison.document)
 
     async def _add_primary_key(self) -> None:
         if not self.primary_key:
@@ -173,11 +183,16 @@ class Publication:
 
     async def _published(self, found: TargetTable) -> Published:
         """What the next run compares; writing to a kept table does not make it DataSync's own."""
-        columns = tuple(column.name for column in self.table.columns)
+        columns = tuple(column.name for column in self.incoming.columns)
         if found.kept:
             return Published(columns, found.published.description if found.published else {})
         swapped_in = await relation_at(self.connection, self._target)
         return Published(columns, await description.describe(self.connection, swapped_in["oid"]))
+
+
+def changing(changes: Sequence[SchemaChange]) -> frozenset[str]:
+    """The columns that are about to change, so that they need not fit yet."""
+    return frozenset(change.column for change in changes if change.kind != "dropped")
 
 
 async def clear(connection: "asyncpg.Connection[Any]", state: State, context: RunContext, target: Target) -> None:

@@ -120,7 +120,7 @@ async def _leaf(connection: "asyncpg.Connection[Any]", row: Any) -> Leaf:
     size = await connection.fetchval("SELECT pg_relation_size($1::oid::regclass)", row["oid"]) if by_page else 0
     pages = (size or 0) // PAGE_BYTES
     estimated = _rows_estimated(row["reltuples"], row["relpages"], pages)
-    return Leaf(quoted(row["nspname"], row["relname"]), by_page, pages, estimated)
+    return Leaf(row["oid"], quoted(row["nspname"], row["relname"]), by_page, pages, estimated)
 
 
 def _rows_estimated(tuples: float, pages_then: int, pages_now: int) -> int | None:

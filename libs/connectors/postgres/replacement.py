@@ -1,5 +1,6 @@
 """Replaces the rows of a table that is kept, and refuses a table where that can't work or would lose something."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
@@ -7,35 +8,55 @@ import asyncpg
 from libs.connectors.postgres.connection import quoted
 from libs.connectors.postgres.enums import ddl
 from libs.connectors.postgres.staging import Relation
-from libs.connectors.postgres.table import PostgresTable
 from libs.connectors.postgres.target import TargetTable
 from libs.connectors.postgres.types import Column
 from libs.connectors.protocol import ConnectorRefused, Target
 
 
 async def refuse_unfit(
-    connection: "asyncpg.Connection[Any]", table: PostgresTable, target: Target, found: TargetTable
+    connection: "asyncpg.Connection[Any]",
+    columns: Sequence[Column],
+    target: Target,
+    found: TargetTable,
+    changing: frozenset[str] = frozenset(),
 ) -> None:
-    """Refuse a table whose rows can't be replaced by the stream's, or only with a loss; the error names the object."""
-    await _refuse_unreachable_rows(connection, target, found)
+    """Refuse a table whose rows can't be replaced by the stream's, or only with a loss; the error names the object.
+
+    Args:
+        changing: columns that are about to be added or changed.
+    """
+    await _refuse_unreachable_rows(connection, target, found, ("SELECT", "INSERT", "DELETE"))
     await _refuse_rules(connection, target, found)
     await _refuse_references(connection, target, found)
     await _refuse_publications(connection, target, found)
-    await _refuse_columns(connection, table, target, found)
+    await _refuse_columns(connection, columns, target, found, changing, replaced=True)
+
+
+async def refuse_unfit_to_add(
+    connection: "asyncpg.Connection[Any]",
+    columns: Sequence[Column],
+    target: Target,
+    found: TargetTable,
+    changing: frozenset[str],
+) -> None:
+    """Refuse a table that can't take further rows of the stream; arguments as for ``refuse_unfit``."""
+    await _refuse_unreachable_rows(connection, target, found, ("SELECT", "INSERT", "UPDATE", "DELETE"))
+    await _refuse_rules(connection, target, found)
+    await _refuse_columns(connection, columns, target, found, changing, replaced=False)
 
 
 async def replace_rows(
-    connection: "asyncpg.Connection[Any]", table: PostgresTable, target: Target, staging: Relation, rows: int
+    connection: "asyncpg.Connection[Any]", columns: Sequence[Column], target: Target, staging: Relation, rows: int
 ) -> None:
     """Within a transaction that excludes other writers; readers see the old rows until it commits."""
     name = quoted(target.namespace, target.table)
-    columns = ", ".join(quoted(column.name) for column in table.columns)
+    names = ", ".join(quoted(column.name) for column in columns)
     # With this setting PostgreSQL rejects the statements if a policy would hide rows.
     await connection.execute("SET LOCAL row_security = off")
     await connection.execute("SET CONSTRAINTS ALL DEFERRED")
     await connection.execute(f"DELETE FROM {name}")  # noqa: S608
     await connection.execute(
-        f"INSERT INTO {name} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {quoted(*staging)}"  # noqa: S608
+        f"INSERT INTO {name} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM {quoted(*staging)}"  # noqa: S608
     )
     await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
     found = await connection.fetchval(f"SELECT count(*) FROM {name}")  # noqa: S608
@@ -63,23 +84,26 @@ async def changes_rows(connection: "asyncpg.Connection[Any]", target: Target) ->
     return f"its {', '.join(row['name'] for row in names)}" if names else None
 
 
-async def _refuse_unreachable_rows(connection: "asyncpg.Connection[Any]", target: Target, found: TargetTable) -> None:
+async def _refuse_unreachable_rows(
+    connection: "asyncpg.Connection[Any]", target: Target, found: TargetTable, needed: Sequence[str]
+) -> None:
     row = await connection.fetchrow(
         """
-        SELECT (SELECT string_agg(privilege, ', ') FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS privilege
+        SELECT (SELECT string_agg(privilege, ', ') FROM unnest($2::text[]) AS privilege
                 WHERE NOT has_table_privilege(c.oid, privilege)) AS lacks,
                row_security_active(c.oid) AS filtered,
                (SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = c.oid LIMIT 1) AS child
         FROM pg_class c WHERE c.oid = $1
         """,
         found.oid,
+        list(needed),
     )
     if row is None:
         return
     if row["lacks"]:
         raise ConnectorRefused(
-            f"the role may not replace the rows of the destination's table {target}: it lacks {row['lacks']}; grant it "
-            "SELECT, INSERT and DELETE on the table",
+            f"the role may not write the rows of the destination's table {target}: it lacks {row['lacks']}; grant it "
+            f"{', '.join(needed[:-1])} and {needed[-1]} on the table",
             code="permission_denied",
         )
     if row["filtered"]:
@@ -154,7 +178,13 @@ async def _refuse_publications(connection: "asyncpg.Connection[Any]", target: Ta
 
 
 async def _refuse_columns(
-    connection: "asyncpg.Connection[Any]", table: PostgresTable, target: Target, found: TargetTable
+    connection: "asyncpg.Connection[Any]",
+    columns: Sequence[Column],
+    target: Target,
+    found: TargetTable,
+    changing: frozenset[str],
+    *,
+    replaced: bool,
 ) -> None:
     rows = await connection.fetch(
         """
@@ -173,12 +203,15 @@ async def _refuse_columns(
         found.oid,
     )
     present = {row["attname"]: row for row in rows}
-    for column in table.columns:
-        await _refuse_column(connection, target, found, column, present)
-    written = {column.name for column in table.columns}
+    for column in columns:
+        if column.name not in changing:
+            await _refuse_column(connection, target, found, column, present)
+    written = {column.name for column in columns}
+    dropped = set(found.published.columns) - written if found.published else set()
     for row in rows:
-        if row["attname"] not in written:
-            await _refuse_further_column(connection, target, found, row)
+        # A column that the source dropped becomes nullable.
+        if row["attname"] not in written | dropped:
+            await _refuse_further_column(connection, target, found, row, replaced=replaced)
 
 
 async def _refuse_column(
@@ -189,7 +222,7 @@ async def _refuse_column(
     present: dict[str, Any],
 ) -> None:
     name, wanted = column.name, ddl(column.type, target.namespace)
-    kept = f"and is kept because {found.kept_because}"
+    kept = f"and is kept because {found.kept_because}" if found.kept else "and it is not replaced"
     held = present.get(name)
     if held is None:
         raise ConnectorRefused(
@@ -214,9 +247,9 @@ async def _refuse_column(
 
 
 async def _refuse_further_column(
-    connection: "asyncpg.Connection[Any]", target: Target, found: TargetTable, column: Any
+    connection: "asyncpg.Connection[Any]", target: Target, found: TargetTable, column: Any, *, replaced: bool
 ) -> None:
-    """A column that the stream does not have gets its default in every row."""
+    """A column that the stream does not have gets its default in every new row."""
     if column["generated"] or (column["filled"] and column["fixed_default"] is None):
         return
     name, default = column["attname"], column["fixed_default"]
@@ -226,6 +259,8 @@ async def _refuse_further_column(
             "column of the stream: give it a default",
             code="target_differs",
         )
+    if not replaced:
+        return
     if found.published is not None and (found.published.description is None or name in found.published.columns):
         return
     fills = await connection.fetchval(

@@ -11,11 +11,20 @@ from libs.connectors.postgres.config import PostgresSourceConfig
 from libs.connectors.postgres.connection import CONNECT_TIMEOUT_SECONDS, close, connect, quoted, translated
 from libs.connectors.postgres.discovery import primary_keys
 from libs.connectors.postgres.failures import hidden_by_row_security, message_of, sqlstate_of
+from libs.connectors.postgres.incremental import OpenTransactions, incremental_reading
 from libs.connectors.postgres.long_rows import LongRowsTurn
 from libs.connectors.postgres.relations import leaves_of, lock_relation, refuse_changed
-from libs.connectors.postgres.table import PostgresTable, chosen_columns, reading_failed, select_list
+from libs.connectors.postgres.table import (
+    Part,
+    PostgresTable,
+    Rows,
+    chosen_columns,
+    filter_condition,
+    reading_failed,
+    select_list,
+)
 from libs.connectors.postgres.types import Column, columns_of
-from libs.connectors.protocol import ConnectorUnavailable, StreamPlan
+from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, StreamPlan
 
 if TYPE_CHECKING:
     from libs.connectors.postgres.binary import RowBuffer
@@ -38,6 +47,7 @@ class PostgresSnapshot:
         holder: "asyncpg.Connection[Any]",
         exported: str,
         stack: contextlib.AsyncExitStack,
+        transactions: OpenTransactions,
     ) -> None:
         self.config = config
         self.exported = exported
@@ -45,6 +55,7 @@ class PostgresSnapshot:
         self._holding = asyncio.Lock()
         self._readers = asyncio.Semaphore(config.max_threads)
         self._stack = stack
+        self._transactions = transactions
         self._idle: list[asyncpg.Connection[Any]] = []
         self.row_buffers: list[RowBuffer] = []
         self._long_rows = asyncio.Lock()
@@ -54,18 +65,26 @@ class PostgresSnapshot:
         encoding: str = self._holder.get_settings().server_encoding
         return encoding
 
-    async def table(self, plan: StreamPlan) -> PostgresTable:
+    async def table(self, plan: StreamPlan, state: str | None = None) -> PostgresTable:
         with translated(f"the source's table {plan.stream}"):
             async with self._readers, self._held() as holder:
                 relation = await lock_relation(holder, plan)
                 oid = relation["oid"]
-                columns = chosen_columns(plan, (await columns_of(holder, [oid]))[oid])
-                key = tuple((await primary_keys(holder, [oid]))[oid])
-                warnings = await self._try_to_read(holder, plan, columns)
+                every_column = (await columns_of(holder, [oid]))[oid]
+                columns = chosen_columns(plan, every_column)
+                key = plan.key or tuple((await primary_keys(holder, [oid]))[oid])
+                matching = filter_condition(plan, every_column)
+                warnings = await self._try_to_read(holder, plan, columns, matching)
                 await refuse_changed(holder, plan, oid)
                 leaves = await leaves_of(holder, relation)
-        names = {column.name for column in columns}
-        return PostgresTable(self, plan, columns, key if names.issuperset(key) else (), leaves, warnings)
+                rows, position = Rows(matching), None
+                if plan.mode == "incremental":
+                    reading = await incremental_reading(
+                        holder, plan, relation, columns, every_column, leaves, matching, state, self._transactions
+                    )
+                    rows, position = reading.rows, reading.position.model_dump_json()
+                    warnings += reading.warnings
+        return PostgresTable(self, plan, columns, _key(plan, key, columns), leaves, warnings, rows, position)
 
     async def is_usable(self) -> bool:
         try:
@@ -140,14 +159,15 @@ class PostgresSnapshot:
         return connection
 
     async def _try_to_read(
-        self, holder: "asyncpg.Connection[Any]", plan: StreamPlan, columns: Sequence[Column]
+        self, holder: "asyncpg.Connection[Any]", plan: StreamPlan, columns: Sequence[Column], matching: str | None
     ) -> tuple[str, ...]:
         """Run the query without rows: missing privileges, policies and unpopulated views fail before the first row.
 
         Returns:
             Warnings.
         """
-        probe = f"{select_list(columns)} FROM {quoted(plan.stream.namespace, plan.stream.name)} LIMIT 0"
+        table = quoted(plan.stream.namespace, plan.stream.name)
+        probe = f"{select_list(columns)} {Part(table, conditions=(matching,) if matching else ()).from_clause} LIMIT 0"
         try:
             async with holder.transaction():
                 await holder.execute(f"SET LOCAL row_security = off; {probe}")
@@ -165,6 +185,14 @@ class PostgresSnapshot:
             f"{plan.stream}: row-level security applies: only the rows that the role {self.config.username!r} may see "
             "are read, as the source's configuration (row_security: filtered) allows",
         )
+
+
+def _key(plan: StreamPlan, key: Sequence[str], columns: Sequence[Column]) -> tuple[str, ...]:
+    """The key under the target's names; a key that the plan names has to be read."""
+    names = {column.source_name: column.name for column in columns}
+    if plan.key and (missing := [name for name in key if name not in names]):
+        raise ConnectorRefused(f"{plan.stream}: the key names {missing[0]!r}, which is not a chosen column")
+    return tuple(names[name] for name in key) if names.keys() >= set(key) else ()
 
 
 def _snapshot_lost(error: Exception) -> ConnectorUnavailable:

@@ -9,6 +9,7 @@ import asyncpg
 from libs.connectors.postgres.config import PostgresSourceConfig
 from libs.connectors.postgres.connection import CONNECT_TIMEOUT_SECONDS, close, connect, translated
 from libs.connectors.postgres.discovery import discover
+from libs.connectors.postgres.incremental import open_transactions
 from libs.connectors.postgres.snapshot import PostgresSnapshot
 from libs.connectors.protocol import CatalogEntry, ConnectorRefused
 
@@ -36,12 +37,13 @@ class PostgresSource:
         holder = await connect(self._config, application_name="datasync snapshot", retries=self._config.retry_count)
         try:
             with translated("the source"):
+                transactions = await open_transactions(holder)
                 # Started through the driver: transactions within it become savepoints, so that an error does not abort
                 # the snapshot's transaction.
                 await holder.transaction(isolation="repeatable_read", readonly=True).start()
                 exported = await holder.fetchval("SELECT pg_export_snapshot()")
             async with contextlib.AsyncExitStack() as stack:
-                yield PostgresSnapshot(self._config, holder, exported, stack)
+                yield PostgresSnapshot(self._config, holder, exported, stack, transactions)
         finally:
             await close(holder)
 

@@ -6,6 +6,7 @@ its own.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
@@ -13,7 +14,7 @@ import asyncpg
 from libs.connectors.postgres.connection import quoted
 from libs.connectors.postgres.enums import create_enum, ddl, enums_of
 from libs.connectors.postgres.state import APPLICATION_NAME, create_schema, one_at_a_time
-from libs.connectors.postgres.table import PostgresTable
+from libs.connectors.postgres.types import Column
 from libs.connectors.protocol import RunContext, Target
 
 LOCK_TIMEOUT_SECONDS = 5
@@ -24,20 +25,22 @@ ABANDONED_SECONDS_MIN = 600
 Relation = tuple[str, str]
 
 
-def staging_of(context: RunContext, target: Target) -> Relation:
-    digest = hashlib.sha256(json.dumps([target.namespace, target.table]).encode()).hexdigest()[:12]
+def staging_of(context: RunContext, target: Target, what: str = "rows") -> Relation:
+    """The staging table of a target's rows, or of the keys of all of the source's rows."""
+    parts = [target.namespace, target.table, *([] if what == "rows" else [what])]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return target.namespace, f"_datasync_stage_{context.job_id}_{context.epoch}_{digest}"
 
 
-async def create_staging(connection: "asyncpg.Connection[Any]", table: PostgresTable, staging: Relation) -> None:
+async def create_staging(connection: "asyncpg.Connection[Any]", columns: Sequence[Column], staging: Relation) -> None:
     await create_schema(connection, staging[0])
-    if enums := enums_of(table):
+    if enums := enums_of(columns):
         async with one_at_a_time(connection):
             for enum in enums:
                 await create_enum(connection, enum, staging[0])
-    columns = ", ".join(f"{quoted(column.name)} {ddl(column.type, staging[0])}" for column in table.columns)
+    declared = ", ".join(f"{quoted(column.name)} {ddl(column.type, staging[0])}" for column in columns)
     await drop_staging(connection, staging)
-    await connection.execute(f"CREATE TABLE {quoted(*staging)} ({columns}) WITH (autovacuum_enabled = false)")
+    await connection.execute(f"CREATE TABLE {quoted(*staging)} ({declared}) WITH (autovacuum_enabled = false)")
 
 
 async def drop_staging(connection: "asyncpg.Connection[Any]", staging: Relation) -> None:

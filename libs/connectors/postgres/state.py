@@ -14,12 +14,17 @@ import asyncpg
 
 from libs.connectors.postgres.connection import quoted
 from libs.connectors.protocol import Fenced, RunContext, StreamPlan, Target, Written
+from libs.connectors.states import StreamState
 
 DEFAULT_SCHEMA = "_datasync"
 CREATION_WAIT_SECONDS = 60
 # "datasync" as the key of an advisory lock.
 _CREATION_LOCK = int.from_bytes(b"datasync", "big")
 APPLICATION_NAME = "datasync write job {job_id} epoch {epoch}"
+_ADDED_COLUMNS = (
+    *(("project_id", "bigint"), ("published_json", "text"), ("counts_json", "text"), ("state_json", "text")),
+)
+_COUNTS = ("inserted", "updated", "deleted", "unchanged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class State:
                 job_id bigint, namespace text, name text, target_schema text NOT NULL, target_table text NOT NULL,
                 run_id text NOT NULL, epoch bigint NOT NULL, row_count bigint NOT NULL, verified boolean,
                 verification_json text, committed_at timestamptz NOT NULL, project_id bigint, published_json text,
+                counts_json text, state_json text,
                 PRIMARY KEY (job_id, namespace, name)
             )
             """
@@ -78,7 +84,7 @@ class State:
             "SELECT array_agg(attname::text) FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0",
             self._streams,
         )
-        for name, kind in (("project_id", "bigint"), ("published_json", "text")):
+        for name, kind in _ADDED_COLUMNS:
             if name not in known:
                 await connection.execute(f"ALTER TABLE {self._streams} ADD COLUMN IF NOT EXISTS {name} {kind}")
 
@@ -115,7 +121,7 @@ class State:
         """What this run has committed for the stream into this target, which may not be the job's former one."""
         row = await connection.fetchrow(
             f"""
-            SELECT row_count, verified, verification_json FROM {self._streams}
+            SELECT row_count, verified, verification_json, counts_json FROM {self._streams}
             WHERE job_id = $1 AND namespace = $2 AND name = $3 AND run_id = $4
               AND target_schema = $5 AND target_table = $6
             """,  # noqa: S608
@@ -129,7 +135,31 @@ class State:
         if row is None:
             return None
         verification = row["verification_json"]
-        return Written(row["row_count"], row["verified"], None if verification is None else json.loads(verification))
+        # Earlier versions replaced all rows.
+        counts = json.loads(row["counts_json"]) if row["counts_json"] else {"inserted": row["row_count"]}
+        return Written(
+            row["row_count"],
+            verified=row["verified"],
+            verification=None if verification is None else json.loads(verification),
+            **{name: counts.get(name, 0) for name in _COUNTS},
+        )
+
+    async def position(
+        self, connection: "asyncpg.Connection[Any]", context: RunContext, plan: StreamPlan
+    ) -> StreamState | None:
+        """The state that the job's last commit of the stream into this target recorded, None if it recorded none."""
+        text = await connection.fetchval(
+            f"""
+            SELECT state_json FROM {self._streams}
+            WHERE job_id = $1 AND namespace = $2 AND name = $3 AND target_schema = $4 AND target_table = $5
+            """,  # noqa: S608
+            context.job_id,
+            plan.stream.namespace,
+            plan.stream.name,
+            plan.target.namespace,
+            plan.target.table,
+        )
+        return None if text is None else StreamState.read(text)
 
     async def mark(
         self,
@@ -138,6 +168,7 @@ class State:
         plan: StreamPlan,
         written: Written,
         published: Published,
+        position: StreamState | None,
     ) -> None:
         values = {
             "job_id": context.job_id,
@@ -152,6 +183,8 @@ class State:
             "verification_json": None if written.verification is None else json.dumps(written.verification),
             "project_id": context.project_id,
             "published_json": json.dumps({"columns": published.columns, "description": published.description}),
+            "counts_json": json.dumps({name: getattr(written, name) for name in _COUNTS}),
+            "state_json": None if position is None else position.model_dump_json(),
         }
         places = ", ".join(f"${place}" for place in range(1, len(values) + 1))
         replaced = ", ".join(f"{name} = excluded.{name}" for name in list(values)[3:])

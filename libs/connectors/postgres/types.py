@@ -83,9 +83,11 @@ class Column:
     """A column and how its values are read.
 
     Args:
+        name: the target's name of it.
         declared: the type as the table has it.
         type: what is read: the type once domains are resolved, text where that is not portable.
         cast: makes ``type`` of the column where it is another, such as ``::text``.
+        source: the source's name of it, if that is another.
     """
 
     name: str
@@ -93,11 +95,16 @@ class Column:
     nullable: bool
     type: PostgresType
     cast: str = ""
+    source: str | None = None
+
+    @property
+    def source_name(self) -> str:
+        return self.name if self.source is None else self.source
 
     @property
     def expression(self) -> str:
         """The SQL expression of its values at the source."""
-        return '"' + self.name.replace('"', '""') + '"' + self.cast
+        return '"' + self.source_name.replace('"', '""') + '"' + self.cast
 
     @property
     def json_type(self) -> str:

@@ -39,11 +39,13 @@ class Form:
     Args:
         columns: the SQL expression of each compared column's canonical value, by name.
         key: the columns whose hash selects the bucket.
+        shown: the SQL names of the key's columns where they are others.
         not_compared: the reason, by column.
     """
 
     columns: Mapping[str, str]
     key: tuple[str, ...]
+    shown: Mapping[str, str] = field(default_factory=dict)
     not_compared: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -59,7 +61,12 @@ def wire_forms(table: PostgresTable, encodings: tuple[str, str]) -> tuple[Form, 
     key = () if set(table.primary_key) & set(not_compared) else table.primary_key
     here = {column.name: _wire_value(column.type, column.expression) for column in compared}
     there = {column.name: _wire_value(column.type, quoted(column.name)) for column in compared}
-    return Form(here, key, not_compared), Form(there, key, not_compared)
+    return Form(here, key, source_names(table), not_compared), Form(there, key, {}, not_compared)
+
+
+def source_names(table: PostgresTable) -> dict[str, str]:
+    """The SQL names of the columns at the source, by the target's."""
+    return {column.name: quoted(column.source_name) for column in table.columns}
 
 
 def _wire_value(held: PostgresType, value: str) -> str:
@@ -140,7 +147,7 @@ class PostgresEnd:
         names = self._form.key
         row_hash = f"md5(record_send(ROW({', '.join(self._form.columns.values())})))"
         key_hash = f"md5(record_send(ROW({', '.join(self._form.columns[name] for name in names)})))"
-        texts = ", ".join(f"{quoted(name)}::text" for name in names)
+        texts = ", ".join(f"{self._form.shown.get(name, quoted(name))}::text" for name in names)
         key = f"json_build_array({texts})::text"
         if names:
             rows = f"SELECT {key_hash} AS key_hash, {row_hash} AS row_hash, {key} AS key {source}"
@@ -246,14 +253,20 @@ async def compare(
         EndsDiffer: names the buckets and keys that differ.
     """
 
+    here, there = wire_forms(table, _encodings(table, destination))
+    end = one_end(there, destination, relation)
+    return await compare_ends(table.plan.stream, PostgresSourceEnd(table, here), end, expecting)
+
+
+def one_end(form: Form, connection: Connection, relation: tuple[str, str]) -> PostgresEnd:
+    """A relation that is read on one connection."""
+
     @asynccontextmanager
     async def connections() -> AsyncGenerator[Connection, None]:
-        async with _unsorted(destination):
-            yield destination
+        async with _unsorted(connection):
+            yield connection
 
-    here, there = wire_forms(table, _encodings(table, destination))
-    end = PostgresEnd(there, [f"FROM {quoted(*relation)}"], connections)
-    return await compare_ends(table.plan.stream, PostgresSourceEnd(table, here), end, expecting)
+    return PostgresEnd(form, [f"FROM {quoted(*relation)}"], connections)
 
 
 @asynccontextmanager

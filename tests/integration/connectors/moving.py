@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from libs.connectors import registry
 from libs.connectors.protocol import Destination, Policy, RunContext, StreamName, StreamPlan, Target, Written
+from libs.connectors.states import StreamState
 
 # Every type that has to arrive without loss, with the values that are easily lost.
 EVERY_TYPE = """
@@ -75,6 +76,7 @@ class Server:
 
     config: dict[str, Any]
     connection: "asyncpg.Connection[Any]"
+    dsn: str
     overrides: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -82,7 +84,7 @@ class Server:
     async def connected(cls, dsn: str) -> AsyncIterator["Server"]:
         connection = await asyncpg.connect(dsn, server_settings={"timezone": "UTC", "intervalstyle": "iso_8601"})
         try:
-            yield cls(config_of(dsn), connection)
+            yield cls(config_of(dsn), connection, dsn)
         finally:
             await connection.close()
 
@@ -203,3 +205,30 @@ async def move(
         table = await snapshot.table(plan)
         await run.prepare(table)
         return await run.write(table, progress or Counts())
+
+
+async def move_changes(
+    source: Server,
+    destination: Server | Lake,
+    plan: StreamPlan,
+    context: RunContext,
+    *,
+    deletes: bool = False,
+    log: list[str] | None = None,
+) -> Written:
+    """One run of one stream, from the state that the last one recorded.
+
+    Args:
+        deletes: also delete the rows that the source no longer has.
+        log: takes the warnings.
+    """
+    reading = registry.open_source("postgres", source.config | source.overrides)
+    async with reading.snapshot() as snapshot, destination.destination().open(context) as run:
+        state = await run.state(plan)
+        table = await snapshot.table(plan, None if state is None else state.position)
+        if log is not None:
+            log += table.warnings
+        prepared = await run.prepare(table)
+        table = table.without(prepared.left_out)
+        position = None if table.state is None else StreamState(mode=plan.mode, position=table.state)
+        return await run.write(table, Counts(), state=position, keys=table.keys() if deletes else None)

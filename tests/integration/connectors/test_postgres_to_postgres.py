@@ -134,9 +134,9 @@ async def test_a_table_that_others_built_on_keeps_its_identity(source: Server, d
     assert await destination.rows("seen") == ["(a)", "(b)"]
     assert await destination.value("SELECT 't'::regclass::oid") == oid
     await source.execute("ALTER TABLE t ADD COLUMN more int")
-    with pytest.raises(ConnectorRefused, match="has no column 'more'"):
-        await move(source, destination, plan_of("t"), context_of("run-3", 3))
-    assert await destination.rows("t") == ["(1,a)", "(2,b)"]
+    await move(source, destination, plan_of("t"), context_of("run-3", 3))
+    assert await destination.rows("t") == ["(1,a,)", "(2,b,)"]
+    assert await destination.value("SELECT 't'::regclass::oid") == oid
 
 
 async def test_a_table_with_rows_of_somebody_else_is_not_touched(source: Server, destination: Server) -> None:
