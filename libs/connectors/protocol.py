@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     import pyarrow
 
     from libs.connectors.canonical import SourceEnd
-    from libs.connectors.filters import Filter
     from libs.connectors.schema_changes import SchemaChange
     from libs.connectors.states import StreamState
+    from libs.contracts.filters import Filter
 
 # What happens to a value that the destination can't store: the run fails, the value becomes null, or the whole column
 # is stored as text.
@@ -282,10 +282,12 @@ class Preparation:
     """How a target takes a stream.
 
     Args:
+        exists: there is a target already.
         changes: what ``write`` will change about the target's columns.
         left_out: columns of the stream that do not move, under the policy ``ignore``.
     """
 
+    exists: bool = False
     changes: "tuple[SchemaChange, ...]" = ()
     left_out: frozenset[str] = frozenset()
 

@@ -9,6 +9,13 @@ from libs.connectors import form
 from libs.connectors.parquet.config import ParquetConfig
 from libs.connectors.postgres.config import PostgresDestinationConfig, PostgresSourceConfig
 from libs.connectors.protocol import Destination, Source
+from libs.contracts.capabilities import (
+    FULL_REFRESH,
+    INCREMENTAL,
+    Capabilities,
+    DestinationCapabilities,
+    SourceCapabilities,
+)
 from libs.core.errors import FieldError, InvalidInput
 
 Role = Literal["source", "destination"]
@@ -22,6 +29,7 @@ class Connector:
         name: the canonical type, such as ``postgres``.
         config: the model of its configuration.
         implementation: ``module:class`` of the ``Source`` or ``Destination``, imported when it is opened.
+        can: what it can do; nothing beyond a full refresh unless it says so.
         aliases: other names that users know it by.
     """
 
@@ -30,6 +38,7 @@ class Connector:
     title: str
     config: type[form.ConnectorConfig]
     implementation: str
+    can: SourceCapabilities | DestinationCapabilities
     aliases: tuple[str, ...] = ()
 
 
@@ -40,6 +49,7 @@ CONNECTORS: tuple[Connector, ...] = (
         "PostgreSQL",
         PostgresSourceConfig,
         "libs.connectors.postgres.source:PostgresSource",
+        SourceCapabilities(frozenset((FULL_REFRESH, INCREMENTAL)), cursorless=True, filters=True),
         ("postgresql",),
     ),
     Connector(
@@ -48,6 +58,7 @@ CONNECTORS: tuple[Connector, ...] = (
         "PostgreSQL",
         PostgresDestinationConfig,
         "libs.connectors.postgres.destination:PostgresDestination",
+        DestinationCapabilities(appends=True, merges=True, deletes=frozenset(("soft", "hard"))),
         ("postgresql",),
     ),
     Connector(
@@ -56,6 +67,7 @@ CONNECTORS: tuple[Connector, ...] = (
         "Parquet files",
         ParquetConfig,
         "libs.connectors.parquet.destination:ParquetDestination",
+        DestinationCapabilities(),
     ),
 )
 _BY_NAME = {(item.role, name): item for item in CONNECTORS for name in (item.name, *item.aliases)}
@@ -79,6 +91,14 @@ def connector(role: Role, connector_type: str) -> Connector:
 def canonical_type(role: Role, connector_type: str) -> str:
     """``postgresql`` is ``postgres``; raises ``InvalidInput`` for an unknown type."""
     return connector(role, connector_type).name
+
+
+def capabilities(source_type: str, destination_type: str) -> Capabilities:
+    """What a job between connectors of these types can do."""
+    source, destination = connector("source", source_type).can, connector("destination", destination_type).can
+    assert isinstance(source, SourceCapabilities)
+    assert isinstance(destination, DestinationCapabilities)
+    return Capabilities(source, destination)
 
 
 def spec(role: Role, connector_type: str) -> dict[str, Any]:

@@ -214,6 +214,7 @@ class ClaimedRun(Claimed):
         grant: catalog resolves the run's endpoints for it.
         attempt, attempts_max: the number of this attempt, and of the last one.
         living_job_ids: the project's jobs, if the job may take over tables of deleted ones.
+        resets: the streams, as namespace and name, whose rows are all read again.
     """
 
     job_id: int
@@ -225,6 +226,7 @@ class ClaimedRun(Claimed):
     attempt: int = 1
     attempts_max: int = 1
     living_job_ids: tuple[int, ...] | None = None
+    resets: tuple[tuple[str, str], ...] = ()
 
 
 class WorkClaim(Frozen):

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Literal
 
 from libs.contracts.registry import PublicEvent
+from libs.core.envelope import Frozen
 
 TOPIC = "datasync.jobs.v1"
 
@@ -72,6 +73,23 @@ class JobDeleted(JobEvent):
     destination_id: int | None = None
 
 
+class StreamNamed(Frozen):
+    """A stream of the job's source."""
+
+    namespace: str
+    name: str
+
+
+class JobStreamsReset(JobEvent):
+    """The states of streams were reset: the next run reads all of their rows again.
+
+    Args:
+        streams: the streams.
+    """
+
+    streams: tuple[StreamNamed, ...]
+
+
 class JobRunRequested(JobEvent):
     """A job started a run.
 
@@ -87,7 +105,12 @@ class JobRunRequested(JobEvent):
 
 
 class JobRunEnded(JobEvent):
-    """A run of the job ended."""
+    """A run of the job ended.
+
+    Args:
+        streams_reset: streams whose reset state the run has replaced.
+    """
 
     run_id: str
     outcome: RunOutcome
+    streams_reset: tuple[StreamNamed, ...] = ()

@@ -1,7 +1,7 @@
 """Events of ``datasync.runs.v1``: the progress of each run, from its queue to its end. Streams ``run-<uuid>``."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from libs.contracts.jobs import RunKind, RunOutcome, RunTrigger
 from libs.contracts.registry import PublicEvent
@@ -28,18 +28,38 @@ class ValuesChanged(Frozen):
     values: Count
 
 
+class ColumnChanged(Frozen):
+    """A column of the destination that a run added or changed, because the source's columns had changed.
+
+    Args:
+        kind: ``dropped``: at the source; the destination keeps the column, and it is null in new rows.
+        before, after: the column's types at the destination; absent where there is no such column.
+    """
+
+    column: str
+    kind: Literal["added", "dropped", "widened", "changed"]
+    before: str | None = None
+    after: str | None = None
+
+
 class StreamResult(Frozen):
     """What a run did for one stream.
 
     Args:
         namespace: the stream's namespace, such as a database schema.
         name: the stream's name, such as a table.
-        rows_read, rows_written, rows_skipped: numbers of rows.
+        rows_read: rows received from the source.
+        rows_written: rows that were inserted or updated.
+        rows_skipped: rows that the destination had already.
+        rows_inserted, rows_updated, rows_deleted: rows of the destination. Rows that are marked as deleted count as
+            deleted.
         bytes_read: bytes received from the source.
         seconds: time spent on the stream.
         verified: whether source and destination were equal; absent if they were not compared.
         verification_json: what was compared, and with which result, as JSON text; absent if they were not compared.
         values_changed: one entry per column whose policy was in force.
+        position: how far the stream has been read, for people; absent if its mode has no position.
+        columns_changed: what became of the destination's columns.
     """
 
     namespace: str
@@ -52,6 +72,11 @@ class StreamResult(Frozen):
     verified: bool | None = None
     verification_json: str | None = None
     values_changed: tuple[ValuesChanged, ...] = ()
+    rows_inserted: Count = 0
+    rows_updated: Count = 0
+    rows_deleted: Count = 0
+    position: str | None = None
+    columns_changed: tuple[ColumnChanged, ...] = ()
 
 
 class RunQueued(RunEvent):

@@ -12,19 +12,25 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
+from libs.contracts.capabilities import EVERYTHING, FULL_REFRESH, INCREMENTAL, Capabilities
+from libs.contracts.filters import Filter, InvalidFilter, filter_of, parse_filter
 from libs.core.errors import InvalidInput
 from libs.core.json import parse_json
+from libs.core.schedule import parse_frequency
 from libs.core.validation import field_errors
 
 StreamKey = tuple[str, str]
 """A stream's namespace and name."""
-FULL_REFRESH = "full_refresh"
 PATH_LENGTH_MAX = 200
-SYNC_MODES = (FULL_REFRESH, "incremental", "cdc", "strict_cdc")
+SYNC_MODES = (FULL_REFRESH, INCREMENTAL, "cdc", "strict_cdc")
+LAG_SECONDS_MAX = 7 * 24 * 3600
+EVERY_RUN = "every run"
 
 # Settings whose change makes the data at the destination useless, of a stream and of its selection.
 STREAM_SETTINGS = ("sync_mode", "cursor_field", "destination_database", "destination_table")
-SELECTION_SETTINGS = ("normalization", "partition_regex", "append_mode", "filter", "filter_config")
+SELECTION_SETTINGS = (
+    *("normalization", "partition_regex", "append_mode", "filter", "filter_config", "primary_key", "null_cursors"),
+)
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -50,7 +56,14 @@ class CatalogStream(_Part):
     name: str
     namespace: Annotated[str, _or("")] = ""
     sync_mode: Annotated[str, _or(FULL_REFRESH)] = FULL_REFRESH
-    cursor_field: Any = None
+    cursor_field: Annotated[str, _or("")] = Field(
+        default="",
+        description="For the mode `incremental`: the column whose greatest value tells how far a run has read, or two "
+        "columns as `cursor:fallback`. Without one, rows that changed are found by transaction.",
+        examples=["updated_at"],
+    )
+    available_cursor_fields: list[str] | None = None
+    source_defined_primary_key: list[str] | None = None
     destination_database: str | None = Field(
         default=None,
         description="The destination's namespace, such as a schema. Defaults to the source's namespace.",
@@ -69,6 +82,21 @@ class CatalogStream(_Part):
     def columns(self) -> Mapping[str, Any]:
         """By name; empty if the catalog does not list them."""
         return (self.type_schema.properties if self.type_schema else None) or {}
+
+    @property
+    def cursors(self) -> tuple[str, ...]:
+        """The cursor and its fallback, those that are given."""
+        return tuple(name for name in self.cursor_field.split(":", 1) if name)
+
+    @property
+    def renames(self) -> dict[str, str]:
+        """The destination's names of columns, where they are others."""
+        named = {
+            column: described.get("destination_column_name")
+            for column, described in self.columns.items()
+            if isinstance(described, Mapping)
+        }
+        return {column: str(name) for column, name in named.items() if name and name != column}
 
     @property
     def target(self) -> tuple[str, str]:
@@ -91,8 +119,25 @@ class SelectedColumns(_Part):
 
 
 class FilterConfig(_Part):
-    logical_operator: Any = None
-    conditions: list[Any] | None = None
+    logical_operator: Any = Field(default=None, description="`and` or `or`.", examples=["and"])
+    conditions: list[Any] | None = Field(
+        default=None,
+        description="Comparisons: `column`, `operator` (`=`, `!=`, `<`, `<=`, `>`, `>=`) and `value`.",
+        examples=[[{"column": "id", "operator": ">", "value": 100}]],
+    )
+
+
+class DeletesConfig(_Part):
+    """What happens to rows that the source deleted: the keys of both ends are compared on a schedule."""
+
+    mode: Literal["soft", "hard"] = Field(
+        description="`hard` deletes the destination's rows, `soft` sets their column `_datasync_deleted_at`."
+    )
+    schedule: Annotated[str, _or("@daily")] = Field(
+        default="@daily",
+        description="How often the keys are compared, as a job's frequency; `every run` for each run.",
+        examples=["@daily"],
+    )
 
 
 class SelectedStream(_Part):
@@ -100,11 +145,40 @@ class SelectedStream(_Part):
 
     stream_name: str = Field(examples=["orders"])
     disabled: Annotated[bool, _or(False)] = Field(default=False, description="The stream is not moved.")
-    append_mode: Annotated[bool, _or(False)] = False
+    append_mode: Annotated[bool, _or(False)] = Field(
+        default=False, description="Rows are added to the destination's and never updated."
+    )
     normalization: Annotated[bool | None, _or(None)] = None
     partition_regex: str | None = None
-    filter: Any = None
-    filter_config: FilterConfig | None = None
+    filter: Annotated[str, _or("")] = Field(
+        default="",
+        description="Only rows that match are moved: comparisons joined by `and`, or by `or`. Names and values with "
+        "other characters than letters, digits and underscores stand in double quotation marks.",
+        examples=['id > 100 and state = "new"'],
+    )
+    filter_config: FilterConfig | None = Field(default=None, description="A filter as an object.")
+    primary_key: Annotated[list[str], _or([])] = Field(
+        default_factory=list,
+        description="The columns that identify a row, for a table without a primary key, or instead of it.",
+        examples=[["id"]],
+    )
+    null_cursors: Annotated[Literal["never", "first", "always"], _or("first")] = Field(
+        default="first",
+        description="When rows without a cursor value are read: never, when all rows are read, or in every run.",
+    )
+    lag_seconds: Annotated[float, Field(ge=0, le=LAG_SECONDS_MAX)] | None = Field(
+        default=None,
+        description="How far before the greatest cursor, a time, the next run begins, for rows that are committed "
+        "late. Without it, the run begins where the oldest open transaction had begun.",
+    )
+    schema_policy: Annotated[Literal["evolve", "freeze", "ignore"] | None, _or(None)] = Field(
+        default=None,
+        description="What happens if the source's columns change: the destination follows, the stream fails, or only "
+        "the columns that the destination has are moved. Defaults to the job's.",
+    )
+    deletes: DeletesConfig | None = Field(
+        default=None, description="For the mode `incremental`. Without it, rows that the source deleted stay."
+    )
     chunk_column: str | None = None
     split_column: str | None = None
     selected_columns: SelectedColumns | None = None
@@ -156,6 +230,14 @@ class AdvancedSettings(_Part):
     take_over: Annotated[StrictBool, _or(False)] = Field(
         default=False, description="The job may write to tables of this project's deleted jobs."
     )
+    schema_policy: Annotated[Literal["evolve", "freeze", "ignore"], _or("evolve")] = Field(
+        default="evolve",
+        description="What happens if a source's columns change: the destination follows (`evolve`), the stream fails "
+        "(`freeze`), or only the columns that the destination has are moved (`ignore`).",
+    )
+    concurrent_streams: Annotated[int, Field(strict=True, ge=1, le=16)] | None = Field(
+        default=None, description="How many streams a run moves at the same time. Defaults to 1."
+    )
 
 
 def parse_streams_config(text: str, field: str = "streams_config") -> StreamsConfig:
@@ -193,20 +275,32 @@ class ChosenStream:
     selected: SelectedStream
     refusals: tuple[Refusal, ...] = ()
 
+    @property
+    def row_filter(self) -> Filter | None:
+        """The filter, in either notation; None if there is none or it is among the refusals."""
+        try:
+            return _filter(self.selected)
+        except InvalidFilter:
+            return None
 
-def chosen_streams(config: StreamsConfig, entries: Sequence[CatalogEntry]) -> list[ChosenStream]:
+
+def chosen_streams(
+    config: StreamsConfig, entries: Sequence[CatalogEntry], can: Capabilities = EVERYTHING
+) -> list[ChosenStream]:
     """The streams that a job moves, in the catalog's order; selected streams that the catalog lacks come last.
 
     Args:
         entries: the job's own ``streams``, or the discovered ones if it has none.
+        can: what the job's ends can do.
     """
     known = {entry.stream.key: (f"streams[{index}].stream", entry.stream) for index, entry in enumerate(entries)}
     places = {key: place for key, (place, _) in known.items()}
     if not config.selections:
-        everything = [
-            ChosenStream(stream, SelectedStream(stream_name=stream.name), tuple(_of_stream(stream, place)))
-            for place, stream in known.values()
-        ]
+        everything = []
+        for place, stream in known.values():
+            selected = SelectedStream(stream_name=stream.name)
+            refusals = _of_stream(stream, selected, place, can)
+            everything.append(ChosenStream(stream, selected, tuple(refusals)))
         return _refuse_shared_targets(everything, places)
     order = {key: index for index, key in enumerate(known)}
     twice = _duplicates(item.key for item in config.selections)
@@ -215,13 +309,13 @@ def chosen_streams(config: StreamsConfig, entries: Sequence[CatalogEntry]) -> li
         if item.selected.disabled:
             continue
         place, stream = known.get(item.key, ("", CatalogStream(name=item.key[1], namespace=item.key[0])))
-        found = list(_of_selection(item, stream))
+        found = list(_of_selection(item, stream, can))
         if not place:
             found.append(_missing(item, is_discovered=not config.streams))
         elif item.key in twice:
             found.append(_selected_twice(item))
         else:
-            found += _of_stream(stream, place)
+            found += _of_stream(stream, item.selected, place, can)
         chosen.append(ChosenStream(stream, item.selected, tuple(found)))
     return _refuse_shared_targets(chosen, places)
 
@@ -253,8 +347,8 @@ def _settings(part: _Part | None, names: Sequence[str]) -> list[Any]:
     return [given.get(name) or None for name in names]
 
 
-def unsupported(config: StreamsConfig) -> list[Refusal]:
-    """What no run can do, as far as the catalog shows it without its source."""
+def unsupported(config: StreamsConfig, can: Capabilities = EVERYTHING) -> list[Refusal]:
+    """What no run between ends that can do this can do, as far as the catalog shows it without its source."""
     found: list[Refusal] = []
     if config.streams:
         twice = _duplicates(entry.stream.key for entry in config.streams)
@@ -263,11 +357,11 @@ def unsupported(config: StreamsConfig) -> list[Refusal]:
             for index, entry in enumerate(config.streams)
             if entry.stream.key in twice
         ]
-        found += [refusal for item in chosen_streams(config, config.streams) for refusal in item.refusals]
+        found += [refusal for item in chosen_streams(config, config.streams, can) for refusal in item.refusals]
     else:
         twice = _duplicates(item.key for item in config.selections)
         for item in config.selections:
-            found += _of_selection(item, CatalogStream(name=item.key[1], namespace=item.key[0]))
+            found += _of_selection(item, CatalogStream(name=item.key[1], namespace=item.key[0]), can)
             if item.key in twice:
                 found.append(_selected_twice(item))
     if config.selections and all(item.selected.disabled for item in config.selections):
@@ -290,6 +384,7 @@ def unknown_fields_of_choice(config: StreamsConfig) -> Iterator[Refusal]:
         yield from unknown_fields(item.selected, item.path)
         yield from unknown_fields(item.selected.selected_columns, f"{item.path}.selected_columns")
         yield from unknown_fields(item.selected.filter_config, f"{item.path}.filter_config")
+        yield from unknown_fields(item.selected.deletes, f"{item.path}.deletes")
 
 
 def unknown_fields(part: _Part | None, path: str = "", ignored: Sequence[str] = ()) -> Iterator[Refusal]:
@@ -326,52 +421,137 @@ def _selected_twice(item: Selection) -> Refusal:
 
 
 _UNSUPPORTED: tuple[tuple[str, Callable[[SelectedStream], Any], str], ...] = (
-    ("append_mode", lambda selected: selected.append_mode, "appending is not supported: each run replaces the table"),
     (
         "normalization",
         lambda selected: selected.normalization is False,
         "false is not supported: each column of the source becomes a column of the destination",
-    ),
-    ("partition_regex", lambda selected: selected.partition_regex, "partitioning is not supported"),
-    ("filter", lambda selected: selected.filter, "a filter is not supported"),
-    (
-        "filter_config",
-        lambda selected: selected.filter_config and selected.filter_config.conditions,
-        "a filter is not supported",
     ),
     ("chunk_column", lambda selected: selected.chunk_column, "choosing the chunk column is not supported"),
     ("split_column", lambda selected: selected.split_column, "choosing the chunk column is not supported"),
 )
 
 
-def _of_selection(item: Selection, stream: CatalogStream) -> Iterator[Refusal]:
+def _of_selection(item: Selection, stream: CatalogStream, can: Capabilities) -> Iterator[Refusal]:
     selected, path = item.selected, item.path
     if selected.disabled:
         return
     for name, is_set, message in _UNSUPPORTED:
         if is_set(selected):
             yield Refusal(f"{path}.{name}", message)
-    if not stream.columns:
+    if selected.append_mode and not can.destination.appends:
+        yield Refusal(f"{path}.append_mode", "the destination can't append rows")
+    if selected.partition_regex and not can.destination.partitions:
+        yield Refusal(f"{path}.partition_regex", "the destination does not lay out rows in partitions")
+    yield from _of_deletes(selected, path, can)
+    yield from _of_filter(selected, stream, path, can)
+    if stream.columns:
+        yield from _of_columns(selected, stream, path)
+
+
+def _of_deletes(selected: SelectedStream, path: str, can: Capabilities) -> Iterator[Refusal]:
+    if selected.deletes is None:
         return
+    if selected.append_mode:
+        yield Refusal(f"{path}.deletes", "rows that are appended are never deleted")
+    elif selected.deletes.mode not in can.destination.deletes:
+        yield Refusal(f"{path}.deletes.mode", "the destination does not support it")
+    try:
+        selected.deletes.schedule.lower() == EVERY_RUN or parse_frequency(selected.deletes.schedule)
+    except InvalidInput as error:
+        yield Refusal(f"{path}.deletes.schedule", error.message.removeprefix("frequency: "))
+
+
+def _filter(selected: SelectedStream) -> Filter | None:
+    if given := selected.filter_config:
+        from_config = filter_of(given.logical_operator, given.conditions)
+        if from_config is not None:
+            return from_config
+    return parse_filter(selected.filter)
+
+
+def _of_filter(selected: SelectedStream, stream: CatalogStream, path: str, can: Capabilities) -> Iterator[Refusal]:
+    as_object = bool(selected.filter_config and selected.filter_config.conditions)
+    field = f"{path}.filter_config" if as_object else f"{path}.filter"
+    if as_object and selected.filter.strip():
+        yield Refusal(f"{path}.filter", "filter and filter_config are both set: leave one of them out")
+    try:
+        row_filter = _filter(selected)
+    except InvalidFilter as error:
+        yield Refusal(f"{field}.{error.place}" if error.place else field, error.message)
+        return
+    if row_filter is None:
+        return
+    if not can.source.filters:
+        yield Refusal(field, "the source can't filter rows")
+    for index, column in enumerate(row_filter.columns):
+        if stream.columns and column not in stream.columns:
+            place = f"{field}.conditions[{index}].column" if as_object else field
+            yield Refusal(place, f"the stream has no column {column!r}")
+
+
+def _of_columns(selected: SelectedStream, stream: CatalogStream, path: str) -> Iterator[Refusal]:
     columns = (selected.selected_columns.columns if selected.selected_columns else None) or []
     for index, column in enumerate(columns):
         if column not in stream.columns:
             yield Refusal(f"{path}.selected_columns.columns[{index}]", f"the stream has no column {column!r}")
-    for column in selected.value_policies:
-        if column not in stream.columns:
-            yield Refusal(f"{path}.value_policies.{column}", f"the stream has no column {column!r}")
-        elif columns and column not in columns:
-            yield Refusal(f"{path}.value_policies.{column}", f"the column {column!r} is not selected")
+    for name, named in (("value_policies", list(selected.value_policies)), ("primary_key", selected.primary_key)):
+        for index, column in enumerate(named):
+            place = f"{path}.{name}.{column}" if name == "value_policies" else f"{path}.{name}[{index}]"
+            if column not in stream.columns:
+                yield Refusal(place, f"the stream has no column {column!r}")
+            elif columns and column not in columns:
+                yield Refusal(place, f"the column {column!r} is not selected")
 
 
-def _of_stream(stream: CatalogStream, path: str) -> Iterator[Refusal]:
-    if stream.sync_mode != FULL_REFRESH:
-        yield Refusal(f"{path}.sync_mode", f"{stream.sync_mode} is not supported yet, only {FULL_REFRESH} is")
-    for column, described in stream.columns.items():
-        renamed = described.get("destination_column_name") if isinstance(described, Mapping) else None
-        if renamed and renamed != column:
+def _of_stream(stream: CatalogStream, selected: SelectedStream, path: str, can: Capabilities) -> Iterator[Refusal]:
+    mode = stream.sync_mode
+    if mode not in (FULL_REFRESH, INCREMENTAL):
+        yield Refusal(f"{path}.sync_mode", f"{mode} is not supported yet, only {FULL_REFRESH} and {INCREMENTAL} are")
+    elif mode not in can.source.modes:
+        yield Refusal(f"{path}.sync_mode", f"the source does not support {mode}")
+    elif mode == INCREMENTAL:
+        yield from _of_incremental(stream, selected, path, can)
+    elif selected.deletes is not None:
+        yield Refusal(f"{path}.sync_mode", f"deletes are for the mode {INCREMENTAL}: {FULL_REFRESH} replaces all rows")
+    taken: dict[str, str] = {}
+    for column in stream.columns:
+        target = stream.renames.get(column, column)
+        if (other := taken.setdefault(target, column)) != column:
             place = f"{path}.type_schema.properties.{column}.destination_column_name"
-            yield Refusal(place, f"renaming a column is not supported ({column} to {renamed})")
+            yield Refusal(place, f"{other!r} is named {target!r} as well")
+
+
+def _of_incremental(stream: CatalogStream, selected: SelectedStream, path: str, can: Capabilities) -> Iterator[Refusal]:
+    known = stream.available_cursor_fields
+    for cursor in stream.cursors:
+        if stream.columns and cursor not in stream.columns:
+            yield Refusal(f"{path}.cursor_field", f"the stream has no column {cursor!r}")
+        elif known is not None and cursor not in known:
+            yield Refusal(f"{path}.cursor_field", f"the column {cursor!r} can't be a cursor; {_some(known)} can")
+    if not stream.cursors and not can.source.cursorless:
+        yield Refusal(f"{path}.cursor_field", f"{INCREMENTAL} needs a cursor; {_some(known or [])} can be one")
+    if not stream.cursors and selected.lag_seconds is not None:
+        yield Refusal(f"{path}.cursor_field", "lag_seconds needs a cursor")
+    if selected.append_mode:
+        if selected.null_cursors == "always":
+            yield Refusal(f"{path}.sync_mode", "null_cursors: always would append the same rows in every run")
+        return
+    if not can.destination.merges:
+        yield Refusal(f"{path}.sync_mode", "the destination can't merge rows: select append_mode")
+    key = selected.primary_key or stream.source_defined_primary_key
+    if key is not None and not key:
+        yield Refusal(
+            f"{path}.sync_mode",
+            "the stream has no primary key, by which rows are merged: name one with primary_key or select append_mode",
+        )
+    chosen = (selected.selected_columns.columns if selected.selected_columns else None) or []
+    missing = [column for column in key or () if chosen and column not in chosen]
+    if missing and not selected.primary_key:
+        yield Refusal(f"{path}.sync_mode", f"the column {missing[0]!r} of the primary key is not selected")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) or "none of its columns"
 
 
 def _refuse_shared_targets(chosen: list[ChosenStream], places: Mapping[StreamKey, str]) -> list[ChosenStream]:

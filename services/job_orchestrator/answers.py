@@ -17,6 +17,7 @@ from libs.web.answers import Moment
 from services.job_orchestrator.domain.job import JobState
 from services.job_orchestrator.domain.run import RunState, RunStatus
 from services.job_orchestrator.run_records import percent_done
+from services.job_orchestrator.stream_states import KnownState
 
 ConfigShown = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})]
 """JSON as a string that holds it or, with ``?expand=config``, as the object."""
@@ -95,6 +96,30 @@ class Cancelled(TypedDict):
     message: str
 
 
+class StreamStateShown(TypedDict):
+    """How far a stream has been read; ``reset``: the next run reads all of its rows again."""
+
+    namespace: Annotated[str, Field(examples=["public"])]
+    name: Annotated[str, Field(examples=["orders"])]
+    position: Annotated[
+        str | None,
+        Field(
+            description="The cursor's column and the value that the next run reads from; `transaction` where rows are "
+            "found without a cursor.",
+            examples=["updated_at: 2026-01-01 00:00:00+00"],
+        ),
+    ]
+    task_id: Annotated[str | None, Field(description="The run that committed it.")]
+    reported_at: Moment | None
+    reset: bool
+
+
+class JobStateShown(TypedDict):
+    """The streams whose runs keep a state; those of full refreshes have none."""
+
+    streams: list[StreamStateShown]
+
+
 class Clearing(TypedDict):
     running: bool
 
@@ -127,6 +152,15 @@ class TaskShown(TypedDict):
     verified: bool | None
 
 
+class ColumnChangedShown(TypedDict):
+    """``before`` and ``after`` are the column's types, null where there is no such column."""
+
+    column: Annotated[str, Field(examples=["note"])]
+    kind: Literal["added", "dropped", "widened", "changed"]
+    before: str | None
+    after: Annotated[str | None, Field(examples=["text"])]
+
+
 class StreamOfTask(TypedDict):
     namespace: Annotated[str, Field(examples=["public"])]
     name: Annotated[str, Field(examples=["orders"])]
@@ -134,6 +168,9 @@ class StreamOfTask(TypedDict):
     rows_read: Annotated[int, Field(ge=0)]
     rows_written: Annotated[int, Field(ge=0)]
     rows_skipped: int
+    rows_inserted: Annotated[int, Field(ge=0)]
+    rows_updated: Annotated[int, Field(ge=0)]
+    rows_deleted: Annotated[int, Field(ge=0)]
     bytes_read: Annotated[int, Field(ge=0)]
     rows_total: int | None
     seconds: float | None
@@ -146,6 +183,10 @@ class StreamOfTask(TypedDict):
     values_changed: Annotated[
         dict[str, int],
         Field(description="values that a policy changed, by column", examples=[{"born": 2}]),
+    ]
+    columns_changed: Annotated[
+        list[ColumnChangedShown],
+        Field(description="What became of the destination's columns, because the source's had changed."),
     ]
 
 
@@ -226,6 +267,32 @@ def job_view(
     return view
 
 
+def job_state_view(job: Entity[JobState], known: Sequence[KnownState]) -> JobStateShown:
+    """The known states, and the streams that were reset before a run reported one."""
+    resets = {(stream.namespace, stream.name) for stream in job.state.resets}
+    views: dict[tuple[str, str], StreamStateShown] = {
+        name: {
+            "namespace": name[0],
+            "name": name[1],
+            "position": None,
+            "task_id": None,
+            "reported_at": None,
+            "reset": True,
+        }
+        for name in resets
+    }
+    for state in known:
+        views[state.namespace, state.name] = {
+            "namespace": state.namespace,
+            "name": state.name,
+            "position": state.position,
+            "task_id": state.run_id,
+            "reported_at": state.reported_at,
+            "reset": (state.namespace, state.name) in resets,
+        }
+    return {"streams": [views[name] for name in sorted(views)]}
+
+
 def json_of(text: str, *, objects: bool) -> Any:
     """JSON text as a string, which OLake's page parses, or as the object."""
     return orjson.Fragment(text) if objects else text
@@ -293,14 +360,24 @@ def _stream_views(progress: Sequence[StreamProgress], results: Sequence[StreamRe
 
 
 def _progress_view(item: StreamProgress) -> JsonObject:
-    return item.model_dump() | {"seconds": None, "verified": None, "verification": None, "values_changed": {}}
+    return item.model_dump() | {
+        "rows_skipped": 0,
+        "rows_inserted": 0,
+        "rows_updated": 0,
+        "rows_deleted": 0,
+        "seconds": None,
+        "verified": None,
+        "verification": None,
+        "values_changed": {},
+        "columns_changed": [],
+    }
 
 
 def _result_view(result: StreamResult) -> JsonObject:
     verification = orjson.Fragment(result.verification_json) if result.verification_json else None
     # Progress tells how a stream whose ends differ ended, for as long as it is kept.
     end = {} if result.verified is False else {"state": "completed", "error": None}
-    return result.model_dump(exclude={"verification_json"}) | {
+    return result.model_dump(exclude={"verification_json", "position"}) | {
         "verification": verification,
         "values_changed": {changed.column: changed.values for changed in result.values_changed},
         **end,

@@ -22,6 +22,7 @@ from services.job_orchestrator.queries import RESERVED, RESERVED_INDEXES, JobQue
 from services.job_orchestrator.run_control import RunControl
 from services.job_orchestrator.run_records import RunRecords
 from services.job_orchestrator.scheduler import Scheduler
+from services.job_orchestrator.stream_states import STREAM_STATES, STREAM_STATES_INDEXES
 from services.job_orchestrator.workers import WORKERS, WORKERS_INDEXES, Workers
 
 _WAITING = [("state.status", ASCENDING), ("state.waiting_since", ASCENDING)]
@@ -44,6 +45,7 @@ INDEXES = {
     RESERVED: RESERVED_INDEXES,
     KEYED_IDS: KEYED_IDS_INDEXES,
     WORKERS: WORKERS_INDEXES,
+    STREAM_STATES: STREAM_STATES_INDEXES,
     **run_records.INDEXES,
 }
 
@@ -53,7 +55,7 @@ async def start(context: ServiceContext[JobOrchestratorSettings]) -> AsyncIterat
     documents, commands, clock = context.documents, context.commands, context.clock
     changed = asyncio.Event()
     records = RunRecords(documents, clock, context.settings.run_retention_seconds)
-    control = RunControl(documents, commands, changed.set)
+    control = RunControl(documents, commands, clock, changed.set)
     queries = JobQueries(documents, records, clock)
     writing = JobWriting(documents, commands, queries, context.sequences, context.internal, clock)
     claims = Claims(documents, commands, control, records, context.principals, clock, context.settings)

@@ -108,7 +108,7 @@ class Claims:
         await self._records.add_lines(report.run_id, report.epoch, report.log_sequence, report.log_lines)
         if report.results:
             command = RecordStreams(epoch=report.epoch, streams=report.results)
-            if not await _unless_fenced(self._control.record_streams(report.run_id, command, _metadata(run))):
+            if not await _unless_fenced(self._control.record_streams(run, command, _metadata(run))):
                 return HeartbeatAnswer(verdict="fenced")
         return HeartbeatAnswer(verdict="cancel" if run.state.cancel_requested else "continue")
 
@@ -254,6 +254,7 @@ class Claims:
             attempt=run.state.attempts,
             attempts_max=self._settings.max_retries.value + 1,
             living_job_ids=await self._living_jobs(job),
+            resets=tuple((stream.namespace, stream.name) for stream in job.state.resets),
         )
 
     async def _living_jobs(self, job: Entity[JobState]) -> tuple[int, ...] | None:

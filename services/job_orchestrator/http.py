@@ -34,6 +34,7 @@ from services.job_orchestrator.answers import (
     JobEchoed,
     JobNameIsFree,
     JobShown,
+    JobStateShown,
     LogPage,
     RunBegun,
     SettingsShown,
@@ -45,7 +46,7 @@ from services.job_orchestrator.answers import (
     task_detail,
 )
 from services.job_orchestrator.claims import Claims
-from services.job_orchestrator.domain.job import JOB, JobState, SetActivation
+from services.job_orchestrator.domain.job import JOB, JobState, ResetStreams, SetActivation
 from services.job_orchestrator.domain.run import RUN, RunState
 from services.job_orchestrator.domain.streams import catalog_of
 from services.job_orchestrator.inputs import (
@@ -60,6 +61,7 @@ from services.job_orchestrator.inputs import (
     LogsBody,
     LogsQuery,
     SettingsBody,
+    StateResetBody,
     StreamsChoiceBody,
     TasksQuery,
     filter_of,
@@ -132,6 +134,8 @@ class JobRoutes(EntityRoutes[JobState, JobShown]):
                 "Ask whether a job's destination is being cleared",
             ),
             act(f"{self.one}/clear-destination", self.clear, "Clear a job's destination"),
+            get(f"{self.one}/state", self.state, "How far a job's streams have been read"),
+            act(f"{self.one}/state/reset", self.reset_state, "Read streams again from the start", answer=JobStateShown),
             post(f"{self.one}/stream-difference", self.stream_difference, "Which streams another choice would clear"),
             routes.post(
                 f"{PROJECT}/check-unique",
@@ -197,6 +201,16 @@ class JobRoutes(EntityRoutes[JobState, JobShown]):
     async def clearing(self, call: Call) -> Clearing:
         job = await self.entities.require(call)
         return {"running": job.state.is_clearing}
+
+    async def state(self, call: Call) -> JobStateShown:
+        return await self._queries.job_state(await self.entities.require(call))
+
+    async def reset_state(self, call: Call, body: StateResetBody) -> Answer[Any]:
+        job = await self.entities.require(call)
+        _refuse_unknown_streams(job, body)
+        changed = await self.entities.change(call, ResetStreams(streams=body.named()))
+        shown = await self._queries.job_state(changed)
+        return Answer(shown, message="the next run reads all rows of these streams again")
 
     async def cancel(self, call: Call) -> Answer[Cancelled]:
         job = await self.entities.require(call)
@@ -385,6 +399,15 @@ class InternalRoutes:
 
 async def _of_the_job(call: Call, run: Entity[RunState]) -> bool:
     return run.project_id == call.project_id and run.state.job_id == number(call.path("id"))
+
+
+def _refuse_unknown_streams(job: Entity[JobState], body: StateResetBody) -> None:
+    """Refuse streams that the job does not move, as far as its catalog says which it moves."""
+    config = parse_streams_config(job.state.definition.streams_config_json)
+    known = {item.key for item in config.selections} or {entry.stream.key for entry in config.streams}
+    for index, item in enumerate(body.streams):
+        if known and (item.namespace, item.name) not in known:
+            raise invalid_field(f"streams[{index}]", "is not one of the job's streams")
 
 
 def _settings_view(project_id: int, webhook_alert_url: str) -> SettingsShown:

@@ -5,18 +5,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from libs.contracts.jobs import StreamNamed
 from libs.contracts.streams import AdvancedSettings, StreamsConfig
+from libs.core.schedule import FREQUENCY_LENGTH_MAX, parse_frequency
 from libs.web.calls import Call
 from libs.web.inputs import NUMBER_MAX, Name, Number, OneQuery, Query
 from libs.web.openapi import ReadAs
 from libs.web.requests import invalid_field
-from services.job_orchestrator.domain.schedule import FREQUENCY_LENGTH_MAX, parse_frequency
 from services.job_orchestrator.domain.streams import advanced_settings_text, catalog_of, supported_catalog_text
 from services.job_orchestrator.job_writing import EndpointGiven, JobGiven
 from services.job_orchestrator.queries import RUNS_LISTED_MAX
 from services.job_orchestrator.run_records import PAGE_LINES_MAX
 
 JOBS_LISTED_MAX = 1000
+RESETS_MAX = 1000
 
 _CATALOG = {"selected_streams": {"public": [{"stream_name": "orders"}]}, "streams": []}
 
@@ -98,6 +100,20 @@ class LogsBody(EchoedBody):
 
 class StreamsChoiceBody(EchoedBody):
     updated_streams_config: Annotated[Any, ReadAs(StreamsConfig | str)] = Field(examples=[_CATALOG])
+
+
+class StreamNameBody(EchoedBody):
+    namespace: Annotated[str, Field(max_length=512, examples=["public"])] = ""
+    name: Annotated[str, Field(min_length=1, max_length=512, examples=["orders"])]
+
+
+class StateResetBody(EchoedBody):
+    streams: Annotated[list[StreamNameBody], Field(min_length=1, max_length=RESETS_MAX)] = Field(
+        description="The streams of which the next run reads all rows again."
+    )
+
+    def named(self) -> tuple[StreamNamed, ...]:
+        return tuple(StreamNamed(namespace=item.namespace, name=item.name) for item in self.streams)
 
 
 class JobNameBody(EchoedBody):

@@ -25,7 +25,7 @@ from libs.mongodb.client import ASCENDING, IndexModel, ReturnDocument
 from libs.mongodb.sequences import Sequences
 from libs.web.internal import InternalClient
 from services.job_orchestrator.domain.job import JOB, CreateJob, Definition, JobState, UpdateJob
-from services.job_orchestrator.domain.streams import object_text
+from services.job_orchestrator.domain.streams import object_text, refuse_beyond
 from services.job_orchestrator.queries import JobQueries, Side, reserved_endpoint
 from services.job_orchestrator.run_control import key_was_used
 
@@ -115,6 +115,7 @@ class JobWriting:
             if await self._queries.job_named(project_id, given.name) is not None:
                 raise name_taken()
             reserved = await self._reserve(project_id, job_id, given, metadata)
+            refuse_beyond(given.streams_config_json, reserved.source.type, reserved.destination.type)
             now = self._clock.now()
             definition = given.definition(reserved.source.id, reserved.destination.id)
             create = CreateJob(definition=definition, now=now, reserved_until=reserved.reserved_until)
@@ -150,6 +151,7 @@ class JobWriting:
             if given.name != before.name and await self._queries.job_named(project_id, given.name) is not None:
                 raise name_taken()
             reserved = await self._reserve(project_id, int(job.id), given, metadata)
+            refuse_beyond(given.streams_config_json, reserved.source.type, reserved.destination.type)
             source_id, destination_id = reserved.source.id, reserved.destination.id
             now = self._clock.now()
             side_writes = [
@@ -158,6 +160,10 @@ class JobWriting:
             ]
         assert source_id is not None
         assert destination_id is not None
+        if not side_writes and given.streams_config_json != before.streams_config_json:
+            types = await self._queries.endpoint_types(project_id, source_id, destination_id)
+            if types is not None:
+                refuse_beyond(given.streams_config_json, *types)
         command = UpdateJob(
             definition=given.definition(source_id, destination_id),
             clear_streams_config_json=clear_streams_config_json,

@@ -18,9 +18,11 @@ from libs.mongodb.client import ASCENDING, DESCENDING, Document, IndexModel
 from libs.process.read_budget import counted
 from services.job_orchestrator.answers import (
     JobShown,
+    JobStateShown,
     LogLineShown,
     TaskDetail,
     TaskShown,
+    job_state_view,
     job_view,
     line_view,
     task_detail,
@@ -31,6 +33,7 @@ from services.job_orchestrator.domain.run import RUN, RunState
 from services.job_orchestrator.projections import DESTINATIONS, SOURCES
 from services.job_orchestrator.readable import Readable
 from services.job_orchestrator.run_records import PAGE_LINES_MAX, RunRecords
+from services.job_orchestrator.stream_states import states_of
 
 RUNS_LISTED_MAX = 1000
 JOBS_VIEWED_TOGETHER = 200
@@ -105,6 +108,18 @@ class JobQueries:
             {"project_id": project_id, "name": name, "deleted": False}, {"_id": 1}
         )
         return int(found["_id"]) if found else None
+
+    async def endpoint_types(self, project_id: int, source_id: int, destination_id: int) -> tuple[str, str] | None:
+        """The types of a source and a destination, None if one of them is not known yet."""
+        sources = await self._endpoints("source", project_id, {source_id})
+        destinations = await self._endpoints("destination", project_id, {destination_id})
+        if source_id not in sources or destination_id not in destinations:
+            return None
+        return sources[source_id]["type"], destinations[destination_id]["type"]
+
+    async def job_state(self, job: Entity[JobState]) -> JobStateShown:
+        """How far the job's streams have been read."""
+        return job_state_view(job, await states_of(self._documents, int(job.id)))
 
     async def _views(self, project_id: int, jobs: Sequence[Entity[JobState]], *, objects: bool) -> list[JobShown]:
         sources = await self._endpoints("source", project_id, {job.state.definition.source_id for job in jobs})

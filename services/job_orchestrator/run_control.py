@@ -5,7 +5,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Literal
 
-from libs.contracts.jobs import RunKind, RunOutcome, RunTrigger
+from libs.contracts.jobs import RunKind, RunOutcome, RunTrigger, StreamNamed
+from libs.contracts.streams import StreamKey, parse_streams_config
+from libs.core.clock import Clock
 from libs.core.decider import Act, ExpectedVersion
 from libs.core.entity import Entity
 from libs.core.envelope import Metadata
@@ -27,6 +29,7 @@ from services.job_orchestrator.domain.run import (
     RunState,
     ScheduleRetry,
 )
+from services.job_orchestrator.stream_states import forget_states, states_reported
 
 ATTEMPTS_MAX = 5
 
@@ -41,9 +44,12 @@ class RunControl:
         on_change: called after a run was started, was cancelled or has ended, for the scheduler.
     """
 
-    def __init__(self, documents: Documents, commands: CommandHandler, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, documents: Documents, commands: CommandHandler, clock: Clock, on_change: Callable[[], None]
+    ) -> None:
         self._documents = documents
         self._commands = commands
+        self._clock = clock
         self.changed = on_change
 
     async def begin(
@@ -121,8 +127,18 @@ class RunControl:
 
     async def finish(self, run_id: str, run: RunState, command: FinishRun, metadata: Metadata) -> None:
         """End a run, and record that in its job. Raises ``Conflict`` (``fenced``) under another epoch."""
-        end = EndRun(run_id=run_id, outcome=command.outcome)
-        await self._commands.execute(CommandRequest([Act(RUN, run_id, command), Act(JOB, run.job_id, end)], metadata))
+        results = (*run.streams, *command.streams) if command.epoch == run.epoch else command.streams
+        moved = tuple(
+            StreamNamed(namespace=result.namespace, name=result.name)
+            for result in results
+            if result.verified is not False
+        )
+        end = EndRun(run_id=run_id, outcome=command.outcome, moved=moved if run.kind == "sync" else ())
+        acts = [Act(RUN, run_id, command), Act(JOB, run.job_id, end)]
+        states = states_reported(run.job_id, run_id, command.streams, self._clock.now())
+        await self._commands.execute(CommandRequest(acts, metadata, states))
+        if run.kind == "clear" and command.outcome == "completed":
+            await forget_states(self._documents, run.job_id, _cleared(run))
         RUNS_FINISHED.labels(command.outcome).inc()
         self.changed()
 
@@ -130,9 +146,10 @@ class RunControl:
         """Queue the run for its next attempt."""
         await self._commands.handle(RUN, run_id, command, metadata)
 
-    async def record_streams(self, run_id: str, command: RecordStreams, metadata: Metadata) -> None:
+    async def record_streams(self, run: Entity[RunState], command: RecordStreams, metadata: Metadata) -> None:
         """Record results ahead of the run's end. Raises ``Conflict`` (``fenced``) under another epoch."""
-        await self._commands.handle(RUN, run_id, command, metadata)
+        states = states_reported(run.state.job_id, str(run.id), command.streams, self._clock.now())
+        await self._commands.execute(CommandRequest([Act(RUN, run.id, command)], metadata, states))
 
     async def _active_run(self, job: Entity[JobState]) -> Entity[RunState] | None:
         if job.state.active_run_id is None:
@@ -161,6 +178,13 @@ async def key_was_used(documents: Documents, idempotency: IdempotencyKey | None)
     if idempotency is None:
         return False
     return await documents.plain("idempotency").find_one({"_id": idempotency.id}, {"_id": 1}) is not None
+
+
+def _cleared(run: RunState) -> list[StreamKey] | None:
+    """The streams that a run of the kind ``clear`` removed; None for all of the job's."""
+    if run.streams_config_json is None:
+        return None
+    return [item.key for item in parse_streams_config(run.streams_config_json).selections]
 
 
 def _cancelling(job: Entity[JobState], run: Entity[RunState]) -> list[Act]:

@@ -3,13 +3,15 @@
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar, cast
 
 from libs.connectors.protocol import StreamPlan, Written
+from libs.connectors.schema_changes import SchemaChange
+from libs.connectors.states import StreamState
 from libs.contracts.internal import LogLine, StreamProgress
-from libs.contracts.runs import StreamResult, ValuesChanged
+from libs.contracts.runs import ColumnChanged, StreamResult, ValuesChanged
 from libs.core.clock import Clock
 from libs.core.envelope import Frozen
 from libs.core.json import dump_json
@@ -23,7 +25,7 @@ PART_BYTES_MAX = 192 * 1024
 VERIFICATION_BYTES_MAX = 256 * 1024
 
 Level = Literal["debug", "info", "warning", "error"]
-StreamState = Literal["waiting", "running", "completed", "failed"]
+StreamPhase = Literal["waiting", "running", "completed", "failed"]
 ItemT = TypeVar("ItemT", bound=Frozen)
 
 
@@ -38,7 +40,7 @@ class StreamReport:
     """
 
     plan: StreamPlan
-    state: StreamState = "waiting"
+    state: StreamPhase = "waiting"
     rows_read: int = 0
     rows_written: int = 0
     bytes_read: int = 0
@@ -87,17 +89,32 @@ class StreamReport:
             error=self.error,
         )
 
-    def result(self, written: Written, seconds: float) -> StreamResult:
+    def result(
+        self,
+        written: Written,
+        seconds: float,
+        state: StreamState | None = None,
+        changes: Sequence[SchemaChange] = (),
+    ) -> StreamResult:
         return StreamResult(
             namespace=self.plan.stream.namespace,
             name=self.plan.stream.name,
             rows_read=self.rows_read,
-            rows_written=written.rows,
+            rows_written=written.rows - written.unchanged,
+            rows_skipped=written.unchanged,
+            rows_inserted=written.inserted,
+            rows_updated=written.updated,
+            rows_deleted=written.deleted,
             bytes_read=self.bytes_read,
             seconds=round(seconds, 3),
             verified=written.verified,
             verification_json=None if written.verification is None else dump_json(written.verification),
             values_changed=tuple(ValuesChanged(column=name, values=n) for name, n in written.values_changed.items()),
+            position=None if state is None else state.shown,
+            columns_changed=tuple(
+                ColumnChanged(column=change.column, kind=change.kind, before=change.before, after=change.after)
+                for change in changes
+            ),
         )
 
 

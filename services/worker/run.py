@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import structlog
 
 from libs.connectors import registry
-from libs.connectors.protocol import Destination, DestinationRun, Fenced, RunContext
+from libs.connectors.protocol import Destination, DestinationRun, Fenced, RunContext, StreamName
 from libs.contracts.internal import RESOLVE_ENDPOINTS, ClaimedRun, EndpointsResolved, ResolveEndpoints
 from libs.contracts.streams import AdvancedSettings, parse_advanced_settings, parse_streams_config
 from libs.core.errors import FixRequest, RetryLater
 from services.worker.attempt import Attempt, InternalCalls
-from services.worker.full_refresh import FullRefresh
+from services.worker.moving import Moving
 from services.worker.report import StreamReport
 from services.worker.selection import Wanted, entries_of, wanted_streams
 
@@ -46,13 +46,13 @@ class RunExecutor:
         attempt.report.log("info", f"Run {run.run_id} of job {run.job_id} started: {number}, epoch {run.epoch}")
         settings = parse_advanced_settings(run.advanced_settings_json)
         endpoints = await self._endpoints(run, attempt)
-        wanted = await _wanted(run, endpoints)
+        wanted = await _wanted(run, settings, endpoints)
         attempt.report.streams = [StreamReport(item.plan) for item in wanted]
         async with self._destination(endpoints).open(_context(run, settings, attempt)) as opened:
             if run.kind == "clear":
                 await _clear(attempt, opened)
             else:
-                await self._sync(attempt, endpoints, wanted, opened)
+                await self._sync(run, attempt, endpoints, settings, wanted, opened)
 
     async def _endpoints(self, run: ClaimedRun, attempt: Attempt) -> EndpointsResolved:
         """Ask catalog until it answers, since it may be starting. The grant outlasts this."""
@@ -73,24 +73,40 @@ class RunExecutor:
         return registry.open_destination(destination.type, destination.config, parquet_roots=self._parquet_roots)
 
     async def _sync(
-        self, attempt: Attempt, endpoints: EndpointsResolved, wanted: Sequence[Wanted], opened: DestinationRun
+        self,
+        run: ClaimedRun,
+        attempt: Attempt,
+        endpoints: EndpointsResolved,
+        settings: AdvancedSettings,
+        wanted: Sequence[Wanted],
+        opened: DestinationRun,
     ) -> None:
         for stream, item in zip(attempt.report.streams, wanted, strict=True):
             if item.refusal is not None:
                 attempt.fail(stream, item.refusal)
         source = registry.open_source(endpoints.source.type, endpoints.source.config)
-        await FullRefresh(attempt, source, opened, self._stall_timeout_seconds).move()
+        moving = Moving(
+            attempt,
+            source,
+            opened,
+            {item.plan.stream: item for item in wanted},
+            resets=frozenset(StreamName(*name) for name in run.resets),
+            concurrent_streams=settings.concurrent_streams or 1,
+            stall_timeout_seconds=self._stall_timeout_seconds,
+        )
+        await moving.move()
         if not attempt.failures:
             attempt.report.log("info", SUCCEEDED)
 
 
-async def _wanted(run: ClaimedRun, endpoints: EndpointsResolved) -> list[Wanted]:
+async def _wanted(run: ClaimedRun, settings: AdvancedSettings, endpoints: EndpointsResolved) -> list[Wanted]:
     config = parse_streams_config(run.streams_config_json)
     entries = config.streams
     if not entries:
         source = registry.open_source(endpoints.source.type, endpoints.source.config)
         entries = entries_of(await source.discover())
-    return wanted_streams(config, entries)
+    can = registry.capabilities(endpoints.source.type, endpoints.destination.type)
+    return wanted_streams(config, entries, settings, can)
 
 
 def _context(run: ClaimedRun, settings: AdvancedSettings, attempt: Attempt) -> RunContext:

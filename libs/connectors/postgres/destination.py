@@ -159,7 +159,7 @@ class PostgresRun:
             await replacement.refuse_unfit_to_add(connection, columns, target, found, changing(result.changes))
         elif found.kept:
             await replacement.refuse_unfit(connection, columns, target, found, changing(result.changes))
-        return Preparation(result.changes, result.left_out)
+        return Preparation(True, result.changes, result.left_out)
 
     async def write(
         self, table: Table, progress: Progress, *, state: StreamState | None = None, keys: Table | None = None

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from libs.connectors.filters import Condition
 from libs.connectors.postgres.connection import literal, quoted
 from libs.connectors.postgres.failures import failure, hidden_by_row_security
 from libs.connectors.postgres.types import Column
 from libs.connectors.protocol import ConnectorRefused, StreamPlan
+from libs.contracts.filters import Condition
 
 if TYPE_CHECKING:
     import pyarrow

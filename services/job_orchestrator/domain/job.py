@@ -16,15 +16,17 @@ from libs.contracts.jobs import (
     JobEvent,
     JobRunEnded,
     JobRunRequested,
+    JobStreamsReset,
     JobUpdated,
     RunKind,
     RunOutcome,
     RunTrigger,
+    StreamNamed,
 )
 from libs.core.decider import Aggregate
 from libs.core.envelope import Envelope, Frozen
 from libs.core.errors import Conflict, NotFound
-from services.job_orchestrator.domain.schedule import latest_tick, next_tick
+from libs.core.schedule import latest_tick, next_tick
 
 CLOCKS_DIFFER_MAX = timedelta(minutes=1)
 TICK_LATE_MAX = timedelta(minutes=1)
@@ -61,6 +63,7 @@ class JobState(Frozen):
         scheduled_until: ticks up to here have started a run, or were skipped because the job could not run.
         last_scheduled_for: the last tick that started a run.
         next_tick: the next tick, None while the job does not wait for one.
+        resets: the streams of which the next run reads all rows again.
     """
 
     project_id: int
@@ -76,6 +79,7 @@ class JobState(Frozen):
     last_scheduled_for: datetime | None = None
     last_run: LastRun | None = None
     next_tick: datetime | None = None
+    resets: tuple[StreamNamed, ...] = ()
 
     @property
     def is_clearing(self) -> bool:
@@ -120,11 +124,20 @@ class RequestRun(Frozen):
 
 
 class EndRun(Frozen):
+    """``moved``: the streams that the run has moved."""
+
     run_id: str
     outcome: RunOutcome
+    moved: tuple[StreamNamed, ...] = ()
 
 
-JobCommand = CreateJob | UpdateJob | SetActivation | DeleteJob | RequestRun | EndRun
+class ResetStreams(Frozen):
+    """Read all rows of these streams again; refused while a run is active, which may have read the state already."""
+
+    streams: tuple[StreamNamed, ...]
+
+
+JobCommand = CreateJob | UpdateJob | SetActivation | DeleteJob | RequestRun | EndRun | ResetStreams
 
 
 def decide(state: JobState | None, command: JobCommand) -> Sequence[JobEvent]:
@@ -135,7 +148,8 @@ def decide(state: JobState | None, command: JobCommand) -> Sequence[JobEvent]:
         raise NotFound("there is no such job")
     if isinstance(command, EndRun):
         # The last run of a deleted job may still end.
-        ended = JobRunEnded(run_id=command.run_id, outcome=command.outcome)
+        done = tuple(stream for stream in state.resets if stream in command.moved)
+        ended = JobRunEnded(run_id=command.run_id, outcome=command.outcome, streams_reset=done)
         return [ended] if state.active_run_id == command.run_id else []
     if state.deleted:
         raise NotFound("there is no such job")
@@ -153,6 +167,11 @@ def decide(state: JobState | None, command: JobCommand) -> Sequence[JobEvent]:
             return [JobDeleted(source_id=used.source_id, destination_id=used.destination_id)]
         case RequestRun():
             return _request_run(state, command)
+        case ResetStreams(streams=streams):
+            if state.active_run_id is not None:
+                raise Conflict("the job has an active run; wait for its end or cancel it", code="run_active")
+            new = tuple(stream for stream in streams if stream not in state.resets)
+            return [JobStreamsReset(streams=new)] if new else []
         case _:
             assert_never(command)
 
@@ -230,6 +249,8 @@ def _fold(state: JobState | None, envelope: Envelope) -> JobState:
             changes = {**touched, "definition": state.definition.model_copy(update={"activate": False})}
         case JobDeleted():
             changes = {**touched, "deleted": True, "clear_wanted_json": None}
+        case JobStreamsReset():
+            changes = {"resets": (*state.resets, *event.streams)}
         case JobRunRequested():
             changes = _run_requested(state, event, now)
         case JobRunEnded():
@@ -272,7 +293,12 @@ def _run_ended(state: JobState, event: JobRunEnded, now: datetime) -> dict[str, 
     if last_run is not None:
         last_run = last_run.model_copy(update={"ended_at": now, "outcome": event.outcome})
     # Ticks during the run are skipped, like Temporal's overlap policy "skip".
-    return {"active_run_id": None, "last_run": last_run, "scheduled_until": max(state.scheduled_until, now)}
+    return {
+        "active_run_id": None,
+        "last_run": last_run,
+        "scheduled_until": max(state.scheduled_until, now),
+        "resets": tuple(stream for stream in state.resets if stream not in event.streams_reset),
+    }
 
 
 def _next_tick(state: JobState) -> datetime | None:

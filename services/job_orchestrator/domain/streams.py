@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from libs.connectors import registry
 from libs.contracts.streams import (
     PATH_LENGTH_MAX,
     Refusal,
@@ -27,6 +28,12 @@ def supported_catalog_text(value: Any, field: str = "streams_config") -> str:
     _refuse(unknown_fields_of_choice(config), field, "unknown_field")
     _refuse(unsupported(config), field, "not_supported")
     return text
+
+
+def refuse_beyond(text: str, source_type: str, destination_type: str, field: str = "streams_config") -> None:
+    """Raise ``InvalidInput`` naming everything that a catalog asks of a source or destination that can't do it."""
+    can = registry.capabilities(source_type, destination_type)
+    _refuse(unsupported(parse_streams_config(text, field), can), field, "not_supported")
 
 
 def catalog_of(value: Any, field: str) -> tuple[str, StreamsConfig]:

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from libs.connectors.filters import parse_filter
 from libs.connectors.protocol import ConnectorRefused, StreamPlan, Written
+from libs.contracts.filters import parse_filter
 from tests.integration.connectors.moving import Server, context_of, move_changes, plan_of
 
 ORDERS = """

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from libs.core.clock import ManualClock
+from libs.core.clock import ManualClock, SystemClock
 from libs.core.envelope import Metadata
 from libs.core.errors import FixRequest
 from libs.core.json import JsonObject
@@ -25,7 +25,9 @@ class Instances:
         self.clock = clock
         self.first = instances[0]
         self.all = instances
-        self.controls = [RunControl(i.context.documents, i.context.commands, lambda: None) for i in instances]
+        self.controls = [
+            RunControl(i.context.documents, i.context.commands, SystemClock(), lambda: None) for i in instances
+        ]
         self.schedulers = [
             Scheduler(i.context.documents, control, clock, asyncio.Event())
             for i, control in zip(instances, self.controls, strict=True)

@@ -133,8 +133,8 @@ async def test_a_stream_that_cannot_be_compared_is_not_reported_as_equal(
             {"streams": [{"stream": {"name": "a", "namespace": "public", "sync_mode": "cdc"}}]},
             "stream.sync_mode: cdc is not supported",
         ),
-        ({"selected_streams": {"public": [{"stream_name": "a", "filter": "id > 1"}]}}, "public[0].filter: a filter"),
-        ({"selected_streams": {"public": [{"stream_name": "a", "append_mode": True}]}}, "public[0].append_mode: "),
+        ({"selected_streams": {"public": [{"stream_name": "a", "filter": "id >"}]}}, "public[0].filter: a value"),
+        ({"selected_streams": {"public": [{"stream_name": "a", "chunk_column": "id"}]}}, "public[0].chunk_column: "),
         ({"selected_streams": {"public": [{"stream_name": "a", "disabled": True}]}}, "no stream is selected"),
         ({"selected_streams": []}, "streams_config.selected_streams"),
     ],
@@ -161,7 +161,7 @@ async def test_failing_streams_do_not_stop_the_others_and_the_run_fails_naming_e
     await source.execute(THREE + BAD)
     names = ("a", "ab", "b", "ba", "c", "gone")
     selected = selecting(*names)
-    selected["public"][3]["filter"] = "id > 1"
+    selected["public"][3]["filter"] = "nope > 1"
     job = await installation.job(source.config, destination if kind == "postgres" else lake)
     await job.begin()
     config = {"selected_streams": selected, "streams": catalog(*names)}

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from libs.connectors.protocol import ConnectorRefused, StreamPlan, Target
-from libs.contracts.streams import parse_advanced_settings, parse_streams_config
+from libs.contracts.capabilities import EVERYTHING
+from libs.contracts.streams import AdvancedSettings, parse_advanced_settings, parse_streams_config
 from services.worker.selection import Wanted, wanted_streams
 
 USERS = {"stream": {"name": "users", "namespace": "public", "type_schema": {"properties": {"id": {}, "mail": {}}}}}
@@ -15,7 +16,7 @@ ORDERS = {"stream": {"name": "orders", "namespace": "sales"}}
 
 def wanted(selected: Any, *entries: dict[str, Any]) -> list[Wanted]:
     config = parse_streams_config(json.dumps({"selected_streams": selected, "streams": entries or (USERS, ORDERS)}))
-    return wanted_streams(config, config.streams)
+    return wanted_streams(config, config.streams, AdvancedSettings(), EVERYTHING)
 
 
 def plans(selected: Any, *entries: dict[str, Any]) -> list[StreamPlan]:
@@ -55,13 +56,14 @@ def test_columns_are_chosen_or_left_out() -> None:
 
 def test_a_stream_that_asks_for_too_much_is_refused_by_name_and_the_others_are_not() -> None:
     selected = {
-        "public": [{"stream_name": "users", "filter": "id > 1"}, {"stream_name": "gone"}],
+        "public": [{"stream_name": "users", "chunk_column": "id"}, {"stream_name": "gone"}],
         "sales": [{"stream_name": "orders"}],
     }
     users, orders, gone = wanted(selected)
     assert users.refusal is not None
     assert users.refusal.message == (
-        "public.users: streams_config.selected_streams.public[0].filter: a filter is not supported"
+        "public.users: streams_config.selected_streams.public[0].chunk_column: "
+        "choosing the chunk column is not supported"
     )
     assert orders.refusal is None
     assert gone.refusal is not None
@@ -86,7 +88,7 @@ def test_of_two_streams_that_share_a_table_neither_moves() -> None:
 def test_no_stream_at_all_is_refused(selected: Any, entries: list[Any], words: str) -> None:
     config = parse_streams_config(json.dumps({"selected_streams": selected, "streams": entries}))
     with pytest.raises(ConnectorRefused, match=words):
-        wanted_streams(config, config.streams)
+        wanted_streams(config, config.streams, AdvancedSettings(), EVERYTHING)
 
 
 @pytest.mark.parametrize(("text", "verify"), [("", False), ("null", False), ("{}", False), ('{"verify": true}', True)])

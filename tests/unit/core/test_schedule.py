@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from libs.core.errors import InvalidInput
-from services.job_orchestrator.domain.schedule import latest_tick, next_tick, parse_frequency
+from libs.core.schedule import latest_tick, next_tick, parse_frequency
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A job's schedule: frequencies as people write them, and the ticks of a cron expression in UTC."""
+"""Schedules: frequencies as people write them, and the ticks of a cron expression in UTC."""
 
 import re
 from datetime import UTC, datetime, timedelta
