@@ -7,7 +7,7 @@ from typing import Any
 
 from libs.connectors.canonical import BUCKET_DIGITS, METHOD, Bucket, End, Fingerprint, HashedRow, Key, SourceEnd
 from libs.connectors.concurrency import all_of
-from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, StreamName
+from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, StreamName, StreamPlan
 
 BUCKETS_NAMED_MAX = 16
 EXAMPLES_MAX = 5
@@ -54,6 +54,21 @@ class DestinationChangesRows(ConnectorRefused):
     def __init__(self, message: str, document: dict[str, Any]) -> None:
         super().__init__(message)
         self.document = document
+
+
+def why_not_comparable(plan: StreamPlan, *, is_complete: bool) -> str | None:
+    """Why a target can't be compared with all of the source's rows; None if it can.
+
+    Args:
+        is_complete: the run also looked for rows that the source deleted, or loaded all rows.
+    """
+    if plan.disposition == "append":
+        return "rows are appended, so that the target may hold several states of a row"
+    if plan.deletes == "soft":
+        return "rows that the source deleted are marked and stay"
+    if not is_complete:
+        return "rows that the source deleted are not looked for in this run"
+    return None
 
 
 async def compare(

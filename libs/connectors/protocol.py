@@ -156,7 +156,7 @@ class Table(Protocol):
         """The keys of all rows of the stream, whatever the state is."""
 
     def comparable(self) -> "SourceEnd":
-        """The source's end of a verification, which hashes the rows in the source, within the snapshot."""
+        """The source's end of a verification, which hashes all rows of the stream, whatever the state is."""
 
     async def values_changed(self) -> dict[str, int]:
         """How many values the policies changed, by column; only columns with a policy other than ``fail``."""
@@ -333,6 +333,19 @@ class Progress(Protocol):
 
     def loaded(self) -> None:
         """All rows are staged. Verifying, indexing and committing follow; they move no rows and may take long."""
+
+
+class Uncounted:
+    """Progress of the keys that are read for a comparison: something moves, but they are not the stream's rows."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def add(self, *, rows_read: int = 0, rows_written: int = 0, bytes_read: int = 0, bytes_written: int = 0) -> None:
+        self._progress.add(bytes_read=bytes_read, bytes_written=bytes_written)
+
+    def loaded(self) -> None:
+        """The rows' own end counts."""
 
 
 @dataclass(frozen=True, slots=True)

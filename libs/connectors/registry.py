@@ -67,7 +67,7 @@ CONNECTORS: tuple[Connector, ...] = (
         "Parquet files",
         ParquetConfig,
         "libs.connectors.parquet.destination:ParquetDestination",
-        DestinationCapabilities(),
+        DestinationCapabilities(appends=True, merges=True, deletes=frozenset(("soft", "hard"))),
     ),
 )
 _BY_NAME = {(item.role, name): item for item in CONNECTORS for name in (item.name, *item.aliases)}

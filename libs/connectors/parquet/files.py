@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,21 +34,22 @@ class StagedFile:
     size_bytes: int
 
 
-class FileWriter:
-    """Writes one series of files: batches are gathered into row groups, which a thread encodes.
+class FileSeries:
+    """Writes one series of files. Blocking.
+
+    Args:
+        number: tells the series of one folder apart.
+        file_bytes_max: a file that has become larger is closed.
 
     Attributes:
         files: the finished files.
     """
 
-    def __init__(self, folder: Path, number: int, schema: pa.Schema, pool: Executor) -> None:
+    def __init__(self, folder: Path, number: int, schema: pa.Schema, file_bytes_max: int = FILE_BYTES_MAX) -> None:
         self._folder = folder
         self._number = number
         self._schema = schema
-        self._pool = pool
-        self._gathered: list[pa.RecordBatch] = []
-        self._gathered_bytes = 0
-        self._gathered_rows = 0
+        self._file_bytes_max = file_bytes_max
         self._writer: pq.ParquetWriter | None = None
         self._for_long_rows = False
         self._name = ""
@@ -57,46 +58,11 @@ class FileWriter:
         self._sequence = 0
         self.files: list[StagedFile] = []
 
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def open(cls, folder: Path, number: int, schema: pa.Schema, pool: Executor) -> AsyncIterator["FileWriter"]:
-        writer = cls(folder, number, schema, pool)
-        try:
-            yield writer
-        finally:
-            await in_thread(writer.abandon, pool)
-
-    async def write(self, batch: pa.RecordBatch) -> None:
-        self._gathered.append(batch)
-        self._gathered_bytes += batch.nbytes
-        self._gathered_rows += batch.num_rows
-        if self._gathered_bytes >= ROW_GROUP_BYTES or self._gathered_rows >= ROW_GROUP_ROWS_MAX:
-            await self._flush()
-
-    async def finish(self) -> None:
-        """Write what is gathered and close; a series without rows still makes one file, which carries the schema."""
-        await self._flush()
-        await self._in_thread(self._close)
-
-    def abandon(self) -> None:
-        """Close a file that was not finished."""
-        if self._writer is not None:
-            with contextlib.suppress(OSError):
-                self._writer.close()
-            self._writer = None
-
-    async def _flush(self) -> None:
-        gathered, self._gathered = self._gathered, []
-        self._gathered_bytes = self._gathered_rows = 0
-        await self._in_thread(lambda: self._write(gathered))
-
-    async def _in_thread(self, work: Callable[[], None]) -> None:
-        await in_thread(work, self._pool)
-
-    def _write(self, batches: Sequence[pa.RecordBatch]) -> None:
+    def write(self, batches: Sequence[pa.RecordBatch]) -> None:
+        """Write the rows as one row group; without rows, open a file, which carries the schema."""
         long = any(batch.nbytes > LONG_ROW_BYTES * batch.num_rows for batch in batches)
         if long and not self._for_long_rows:
-            self._close()
+            self.close()
         if self._writer is None:
             self._writer = self._open(batches, long)
         if not batches:
@@ -105,8 +71,28 @@ class FileWriter:
         self._writer.write_table(rows, row_group_size=rows.num_rows)
         self._rows += rows.num_rows
         # The writer keeps the pages of its last row group in memory until the next one or the end.
-        if rows.nbytes >= LONG_GROUP_BYTES or self._path.stat().st_size >= FILE_BYTES_MAX:
-            self._close()
+        if rows.nbytes >= LONG_GROUP_BYTES or self._path.stat().st_size >= self._file_bytes_max:
+            self.close()
+
+    def close(self) -> None:
+        """Finish the open file, if there is one."""
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._writer = None
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
+        size = self._path.stat().st_size
+        self.files.append(StagedFile(self._name, self._path, self._rows, size))
+        self._rows = 0
+        self._sequence += 1
+
+    def abandon(self) -> None:
+        """Close a file that was not finished."""
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+            self._writer = None
 
     def _open(self, batches: Sequence[pa.RecordBatch], long: bool) -> pq.ParquetWriter:
         self._for_long_rows = long
@@ -122,17 +108,47 @@ class FileWriter:
             use_dictionary=[] if long else repetitive_columns(batches),  # type: ignore[arg-type]
         )
 
-    def _close(self) -> None:
-        if self._writer is None:
-            return
-        self._writer.close()
-        self._writer = None
-        with self._path.open("rb") as file:
-            os.fsync(file.fileno())
-        size = self._path.stat().st_size
-        self.files.append(StagedFile(self._name, self._path, self._rows, size))
-        self._rows = 0
-        self._sequence += 1
+
+class FileWriter:
+    """Gathers batches into row groups, which a thread encodes."""
+
+    def __init__(self, series: FileSeries, pool: Executor) -> None:
+        self._series = series
+        self._pool = pool
+        self._gathered: list[pa.RecordBatch] = []
+        self._gathered_bytes = 0
+        self._gathered_rows = 0
+
+    @property
+    def files(self) -> list[StagedFile]:
+        """The finished files."""
+        return self._series.files
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, series: FileSeries, pool: Executor) -> AsyncIterator["FileWriter"]:
+        writer = cls(series, pool)
+        try:
+            yield writer
+        finally:
+            await in_thread(series.abandon, pool)
+
+    async def write(self, batch: pa.RecordBatch) -> None:
+        self._gathered.append(batch)
+        self._gathered_bytes += batch.nbytes
+        self._gathered_rows += batch.num_rows
+        if self._gathered_bytes >= ROW_GROUP_BYTES or self._gathered_rows >= ROW_GROUP_ROWS_MAX:
+            await self._flush()
+
+    async def finish(self) -> None:
+        """Write what is gathered and close; a series without rows still makes one file, which carries the schema."""
+        await self._flush()
+        await in_thread(self._series.close, self._pool)
+
+    async def _flush(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        self._gathered_bytes = self._gathered_rows = 0
+        await in_thread(lambda: self._series.write(gathered), self._pool)
 
 
 def repetitive_columns(batches: Sequence[pa.RecordBatch]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 
+from libs.connectors.comparison import why_not_comparable
 from libs.connectors.concurrency import share_out
 from libs.connectors.postgres import publishing, replacement
 from libs.connectors.postgres.columns import reconciled
@@ -48,6 +49,7 @@ from libs.connectors.protocol import (
     StreamPlan,
     Table,
     Target,
+    Uncounted,
     Written,
 )
 from libs.connectors.states import StreamState
@@ -174,7 +176,7 @@ class PostgresRun:
         try:
             rows = await self._stage(incoming, staging, progress, where)
             if keys is not None:
-                await self._stage(incoming_of(keys), key_staging, _Uncounted(progress), where)
+                await self._stage(incoming_of(keys), key_staging, Uncounted(progress), where)
             progress.loaded()
             with translated(where):
                 changed = await incoming.values_changed()
@@ -310,9 +312,9 @@ class PostgresRun:
         keys: Relation | None,
     ) -> Written:
         """Append the staged rows to the target, or merge them into it."""
-        verify, reason = None, ""
+        verify, reason = None, None
         if self._context.verify:
-            reason = _why_not_comparable(plan, keys)
+            reason = why_not_comparable(plan, is_complete=keys is not None)
             verify = None if reason else partial(incoming.compare, connection)
         addition = Addition(
             connection=connection,
@@ -380,29 +382,6 @@ class PostgresRun:
                     "warning",
                     f"could not drop the staging table {'.'.join(relation)}; a later run drops it: {error}",
                 )
-
-
-class _Uncounted:
-    """The keys that are staged for a comparison: they show that something moves, and are not the stream's rows."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def add(self, *, rows_read: int = 0, rows_written: int = 0, bytes_read: int = 0, bytes_written: int = 0) -> None:
-        self._progress.add(bytes_read=bytes_read, bytes_written=bytes_written)
-
-    def loaded(self) -> None:
-        """The rows' own end is told."""
-
-
-def _why_not_comparable(plan: StreamPlan, keys: Relation | None) -> str:
-    if plan.disposition == "append":
-        return "rows are appended, so that the target may hold several states of a row"
-    if plan.deletes == "soft":
-        return "rows that the source deleted are marked and stay"
-    if keys is None:
-        return "rows that the source deleted are not looked for in this run"
-    return ""
 
 
 def _without_application_name(config: PostgresDestinationConfig) -> PostgresDestinationConfig:

@@ -6,8 +6,10 @@ from typing import Any
 
 import asyncpg
 
+from libs.connectors.postgres.incremental import is_cursor
 from libs.connectors.postgres.types import Column, columns_of
 from libs.connectors.protocol import CatalogEntry
+from libs.contracts.capabilities import FULL_REFRESH, INCREMENTAL
 
 # A database may be a destination too: what DataSync itself keeps there is left out, told by its columns, and so are the
 # tables that it fills before they take a target's place, told by their names and their storage parameter.
@@ -19,7 +21,7 @@ WITH own_schemas AS (
         WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped
     ) @> '{job_id,epoch,run_id,taken_at}'
 )
-SELECT c.oid, n.nspname AS namespace, c.relname AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+SELECT c.oid, n.nspname AS namespace, c.relname AS name, c.relkind IN ('r', 'p') AS is_table FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT c.relispartition AND c.relpersistence <> 't'
   AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\_%'
   AND NOT (c.relname IN ('_datasync_state', '_datasync_streams') AND n.oid IN (SELECT relnamespace FROM own_schemas))
@@ -38,9 +40,7 @@ async def discover(connection: "asyncpg.Connection[Any]", schemas: Sequence[str]
     oids = [row["oid"] for row in relations]
     columns = await columns_of(connection, oids)
     keys = await primary_keys(connection, oids)
-    return [
-        {"stream": _entry(row["namespace"], row["name"], columns[row["oid"]], keys[row["oid"]])} for row in relations
-    ]
+    return [{"stream": _entry(row, columns[row["oid"]], keys[row["oid"]])} for row in relations]
 
 
 async def primary_keys(connection: "asyncpg.Connection[Any]", oids: Sequence[int]) -> dict[int, list[str]]:
@@ -60,10 +60,12 @@ async def primary_keys(connection: "asyncpg.Connection[Any]", oids: Sequence[int
     return keys
 
 
-def _entry(namespace: str, name: str, columns: Sequence[Column], primary_key: list[str]) -> dict[str, Any]:
+def _entry(relation: Any, columns: Sequence[Column], primary_key: list[str]) -> dict[str, Any]:
+    cursors = [column.name for column in columns if is_cursor(column)]
+    incremental = [INCREMENTAL] if cursors or relation["is_table"] else []
     return {
-        "name": name,
-        "namespace": namespace,
+        "name": relation["name"],
+        "namespace": relation["namespace"],
         "type_schema": {
             "properties": {
                 column.name: {
@@ -74,12 +76,12 @@ def _entry(namespace: str, name: str, columns: Sequence[Column], primary_key: li
                 for column in columns
             }
         },
-        "supported_sync_modes": ["full_refresh"],
+        "supported_sync_modes": [FULL_REFRESH, *incremental],
         "source_defined_primary_key": primary_key,
-        "available_cursor_fields": [column.name for column in columns if column.type.kind == "scalar"],
-        "sync_mode": "full_refresh",
+        "available_cursor_fields": cursors,
+        "sync_mode": FULL_REFRESH,
         "cursor_field": "",
-        "destination_database": namespace,
-        "destination_table": name,
+        "destination_database": relation["namespace"],
+        "destination_table": relation["name"],
         "default_stream_properties": {"normalization": True, "append_mode": False},
     }

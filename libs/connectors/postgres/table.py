@@ -163,7 +163,8 @@ class PostgresTable:
         from libs.connectors.postgres.arrow_form import arrow_form  # noqa: PLC0415
         from libs.connectors.postgres.verification import PostgresSourceEnd  # noqa: PLC0415
 
-        return PostgresSourceEnd(self, arrow_form(self))
+        every = self.all_rows()
+        return PostgresSourceEnd(every, arrow_form(every))
 
     async def values_changed(self) -> dict[str, int]:
         from libs.connectors.postgres.arrow import unholdable_by_policy  # noqa: PLC0415

@@ -161,7 +161,7 @@ async def test_failing_streams_do_not_stop_the_others_and_the_run_fails_naming_e
     await source.execute(THREE + BAD)
     names = ("a", "ab", "b", "ba", "c", "gone")
     selected = selecting(*names)
-    selected["public"][3]["filter"] = "nope > 1"
+    selected["public"][3]["chunk_column"] = "id"
     job = await installation.job(source.config, destination if kind == "postgres" else lake)
     await job.begin()
     config = {"selected_streams": selected, "streams": catalog(*names)}
@@ -463,7 +463,7 @@ async def test_a_run_of_five_thousand_streams_is_reported_whole(
             stream = StreamReport(StreamPlan(StreamName("public", name), Target("public", name)))
             stream.complete(number)
             attempt.report.streams.append(stream)
-            attempt.report.results.append(stream.result(Written(number, True), 0.5))
+            attempt.report.results.append(stream.result(Written(number, verified=True), 0.5))
 
     assert await attempt.run(move_nothing) == "completed"
     task = await job.task()

@@ -10,6 +10,7 @@ from services.job_orchestrator.domain.streams import (
     advanced_settings_text,
     catalog_of,
     object_text,
+    refuse_beyond,
     supported_catalog_text,
     takes_over,
 )
@@ -78,6 +79,7 @@ DEFAULTS = {
     "selected_columns": {"columns": ["id", "mail"], "sync_new_columns": True},
     "value_policies": {"mail": "null"},
 }
+FILTER = {"logical_operator": "and", "conditions": [{"column": "id", "operator": ">", "value": 1}]}
 IN_PUBLIC = "streams_config.selected_streams.public[0]"
 
 
@@ -98,6 +100,14 @@ def choosing(selected: dict[str, Any], *more: dict[str, Any], **stream: Any) -> 
         choosing({}, {"name": "other", "namespace": "public", "sync_mode": "cdc"}),
         {"selected_streams": {"public": [{"stream_name": "orders"}]}, "streams": []},
         choosing({}) | {"streams_config": choosing({})},
+        choosing({"filter_config": FILTER, "append_mode": True}, sync_mode="incremental"),
+        choosing(
+            {"deletes": {"mode": "soft", "schedule": "every run"}, "primary_key": ["id"], "lag_seconds": 1.5},
+            sync_mode="incremental",
+            cursor_field="id:mail",
+            source_defined_primary_key=[],
+        ),
+        choosing({}, type_schema={"properties": {"id": {"destination_column_name": "x"}, "mail": {}}}),
         {},
     ],
 )
@@ -108,11 +118,46 @@ def test_what_front_ends_send_by_default_passes(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("config", "field"),
     [
-        (choosing({"append_mode": True}), f"{IN_PUBLIC}.append_mode"),
         (choosing({"normalization": False}), f"{IN_PUBLIC}.normalization"),
-        (choosing({"partition_regex": "/{id}"}), f"{IN_PUBLIC}.partition_regex"),
-        (choosing({"filter": "id > 1"}), f"{IN_PUBLIC}.filter"),
-        (choosing({"filter_config": {"conditions": [{"column": "id"}]}}), f"{IN_PUBLIC}.filter_config"),
+        (choosing({"filter": "id >"}), f"{IN_PUBLIC}.filter"),
+        (choosing({"filter": "nope > 1"}), f"{IN_PUBLIC}.filter"),
+        (choosing({"filter": "id > 1", "filter_config": FILTER}), f"{IN_PUBLIC}.filter"),
+        (
+            choosing({"filter_config": {"conditions": [{"column": "id"}]}}),
+            f"{IN_PUBLIC}.filter_config.conditions[0].operator",
+        ),
+        (
+            choosing({"filter_config": {"conditions": [{"column": "x", "operator": "=", "value": 1}]}}),
+            f"{IN_PUBLIC}.filter_config.conditions[0].column",
+        ),
+        (choosing({"primary_key": ["x"]}), f"{IN_PUBLIC}.primary_key[0]"),
+        (choosing({"deletes": {"mode": "hard"}}), "streams_config.streams[0].stream.sync_mode"),
+        (choosing({"deletes": {"mode": "sometimes"}}), f"{IN_PUBLIC}.deletes.mode"),
+        (
+            choosing({"deletes": {"mode": "hard", "schedule": "now and then"}}, sync_mode="incremental"),
+            f"{IN_PUBLIC}.deletes.schedule",
+        ),
+        (choosing({"deletes": {"mode": "hard"}, "append_mode": True}), f"{IN_PUBLIC}.deletes"),
+        (
+            choosing({}, sync_mode="incremental", cursor_field="x"),
+            "streams_config.streams[0].stream.cursor_field",
+        ),
+        (
+            choosing({}, sync_mode="incremental", available_cursor_fields=["mail"]),
+            "streams_config.streams[0].stream.cursor_field",
+        ),
+        (
+            choosing({}, sync_mode="incremental", source_defined_primary_key=[]),
+            "streams_config.streams[0].stream.sync_mode",
+        ),
+        (
+            choosing({"lag_seconds": 5}, sync_mode="incremental", cursor_field=""),
+            "streams_config.streams[0].stream.cursor_field",
+        ),
+        (
+            choosing({"append_mode": True, "null_cursors": "always"}, sync_mode="incremental"),
+            "streams_config.streams[0].stream.sync_mode",
+        ),
         (choosing({"filter_config": "id > 1"}), f"{IN_PUBLIC}.filter_config"),
         (choosing({"chunk_column": "id"}), f"{IN_PUBLIC}.chunk_column"),
         (choosing({"split_column": "id"}), f"{IN_PUBLIC}.split_column"),
@@ -126,8 +171,8 @@ def test_what_front_ends_send_by_default_passes(config: dict[str, Any]) -> None:
         (choosing({}, USERS), "streams_config.streams[1].stream.name"),
         (choosing({}, sync_mode="cdc"), "streams_config.streams[0].stream.sync_mode"),
         (
-            choosing({}, type_schema={"properties": {"id": {"destination_column_name": "x"}, "mail": {}}}),
-            "streams_config.streams[0].stream.type_schema.properties.id.destination_column_name",
+            choosing({}, type_schema={"properties": {"id": {"destination_column_name": "mail"}, "mail": {}}}),
+            "streams_config.streams[0].stream.type_schema.properties.mail.destination_column_name",
         ),
         (choosing({}, type_schema={"properties": ["id"]}), "streams_config.streams[0].stream.type_schema.properties"),
         (
@@ -139,8 +184,8 @@ def test_what_front_ends_send_by_default_passes(config: dict[str, Any]) -> None:
             "streams_config.selected_streams.public[1].stream_name",
         ),
         (
-            {"selected_streams": {"public": [{"stream_name": "a", "append_mode": True}]}},
-            "streams_config.selected_streams.public[0].append_mode",
+            {"selected_streams": {"public": [{"stream_name": "a", "chunk_column": "id"}]}},
+            "streams_config.selected_streams.public[0].chunk_column",
         ),
     ],
 )
@@ -250,3 +295,21 @@ def test_streams_that_come_go_or_stay_are_not_cleared() -> None:
         "selected_streams": {},
         "streams": [],
     }
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (choosing({"partition_regex": "/{id}"}), f"{IN_PUBLIC}.partition_regex"),
+        (choosing({}), None),
+        (choosing({"append_mode": True, "filter": "id > 1"}, sync_mode="incremental"), None),
+    ],
+)
+def test_what_an_end_can_not_do_is_refused_by_path(config: dict[str, Any], field: str | None) -> None:
+    text = supported_catalog_text(config)
+    if field is None:
+        refuse_beyond(text, "postgres", "parquet")
+        return
+    with pytest.raises(InvalidInput) as refusal:
+        refuse_beyond(text, "postgres", "parquet")
+    assert [error.field for error in refusal.value.errors] == [field]
