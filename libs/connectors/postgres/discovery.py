@@ -21,7 +21,8 @@ WITH own_schemas AS (
         WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped
     ) @> '{job_id,epoch,run_id,taken_at}'
 )
-SELECT c.oid, n.nspname AS namespace, c.relname AS name, c.relkind IN ('r', 'p') AS is_table FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+SELECT c.oid, n.nspname AS namespace, c.relname AS name, c.relkind IN ('r', 'p') AS is_table
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT c.relispartition AND c.relpersistence <> 't'
   AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\_%'
   AND NOT (c.relname IN ('_datasync_state', '_datasync_streams') AND n.oid IN (SELECT relnamespace FROM own_schemas))
