@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -175,6 +175,11 @@ def plan_of(
     return StreamPlan(
         StreamName("public", table), Target("public", table), chosen, policies=dict(policies) if policies else {}
     )
+
+
+def plan_from(options: Mapping[str, Any]) -> StreamPlan:
+    """A plan of the table ``t``."""
+    return replace(plan_of("t"), **options)
 
 
 def context_of(

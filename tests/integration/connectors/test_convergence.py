@@ -1,20 +1,14 @@
-"""Random changes of rows and columns between incremental runs: the destination converges to the source.
+"""Random changes of rows and columns between incremental runs: the destination converges to the source."""
 
-The walk is short here; the fault suite takes long ones.
-"""
-
-import os
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
+from libs.testing.walks import Walk
 from tests.integration.connectors.moving import Lake, Server, context_of, move_changes, plan_of
 
-ROUNDS = int(os.environ.get("CONVERGENCE_ROUNDS", "12"))
-SEED = int(os.environ.get("CONVERGENCE_SEED", "1"))
 TYPES = {"integer": "bigint", "smallint": "integer", "numeric(8,2)": "numeric(12,4)", "text": "text", "date": "date"}
 VALUES = {
     "integer": "(random() * 1000)::int",
@@ -27,16 +21,14 @@ VALUES = {
 }
 
 
-class Walk:
+class Changes:
     """Random statements on the table ``t`` of a source."""
 
-    def __init__(self, source: Server, seed: int) -> None:
+    def __init__(self, source: Server, choices: random.Random) -> None:
         self.source = source
-        self.random = random.Random(seed)
+        self.random = choices
         self.columns: dict[str, str] = {"v": "integer", "w": "text"}
-        self.dropped: set[str] = set()
         self.next_column = 0
-        self.open: list[Any] = []
 
     async def start(self) -> None:
         await self.source.execute("CREATE TABLE t (id bigint PRIMARY KEY, v integer, w text)")
@@ -98,7 +90,7 @@ class Walk:
         self.columns[name] = wider
 
     async def drop_column(self) -> None:
-        if len(self.columns) > 2:
+        if len(self.columns) > self.random.randint(2, 6):
             name = self.random.choice(list(self.columns))
             await self.source.execute(f'ALTER TABLE t DROP COLUMN "{name}"')
             del self.columns[name]
@@ -108,16 +100,18 @@ class Walk:
 
 
 @pytest.mark.parametrize("kind", ["postgres", "parquet"])
-async def test_incremental_runs_converge(source: Server, destination: Server, lake: Lake, kind: str) -> None:
-    walk = Walk(source, SEED)
-    await walk.start()
+async def test_incremental_runs_converge(
+    source: Server, destination: Server, lake: Lake, kind: str, walk: Walk
+) -> None:
+    changes = Changes(source, walk.random)
+    await changes.start()
     plan = replace(plan_of("t"), mode="incremental", disposition="merge", deletes="hard")
     to: Server | Lake = destination if kind == "postgres" else lake
-    for number in range(1, ROUNDS + 1):
+    for number in range(1, walk.rounds(8, 400) + 1):
         context = context_of(f"run-{number}", number, verify=number % 3 == 0)
         written = await move_changes(source, to, plan, context, deletes=True)
         assert written.verified in (None, True)
-        names = ["id", *walk.columns]
+        names = ["id", *changes.columns]
         selected = ", ".join(f'"{name}"' for name in names)
         expected = [tuple(row) for row in await source.connection.fetch(f"SELECT {selected} FROM t ORDER BY id")]
         if isinstance(to, Server):
@@ -125,5 +119,5 @@ async def test_incremental_runs_converge(source: Server, destination: Server, la
         else:
             rows = sorted(to.rows("public/t"), key=lambda row: row["id"])
             found = [tuple(row[name] for name in names) for row in rows]
-        assert found == expected, f"seed {SEED}, round {number}"
-        await walk.step()
+        assert found == expected, f"round {number}"
+        await changes.step()

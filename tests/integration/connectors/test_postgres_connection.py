@@ -182,7 +182,7 @@ async def test_discovery_lists_tables_views_and_partitioned_tables_with_their_co
     orders = found[2]
     assert orders["source_defined_primary_key"] == ["line", "id"]
     assert orders["type_schema"]["properties"]["note"]["type"] == ["string"]
-    assert orders["supported_sync_modes"] == ["full_refresh"]
+    assert orders["supported_sync_modes"] == ["full_refresh", "incremental"]
     assert (orders["destination_database"], orders["destination_table"]) == ("sales", "orders")
     types = {name: column["type"] for name, column in found[0]["type_schema"]["properties"].items()}
     assert types["id"] == ["integer"]

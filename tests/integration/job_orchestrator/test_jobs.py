@@ -17,7 +17,7 @@ from tests.integration.job_orchestrator.orchestrator import (
     job_body,
 )
 
-APPENDING = STREAMS | {"selected_streams": {"public": [{"stream_name": "flights", "append_mode": True}]}}
+CHUNKED = STREAMS | {"selected_streams": {"public": [{"stream_name": "flights", "chunk_column": "id"}]}}
 
 
 async def test_a_new_job_echoes_what_was_sent_and_is_read_as_the_page_needs_it(orchestrator: Orchestrator) -> None:
@@ -322,8 +322,8 @@ DEEP = b'{"name":' + b"[" * 10_000 + b"]" * 10_000 + b"}"
         (json.dumps(job_body(advanced_settings={"verfy": True})).encode(), "advanced_settings.verfy"),
         (json.dumps(job_body(streams_config={"selected_stream": {}})).encode(), "streams_config.selected_stream"),
         (
-            json.dumps(job_body(streams_config=json.dumps(APPENDING))).encode(),
-            "streams_config.selected_streams.public[0].append_mode",
+            json.dumps(job_body(streams_config=json.dumps(CHUNKED))).encode(),
+            "streams_config.selected_streams.public[0].chunk_column",
         ),
     ],
 )
@@ -338,10 +338,10 @@ async def test_a_malformed_job_is_refused_by_field(orchestrator: Orchestrator, b
 
 async def test_a_change_that_no_run_can_honour_is_refused_by_path(orchestrator: Orchestrator) -> None:
     job_id = await orchestrator.create_job()
-    refused = await orchestrator.put(f"/jobs/{job_id}", job_body(streams_config=APPENDING))
+    refused = await orchestrator.put(f"/jobs/{job_id}", job_body(streams_config=CHUNKED))
     assert refused.status == 400
     assert [error["field"] for error in refused.body["errors"]] == [
-        "streams_config.selected_streams.public[0].append_mode"
+        "streams_config.selected_streams.public[0].chunk_column"
     ]
 
 

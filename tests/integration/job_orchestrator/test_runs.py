@@ -95,7 +95,12 @@ async def test_a_run_goes_from_the_call_to_its_counts(orchestrator: Orchestrator
         "verified": None,
         "verification": None,
         "error": None,
+        "rows_skipped": 0,
+        "rows_inserted": 0,
+        "rows_updated": 0,
+        "rows_deleted": 0,
         "values_changed": {},
+        "columns_changed": [],
     }
 
     assert await orchestrator.finish(run, streams=(RESULT,), log_sequence=1, log_lines=lines("end")) == "recorded"
