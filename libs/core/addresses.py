@@ -1,7 +1,7 @@
 """Which IP addresses may be called: one rule for all addresses that users can make DataSync connect to.
 
-IPv4 addresses travel in several forms of IPv6, and a translator or relay near us would deliver them. So an address is
-judged together with every IPv4 address that it carries.
+Several forms of IPv6 addresses contain an IPv4 address, to which a translator or relay would forward. So an address
+is judged together with every IPv4 address that it contains.
 """
 
 import ipaddress
@@ -35,13 +35,13 @@ _ISATAP_IDENTIFIERS = (0x0000_5EFE, 0x0200_5EFE)
 
 
 def parse_address(text: str) -> IPAddress:
-    """An address as ``getaddrinfo`` or a socket tells it, its zone left out; raises ``ValueError``."""
+    """An address as ``getaddrinfo`` or a socket returns it, without its zone; raises ``ValueError``."""
     return ipaddress.ip_address(text.split("%", 1)[0])
 
 
 @lru_cache(maxsize=4096)
 def client_address(text: str) -> IPAddress | None:
-    """The address of a connection's peer, an IPv4-mapped one as its IPv4 address; None where the text is no address."""
+    """The address of a connection's peer, an IPv4-mapped one as IPv4; None if the text is not an address."""
     try:
         address = parse_address(text)
     except ValueError:
@@ -51,10 +51,10 @@ def client_address(text: str) -> IPAddress | None:
 
 
 def one_client(text: str) -> str:
-    """What counts as one client: an IPv4 address, or the /64 network that an IPv6 host can roam in (RFC 6177).
+    """What counts as one client: an IPv4 address, or the /64 network of an IPv6 address (RFC 6177).
 
-    A name that a proxy puts in an address's place (RFC 7239 section 6.3) is a client, too; all other texts are
-    ``unknown`` together.
+    So does the name that a proxy may give in place of an address (RFC 7239 section 6.3). All other texts are one
+    client, ``unknown``.
     """
     address = client_address(text)
     if isinstance(address, ipaddress.IPv6Address):
@@ -65,12 +65,12 @@ def one_client(text: str) -> str:
 
 
 def is_obfuscated(text: str) -> bool:
-    """Whether a proxy put a name in place of an address."""
+    """Whether it is a name that a proxy gives in place of an address."""
     return _OBFUSCATED.fullmatch(text) is not None
 
 
 def is_metadata_address(address: IPAddress) -> bool:
-    """Whether the address, or one that it carries, is link-local or a cloud's metadata service."""
+    """Whether the address, or one that it contains, is link-local or a cloud's metadata service."""
     return any(
         meant.version == network.version and meant in network
         for meant in _meant_by(address)
@@ -79,16 +79,16 @@ def is_metadata_address(address: IPAddress) -> bool:
 
 
 def is_public_address(address: IPAddress) -> bool:
-    """Whether the address, and every one that it carries, is of the public internet and of one machine."""
+    """Whether the address and every one that it contains are public unicast addresses."""
     return all(meant.is_global and not meant.is_multicast for meant in _meant_by(address)) and not is_metadata_address(
         address
     )
 
 
 def outbound_fault(url: str, allowed: Sequence[IPNetwork] = ()) -> str | None:
-    """Why an address that a user gave must not be called, None if nothing is wrong with it so far.
+    """Why a URL that a user gave must not be called; None if nothing is wrong with it so far.
 
-    What a name leads to is judged when it is called, for it may be another address by then.
+    A host name's addresses are judged when it is called, because they may be others by then.
     """
     try:
         parts = urlsplit(url)
@@ -132,7 +132,7 @@ def _number(text: str) -> int:
 
 
 def _meant_by(address: IPAddress) -> Iterator[IPAddress]:
-    """The addresses that this one may reach; an IPv4-mapped one reaches only its IPv4 address."""
+    """The addresses that packets to this one may reach; for an IPv4-mapped one that is only its IPv4 address."""
     if isinstance(address, ipaddress.IPv4Address):
         yield address
         return

@@ -1,7 +1,7 @@
-"""Strict JSON at the door: what the platform can't carry without loss is refused by path before anything is kept.
+"""Strict JSON: what can't be stored and published without loss is refused by its path before anything is stored.
 
 The rules: at most 64 levels deep, no duplicate keys, no NUL characters, finite numbers, integers within ±(2^63-1).
-RFC 8259 leaves duplicate keys open; MongoDB, PostgreSQL and protobuf disagree on the rest, so the door refuses it.
+RFC 8259 leaves duplicate keys open; MongoDB, PostgreSQL and protobuf disagree on the rest.
 """
 
 import json
@@ -37,15 +37,14 @@ def parse_json(body: bytes, *, subject: str = "request body", wrapped: int = 0) 
     """Parse UTF-8 JSON under the rules above.
 
     Args:
-        body: the bytes as they came.
-        subject: what the messages call the text.
-        wrapped: how many levels stand around what a caller would send by itself; they don't count as depth.
+        subject: what error messages call the text.
+        wrapped: the number of outer levels that the caller did not send; they don't count as depth.
 
     Raises:
-        InvalidInput: not JSON, or JSON that breaks a rule; ``errors`` names the path.
+        InvalidInput: it is not JSON or breaks a rule; ``errors`` names the path.
     """
-    with _told(subject):
-        # orjson first: it refuses over-deep nesting iteratively, which keeps the recursive parser below safe.
+    with _translated(subject):
+        # orjson first: it rejects deep nesting without recursion, which the parser below would not survive.
         orjson.loads(body)
         value = json.loads(body, object_pairs_hook=_unique_pairs, parse_constant=_refuse_constant)
     check_json(value, depth=-wrapped)
@@ -53,12 +52,12 @@ def parse_json(body: bytes, *, subject: str = "request body", wrapped: int = 0) 
 
 
 def raw_members(text: bytes, *, subject: str = "request body") -> dict[str, bytes]:
-    """The members of an object as the texts that they are; the rules of JSON are not yet held against each of them.
+    """The members of an object as unparsed text; the rules are not checked for their values.
 
     Raises:
-        InvalidInput: no object, or a key of it stands twice.
+        InvalidInput: it is not an object, or has a key twice.
     """
-    with _told(subject):
+    with _translated(subject):
         pairs = []
         for part in _parts(text, b"{", b"}", subject):
             key = _STRING.match(part)
@@ -70,19 +69,19 @@ def raw_members(text: bytes, *, subject: str = "request body") -> dict[str, byte
 
 
 def raw_items(text: bytes, *, subject: str = "request body") -> list[bytes] | None:
-    """The items of an array as the texts that they are, like ``raw_members``; None where it is no array."""
+    """The items of an array as unparsed text, like ``raw_members``; None if it is not an array."""
     if text[:1] != b"[":
         return None
     try:
         return [bytes(item) for item in msgspec.json.decode(text, type=list[msgspec.Raw])]
     except (RecursionError, ValueError):
-        # It refuses surrogates and depth too, which only the item that holds them shall answer for.
-        with _told(subject):
+        # It also rejects surrogates and deep nesting, which must be an error of that item alone.
+        with _translated(subject):
             return list(_parts(text, b"[", b"]", subject))
 
 
 def is_json(text: bytes) -> bool:
-    """Whether a text has the grammar of JSON, whatever the rules above say; what is nested too deep for us counts."""
+    """Whether a text is JSON by its grammar, even if it breaks a rule or is nested too deep."""
     try:
         json.loads(text, parse_int=_ignored, parse_float=_ignored, parse_constant=_refuse_constant)
     except RecursionError:
@@ -93,7 +92,7 @@ def is_json(text: bytes) -> bool:
 
 
 def _parts(text: bytes, opening: bytes, closing: bytes, subject: str) -> Iterator[bytes]:
-    """What stands between the outermost commas; no depth of nesting costs more than its length."""
+    """The texts between the outermost commas, in time linear in the length, however deep the nesting."""
     text = text.strip(_SPACE)
     if not text.startswith(opening):
         raise _invalid("", f"must be a JSON {'object' if opening == b'{' else 'array'}", "invalid")
@@ -122,7 +121,7 @@ def _parts(text: bytes, opening: bytes, closing: bytes, subject: str) -> Iterato
 def _part(text: bytes) -> bytes:
     stripped = text.strip(_SPACE)
     if not stripped:
-        raise ValueError("something is missing beside a comma")
+        raise ValueError("a value is missing before or after a comma")
     return stripped
 
 
@@ -131,12 +130,12 @@ def _ignored(_: str) -> int:
 
 
 @contextmanager
-def _told(subject: str) -> Iterator[None]:
-    """What a parser refuses, in our words."""
+def _translated(subject: str) -> Iterator[None]:
+    """Turn a parser's errors into ``InvalidInput``."""
     try:
         yield
     except _DuplicateKey as error:
-        raise _invalid(error.key, f"the key {error.key!r} stands twice in one object", "duplicate_key") from None
+        raise _invalid(error.key, f"the key {error.key!r} occurs twice in one object", "duplicate_key") from None
     except RecursionError:
         raise _invalid("", f"{subject} is nested deeper than {DEPTH_MAX} levels", "too_deep") from None
     except ValueError as error:
@@ -146,7 +145,7 @@ def _told(subject: str) -> Iterator[None]:
 
 
 def check_json(value: Any, path: str = "", depth: int = 0) -> None:
-    """Hold a parsed value to the rules; raises ``InvalidInput`` naming the path."""
+    """Check a parsed value against the rules; raises ``InvalidInput`` naming the path."""
     match value:
         case bool() | None:
             return
@@ -174,7 +173,7 @@ def check_json(value: Any, path: str = "", depth: int = 0) -> None:
 
 
 def dump_json(value: Any) -> str:
-    """Compact JSON text: what events and documents keep of free-form values."""
+    """Compact JSON text, as events and documents store free-form values."""
     return orjson.dumps(value).decode()
 
 

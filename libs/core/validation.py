@@ -1,4 +1,4 @@
-"""Pydantic's findings in the words of our API: which field, and what is wrong with it."""
+"""Turns Pydantic's errors into the API's: the field's path, a message and a code."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:[Zz]|
 
 
 def _as_written(value: Any) -> Any:
-    """Pydantic would also take seconds since 1970, which nobody means who writes ``2026``."""
+    """Refuse numbers, which Pydantic would read as seconds since 1970: ``2026`` is more likely a year."""
     if isinstance(value, str) and _MOMENT.fullmatch(value) is None:
         raise ValueError(MOMENT)
     return value
@@ -30,7 +30,7 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 PastMoment = Annotated[AwareDatetime, BeforeValidator(_as_written), AfterValidator(_in_utc)]
-"""A moment that a caller names (RFC 3339), in UTC."""
+"""A time that a caller gives (RFC 3339), in UTC."""
 
 _WORDS = {
     "missing": ("is required", "missing"),
@@ -42,16 +42,16 @@ _WORDS = {
     "datetime_from_date_parsing": (MOMENT, "invalid"),
     "timezone_aware": (MOMENT, "invalid"),
 }
-# What Pydantic calls the members of a union; it puts them into the path of a finding.
+# Pydantic's names of a union's members, which it puts into an error's path.
 _MEMBER = re.compile(r"constrained-\w+|literal\[.*\]|function-.*|nullable\[.*\]")
 _SUBJECT = re.compile(r"^(?:Input|String|List|Dictionary|Value|Data) should ")
 
 
 def field_errors(error: ValidationError, prefix: str = "") -> list[FieldError]:
-    """One finding a field; where any of several forms would do, what each of them asks for.
+    """One error for each field; of a union, the messages of its members joined by "or".
 
     Args:
-        prefix: what the value is called, before the paths within it.
+        prefix: the path of the value itself.
     """
     found: dict[str, FieldError] = {}
     for item in error.errors(include_url=False, include_input=False):

@@ -108,9 +108,15 @@ class Documents:
         sort: Sequence[tuple[str, int]] = (("_id", -1),),
         limit: int = 1000,
         skip: int = 0,
+        without: Sequence[str] = (),
     ) -> list[Entity[State]]:
-        """Entities by a MongoDB filter on ``project_id`` and ``state.<field>``, newest first by default."""
-        cursor = self.collection(aggregate.collection).find(criteria).sort(list(sort)).skip(skip).limit(limit)
+        """Entities by a MongoDB filter on ``project_id`` and ``state.<field>``, newest first by default.
+
+        Args:
+            without: large fields that are not read; they have their defaults.
+        """
+        found = self.collection(aggregate.collection).find(criteria, dict.fromkeys(without, 0) or None)
+        cursor = found.sort(list(sort)).skip(skip).limit(limit)
         return [entity_of(aggregate, document) async for document in counted(cursor)]
 
     async def events_before(

@@ -69,11 +69,12 @@ class Leases:
         lease was released.
         """
         while True:
-            await self._acquired(name)
-            log.debug("lease_acquired", lease=name)
             try:
+                await self._acquired(name)
+                log.debug("lease_acquired", lease=name)
                 await self._lead(name, work)
             finally:
+                # Also if acquiring it was cancelled, because the server may have granted it already.
                 await self._try_release(name)
             log.info("lease_lost", lease=name)
 

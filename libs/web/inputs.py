@@ -60,7 +60,12 @@ class StrictQuery(BaseModel):
 class OneQuery(Query):
     """``as_of``: show the entity as it stood at that moment."""
 
-    as_of: PastMoment | None = None
+    as_of: PastMoment | None = Field(
+        default=None,
+        description="The state after the last event at or before this moment, which is an instant: "
+        "`2026-02-21T10:30:00Z` is the beginning of that second. Times of events have milliseconds.",
+        examples=["2026-02-21T10:30:00.000Z"],
+    )
 
 
 class HistoryQuery(Query):

@@ -40,6 +40,9 @@ JOBS_VIEWED_TOGETHER = 200
 RESERVED = "endpoints_reserved"
 RESERVED_INDEXES = [IndexModel([("created_at", ASCENDING)], expireAfterSeconds=24 * 3600)]
 
+# Large parts of a run that lists do not show.
+_NOT_LISTED = ("state.streams_config_json", "state.streams.verification_json", "state.streams.values_changed")
+
 Side = Literal["source", "destination"]
 _PROJECTIONS = {"source": SOURCES, "destination": DESTINATIONS}
 
@@ -173,6 +176,7 @@ class JobQueries:
             criteria,
             sort=[("state.queued_at", -1), ("_id", -1)],
             limit=limit,
+            without=_NOT_LISTED,
         )
         return [task_view(run, self._clock.now()) for run in runs]
 

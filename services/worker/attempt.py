@@ -20,6 +20,7 @@ ResponseT = TypeVar("ResponseT", bound=Frozen)
 
 Outcome = RunOutcome | Literal["fenced"]
 
+FIRST_PAUSE_SECONDS = 0.5
 FINISH_SECONDS_MAX = 120.0
 FINISH_PAUSE_SECONDS = 1.0
 STOPPING_SECONDS_MAX = 5.0
@@ -81,7 +82,11 @@ class Attempt:
         await work()
 
     async def _keep_reporting(self, working: "asyncio.Task[None]") -> None:
-        """Send heartbeats until cancelled; any verdict but ``continue`` cancels the work."""
+        """Send heartbeats until cancelled; any verdict but ``continue`` cancels the work.
+
+        The first ones follow each other closely, so that the progress of a short run is seen, too.
+        """
+        pause_seconds = FIRST_PAUSE_SECONDS
         while True:
             try:
                 await self._heartbeat(self.report.portion())
@@ -93,7 +98,8 @@ class Attempt:
             if self._verdict != "continue":
                 working.cancel()
                 return
-            await asyncio.sleep(self._heartbeat_seconds)
+            await asyncio.sleep(min(pause_seconds, self._heartbeat_seconds))
+            pause_seconds *= 2
 
     async def _heartbeat(self, portion: Portion) -> None:
         answer = await self._calls.call(

@@ -110,3 +110,20 @@ async def test_a_lease_passes_to_the_successor_and_to_no_other_process(process: 
     assert not await Leases(leases, holder="second").acquire("relay")
     assert not await Leases(leases).acquire("relay")
     assert await Leases(leases, holder="first").acquire("relay")
+
+
+async def test_a_lease_whose_acquisition_was_cancelled_is_free(process: OpenProcess) -> None:
+    leases = (await process("first")).store.database["leases"]
+
+    async def work() -> None:
+        await asyncio.Event().wait()
+
+    for number in range(30):
+        name = f"lease-{number}"
+        acquiring = asyncio.create_task(Leases(leases).run_while_leader(name, work))
+        # Cancelled after each of the first steps of the event loop, before and after the server granted it.
+        for _ in range(number):
+            await asyncio.sleep(0)
+        acquiring.cancel()
+        await asyncio.wait({acquiring})
+        assert await Leases(leases).acquire(name), f"cancelled after {number} steps"
