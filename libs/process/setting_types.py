@@ -107,6 +107,21 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Host = Annotated[str, AfterValidator(_listening_host)]
 """An address or a name to listen on."""
 
+
+def _service_urls(text: str) -> str:
+    urls = [_with_a_port(url.strip().rstrip("/")) for url in text.split(",")]
+    if len({url.partition("://")[0] for url in urls}) > 1:
+        raise ValueError("must be all http or all https")
+    return ",".join(urls)
+
+
+_SERVICE_URL = r"https?://[^\s,/?#]+/?"
+ServiceUrls = Annotated[
+    str,
+    Field(pattern=rf"^{_SERVICE_URL}(\s*,\s*{_SERVICE_URL})*$"),
+    AfterValidator(_service_urls),
+]
+"""One or several URLs of one service, separated by commas, without paths."""
 HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$"), AfterValidator(_with_a_port)]
 KafkaServers = Annotated[str, Field(pattern=r"^[^\s,]+:\d+(\s*,\s*[^\s,]+:\d+)*$"), AfterValidator(_kafka_servers)]
 MongodbUrl = Annotated[str, AfterValidator(_mongodb_url)]

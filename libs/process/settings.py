@@ -36,6 +36,7 @@ from libs.process.setting_types import (
     MongodbUrl,
     Port,
     Seconds,
+    ServiceUrls,
     listed,
 )
 from libs.process.settings_file import BadSettings, YamlFile, unused_settings
@@ -95,8 +96,12 @@ def with_url_settings(services: Iterable[Service]) -> Callable[[type[SettingsT]]
         cls,
         {
             service.url_setting: (
-                HttpUrl,
-                Field(default=service.default_url, description=f"where the other services call `{service.name}`."),
+                ServiceUrls,
+                Field(
+                    default=service.default_url,
+                    description=f"where the other services call `{service.name}`: the URL of each instance, separated "
+                    "by commas, or of a name with several addresses.",
+                ),
             )
             for service in called(services)
         },
@@ -230,9 +235,9 @@ class ServiceSettings(StoreSettings):
             trusted_key(issuer, key)
         return value
 
-    def url_of(self, service: str) -> str:
-        """Where a service answers internal calls and forwarded requests, without a trailing slash."""
-        return str(getattr(self, f"{service}_url")).rstrip("/")
+    def urls_of(self, service: str) -> str:
+        """Where a service answers internal calls and forwarded requests, separated by commas if it is at several."""
+        return str(getattr(self, f"{service}_url"))
 
 
 def settings_without_effect(settings: StoreSettings) -> dict[str, str]:

@@ -1,13 +1,13 @@
-"""Calls from one service to another: signed, with a timeout, over pooled connections."""
+"""Calls from one service to another: signed, with a timeout, over pooled connections to all of its addresses."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import aiohttp
 import orjson
 from aiohttp import web
+from multidict import CIMultiDict
 from pydantic import ValidationError
 
 from libs.contracts.internal import InternalCall
@@ -19,10 +19,9 @@ from libs.web.body import read_bytes
 from libs.web.errors import error_of_internal
 from libs.web.principals import PRINCIPAL_HEADER, PrincipalSigner
 from libs.web.requests import REQUEST_ID, invalid_input, principal_of
+from libs.web.upstream.pool import ConnectFailed, ConnectionPool
+from libs.web.upstream.wire import ResponseBroken, UpstreamRequest
 
-CONNECTIONS_MAX = 100
-# Less than services keep serving after they were told to stop on Kubernetes, so that none is used as it is closed.
-IDLE_SECONDS = 4.0
 RETRY_DELAY_SECONDS = 0.05
 
 RequestT = TypeVar("RequestT", bound=Frozen)
@@ -35,13 +34,13 @@ class InternalClient:
     def __init__(self, settings: ServiceSettings, signer: PrincipalSigner) -> None:
         self._settings = settings
         self._signer = signer
-        self._session: aiohttp.ClientSession | None = None
+        self._pools: dict[str, ConnectionPool] = {}
         self._timers: dict[tuple[str, str], Any] = {}
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        for pool in self._pools.values():
+            pool.close()
+        self._pools.clear()
 
     async def call(self, call: InternalCall[RequestT, ResponseT], request: RequestT) -> ResponseT:
         """Call another service; the error that it raises is raised here.
@@ -69,42 +68,39 @@ class InternalClient:
             raise UpstreamTimeout(
                 f"{call.service} did not answer within {call.timeout_seconds:g} seconds", code="service_timeout"
             ) from None
-        except (aiohttp.ClientError, OSError) as error:
+        except (ConnectFailed, ResponseBroken) as error:
             raise RetryLater(
                 f"{call.service} can't be reached: {type(error).__name__}", code="service_unavailable"
             ) from error
         return _answer(call, status, body)
 
     async def _send_twice(self, call: InternalCall[Any, Any], body: bytes) -> tuple[int, bytes]:
-        """Retry once if the connection was refused or, for repeatable calls, broken."""
+        """Retry once if no instance accepted a connection; the pool repeats calls whose connection broke."""
         try:
             return await self._send(call, body)
-        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-            if not (call.is_repeatable or isinstance(error, aiohttp.ClientConnectorError)):
-                raise
+        except ConnectFailed:
             await asyncio.sleep(RETRY_DELAY_SECONDS)
             return await self._send(call, body)
 
     async def _send(self, call: InternalCall[Any, Any], body: bytes) -> tuple[int, bytes]:
-        url = self._settings.url_of(call.service) + call.path
-        headers = {
-            PRINCIPAL_HEADER: self._signer.sign_as_service(call.service),
-            "Content-Type": "application/json",
-        }
+        pool = self._pool(call.service)
+        headers = CIMultiDict(
+            {
+                "Host": pool.host,
+                PRINCIPAL_HEADER: self._signer.sign_as_service(call.service),
+                "Content-Type": "application/json",
+            }
+        )
         if request_id := REQUEST_ID.get():
             headers["X-Request-Id"] = request_id
         inject_trace(headers)
-        async with self._open().post(url, data=body, headers=headers, allow_redirects=False) as response:
-            return response.status, await response.read()
+        request = UpstreamRequest("POST", call.path, headers, body, may_repeat=call.is_repeatable)
+        return await pool.fetch(request)
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, keepalive_timeout=IDLE_SECONDS),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None),
-            )
-        return self._session
+    def _pool(self, service: str) -> ConnectionPool:
+        if service not in self._pools:
+            self._pools[service] = ConnectionPool(self._settings.urls_of(service))
+        return self._pools[service]
 
     def _timer(self, call: InternalCall[Any, Any], outcome: str) -> Any:
         timer = self._timers.get((call.path, outcome))

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import aiohttp
 from aiohttp import web
 
 from libs.contracts.internal import RESOLVE_CREDENTIAL, CredentialPresented, CredentialResolved
@@ -27,33 +26,28 @@ from services.gateway.rate_limits.policies import Policies
 from services.gateway.readiness import readiness_of, workers_by
 from services.gateway.upstream.forwarding import Upstream
 
-PROBE_TIMEOUT_SECONDS = 1.0
-
 
 @asynccontextmanager
 async def start(context: ServiceContext[GatewaySettings]) -> AsyncIterator[Sequence[web.AbstractRouteDef]]:
     """Open the connections to the services behind."""
     settings = context.settings
     async with AsyncExitStack() as stack:
-        urls = {row.name: settings.url_of(row.name) for row in SERVICES if row.is_forwarded_to}
+        urls = {row.name: settings.urls_of(row.name) for row in SERVICES if row.is_forwarded_to}
         upstream = Upstream(urls, settings.server_timeout)
         stack.callback(upstream.close)
         context.health.on_stop(upstream.stop)
         cache = CredentialCache(_look_up(context.internal))
         stack.push_async_callback(cache.close)
-        probes = await stack.enter_async_context(
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_SECONDS))
-        )
         for service in sorted(names_forwarded_to(SERVICES)):
-            context.health.add(service, readiness_of(service, urls[service], probes, context.principals))
-        context.health.add("worker", workers_by(urls["job_orchestrator"], probes))
+            context.health.add(service, readiness_of(service, upstream.pools[service], context.principals))
+        context.health.add("worker", workers_by(upstream.pools["job_orchestrator"]))
         limiter = await stack.enter_async_context(_rate_limiter(context))
         addresses = ClientAddresses(settings.trusted_proxies)
         admission = Admission(Credentials(cache), limiter, Policies(settings), addresses)
         origins = Origins(settings.allowed_origins)
         own = OwnRoutes(admission, origins)
         part = part_of([*own.routes(), *operational_routes(context.health)], PUBLIC_PATHS, is_served=False)
-        own.description = Description(probes, urls, part, installed_version())
+        own.description = Description(upstream.pools, part, installed_version())
         yield Gateway(own, admission, cache, origins, upstream, context.principals).routes()
 
 

@@ -6,17 +6,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import aiohttp
 import orjson
 import structlog
 
 from libs.web.openapi import Json, merged
 from libs.web.operational import DESCRIPTION_PATH
+from libs.web.upstream.pool import ConnectionPool
+from services.gateway.readiness import NO_ANSWER, fetched
 
 FRESH_SECONDS = 5.0
 # A service makes its part when it is first asked for, which takes a second on a busy machine.
-FIRST_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
-TIMEOUT = aiohttp.ClientTimeout(total=1.0)
+FIRST_TIMEOUT_SECONDS = 10.0
+TIMEOUT_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -33,14 +34,12 @@ class Description:
     """What ``/openapi.json`` answers.
 
     Args:
-        session: for the requests; a service that does not answer is described as before.
-        urls: where each service listens, in the order of the document.
+        pools: of each service, in the order of the document; one that does not answer is described as before.
         own: the gateway's part.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, urls: Mapping[str, str], own: Json, version: str) -> None:
-        self._session = session
-        self._urls = urls
+    def __init__(self, pools: Mapping[str, ConnectionPool], own: Json, version: str) -> None:
+        self._pools = pools
         self._own = own
         self._version = version
         self._parts: dict[str, Json] = {}
@@ -56,16 +55,16 @@ class Description:
             return self._document
 
     async def _written(self) -> Document:
-        await asyncio.gather(*(self._refresh(service) for service in self._urls))
-        known = [self._parts[service] for service in self._urls if service in self._parts]
+        await asyncio.gather(*(self._refresh(service) for service in self._pools))
+        known = [self._parts[service] for service in self._pools if service in self._parts]
         text = await asyncio.to_thread(orjson.dumps, merged([*known, self._own], version=self._version))
         return Document(text, f'"{hashlib.sha256(text).hexdigest()[:32]}"')
 
     async def _refresh(self, service: str) -> None:
-        timeout = TIMEOUT if service in self._parts else FIRST_TIMEOUT
+        timeout_seconds = TIMEOUT_SECONDS if service in self._parts else FIRST_TIMEOUT_SECONDS
         try:
-            async with self._session.get(self._urls[service] + DESCRIPTION_PATH, timeout=timeout) as response:
-                if response.status == 200:
-                    self._parts[service] = orjson.loads(await response.read())
-        except (TimeoutError, aiohttp.ClientError, orjson.JSONDecodeError) as error:
+            status, answer = await fetched(self._pools[service], DESCRIPTION_PATH, timeout_seconds)
+            if status == 200:
+                self._parts[service] = orjson.loads(answer)
+        except (*NO_ANSWER, orjson.JSONDecodeError) as error:
             log.debug("description_unavailable", service=service, error=type(error).__name__)

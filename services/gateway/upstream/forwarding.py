@@ -10,13 +10,13 @@ from multidict import CIMultiDict
 
 from libs.core.errors import RequestTimeout, RetryLater, UpstreamTimeout
 from libs.process.telemetry import UPSTREAM_UNAVAILABLE
+from libs.web.upstream.exchange import Exchange, ResponseTimeout
+from libs.web.upstream.pool import ConnectFailed, ConnectionPool, PoolExhausted
+from libs.web.upstream.wire import SAFE_METHODS, ResponseBroken, UpstreamRequest
 from services.gateway.routes import Target
 from services.gateway.upstream.bodies import RequestBody
 from services.gateway.upstream.breaker import Breaker
-from services.gateway.upstream.exchange import Exchange, ResponseTimeout
-from services.gateway.upstream.pool import ConnectFailed, ConnectionPool, PoolExhausted
 from services.gateway.upstream.responses import pass_on
-from services.gateway.upstream.wire import SAFE_METHODS, ResponseBroken, UpstreamRequest
 
 STOP_GRACE_SECONDS = 1.0
 
@@ -25,13 +25,16 @@ class Upstream:
     """The services behind the gateway, each with its own connections and circuit breaker.
 
     Args:
-        urls: where each service listens.
+        urls: where each service listens; several URLs are separated by commas.
         timeout_seconds: until a response begins, unless the target has a timeout of its own.
+
+    Attributes:
+        pools: the connections of each service.
     """
 
     def __init__(self, urls: Mapping[str, str], timeout_seconds: float) -> None:
         self._timeout_seconds = timeout_seconds
-        self._pools = {service: ConnectionPool(url) for service, url in urls.items()}
+        self.pools = {service: ConnectionPool(url) for service, url in urls.items()}
         # Slow requests have connections of their own, so that many long polls can't block all others.
         self._slow_pools = {service: ConnectionPool(url, waits=False) for service, url in urls.items()}
         self._breakers = {service: Breaker(time.monotonic) for service in urls}
@@ -48,7 +51,7 @@ class Upstream:
             waiting.reschedule(self._stop_at)
 
     def close(self) -> None:
-        for pool in (*self._pools.values(), *self._slow_pools.values()):
+        for pool in (*self.pools.values(), *self._slow_pools.values()):
             pool.close()
 
     async def forward(self, request: web.Request, target: Target, headers: CIMultiDict[str]) -> web.StreamResponse:
@@ -81,7 +84,7 @@ class Upstream:
 
     async def _send(self, request: web.Request, target: Target, headers: CIMultiDict[str]) -> Exchange:
         timeout_seconds = target.timeout_seconds or self._timeout_seconds
-        pools = self._pools if target.timeout_seconds is None else self._slow_pools
+        pools = self.pools if target.timeout_seconds is None else self._slow_pools
         body = RequestBody(request, target.body_bytes_max)
         try:
             sent = UpstreamRequest(

@@ -5,7 +5,7 @@ from functools import lru_cache
 from aiohttp import web
 from multidict import CIMultiDict
 
-from services.gateway.upstream.wire import Headers
+from libs.web.upstream.wire import Headers
 
 OUR_PREFIX = "x-datasync-"
 

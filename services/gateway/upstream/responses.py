@@ -14,9 +14,9 @@ from libs.core.errors import RetryLater
 from libs.core.text import readable
 from libs.web.body import EXPECTATION
 from libs.web.shell import RESPONSE_HEADERS
-from services.gateway.upstream.exchange import Exchange, ResponseTimeout
+from libs.web.upstream.exchange import Exchange, ResponseTimeout
+from libs.web.upstream.wire import Headers, ResponseBroken
 from services.gateway.upstream.headers import named_by_connection, passed_name, response_headers
-from services.gateway.upstream.wire import Headers, ResponseBroken
 
 WRITE_IDLE_SECONDS = 30.0
 BUFFERED_BYTES_MAX = 64 * 1024

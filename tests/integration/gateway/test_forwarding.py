@@ -15,8 +15,9 @@ from yarl import URL
 from libs.process.health import Degraded
 from libs.process.signing_keys import new_signing_key
 from libs.web import body as http_body
-from services.gateway.upstream import breaker, exchange, responses
-from services.gateway.upstream.pool import CONNECTIONS_MAX
+from libs.web.upstream import exchange
+from libs.web.upstream.pool import CONNECTIONS_MAX
+from services.gateway.upstream import breaker, responses
 from tests.integration.gateway.backends import API_KEY, PROJECT, SESSION, a_key
 from tests.integration.gateway.conftest import Suite
 from tests.integration.gateway.sockets import connected, status_of

@@ -9,8 +9,8 @@ import pytest
 from multidict import CIMultiDict
 from yarl import URL
 
-from services.gateway.upstream.pool import ConnectionPool
-from services.gateway.upstream.wire import UpstreamRequest
+from libs.web.upstream.pool import ConnectionPool
+from libs.web.upstream.wire import UpstreamRequest
 
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 

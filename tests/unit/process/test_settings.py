@@ -35,7 +35,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_defaults_hold_where_nothing_is_said(file: Path) -> None:
     settings = load_settings(ServiceSettings)
     assert settings.kafka_bootstrap_servers is None
-    assert settings.url_of("catalog") == "http://127.0.0.1:8082"
+    assert settings.urls_of("catalog") == "http://127.0.0.1:8082"
 
 
 def test_the_file_counts_over_defaults_and_the_environment_over_the_file(

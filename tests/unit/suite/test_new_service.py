@@ -24,9 +24,9 @@ def _no_settings_of_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 def test_every_service_knows_where_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Settings().url_of("reports") == "http://127.0.0.1:8099"
+    assert Settings().urls_of("reports") == "http://127.0.0.1:8099"
     monkeypatch.setenv("REPORTS_URL", "http://reports.example/")
-    assert Settings().url_of("reports") == "http://reports.example"
+    assert Settings().urls_of("reports") == "http://reports.example"
 
 
 def test_the_suite_gives_it_a_port_keys_and_the_addresses_of_the_others(

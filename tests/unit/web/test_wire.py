@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway.upstream.wire import Response, ResponseBroken
+from libs.web.upstream.wire import Response, ResponseBroken
 
 WHOLE = [
     (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", b"ok", False),

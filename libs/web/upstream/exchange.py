@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self, cast
 
-from services.gateway.upstream.endpoints import Address
-from services.gateway.upstream.wire import Headers, Response, ResponseBroken, UpstreamRequest, head_of
+from libs.web.upstream.endpoints import Address
+from libs.web.upstream.wire import Headers, Response, ResponseBroken, UpstreamRequest, head_of
 
 READ_IDLE_SECONDS = 120.0
 READ_AHEAD_BYTES = 256 * 1024

@@ -7,9 +7,10 @@ import pytest
 from multidict import CIMultiDict
 
 from libs.suite.child_process import free_port
-from services.gateway.upstream.exchange import ResponseTimeout
-from services.gateway.upstream.pool import CONNECTIONS_MAX, HEAD_TIMEOUT_SECONDS, ConnectFailed, ConnectionPool
-from services.gateway.upstream.wire import Body, ResponseBroken, UpstreamRequest
+from libs.testing.waiting import until
+from libs.web.upstream.exchange import ResponseTimeout
+from libs.web.upstream.pool import CONNECTIONS_MAX, HEAD_TIMEOUT_SECONDS, ConnectFailed, ConnectionPool
+from libs.web.upstream.wire import Body, ResponseBroken, UpstreamRequest
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -527,22 +528,103 @@ async def test_an_address_that_accepts_no_connections_is_passed_over(server: Ser
     pool.close()
 
 
-async def test_an_address_that_does_not_answer_gets_no_more_requests_for_a_while(instances: list[Server]) -> None:
+async def be_silent(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+async def test_requests_take_the_addresses_in_turn_over_kept_connections(instances: list[Server]) -> None:
+    pool = pool_of(*(port_of(one) for one in instances))
+    for _ in range(10):
+        await _exchange(pool)
+    assert [(len(one.heads), one.connections) for one in instances] == [(5, 1), (5, 1)]
+    pool.close()
+
+
+async def test_an_instance_that_is_silent_costs_no_read_and_gets_no_more_requests(
+    instances: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("libs.web.upstream.pool.FIRST_ATTEMPT_SECONDS", 0.2)
     silent, other = instances
     pool = pool_of(*(port_of(one) for one in instances))
-
-    async def be_silent(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
-        await reader.read()
-
     silent.behave = be_silent
-    timeouts = 0
     for _ in range(6):
-        try:
-            await _exchange(pool, timeout_seconds=0.2)
-        except ResponseTimeout:
-            timeouts += 1
-    assert timeouts == len(silent.heads) <= 1
-    assert len(other.heads) == 6 - timeouts
+        assert await _exchange(pool) == b"ok"
+    assert len(silent.heads) == 1
+    assert len(other.heads) == 6
+    pool.close()
+
+
+async def test_a_request_that_is_slow_everywhere_ejects_nobody(
+    instances: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("libs.web.upstream.pool.FIRST_ATTEMPT_SECONDS", 0.1)
+    pool = pool_of(*(port_of(one) for one in instances))
+    for one in instances:
+        one.behave = be_silent
+    with pytest.raises(ResponseTimeout):
+        await _exchange(pool, timeout_seconds=0.3)
+    assert [len(one.heads) for one in instances] == [1, 1]
+    pool.close()
+
+
+async def test_what_may_change_something_waits_for_its_instance(
+    instances: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("libs.web.upstream.pool.FIRST_ATTEMPT_SECONDS", 0.05)
+    pool = pool_of(*(port_of(one) for one in instances))
+    for one in instances:
+        one.behave = be_silent
+    with pytest.raises(ResponseTimeout):
+        await _exchange(pool, "POST", timeout_seconds=0.2)
+    assert sum(len(one.heads) for one in instances) == 1
+    pool.close()
+
+
+async def test_a_broken_request_is_sent_again_to_another_instance(instances: list[Server]) -> None:
+    broken, other = instances
+    broken.behave = _end
+    pool = pool_of(*(port_of(one) for one in instances))
+    for _ in range(4):
+        assert await _exchange(pool) == b"ok"
+    assert len(other.heads) == 4
+    pool.close()
+
+
+async def test_addresses_that_are_gone_get_nothing_and_new_ones_their_share(
+    instances: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("libs.web.upstream.endpoints.REFRESH_SECONDS", 0.0)
+    ports = [port_of(instances[0])]
+
+    async def resolve(_: str, __: int) -> list[tuple[str, int]]:
+        return [("127.0.0.1", port) for port in ports]
+
+    pool = ConnectionPool("http://service.example", resolve=resolve)
+    await _exchange(pool)
+    ports.append(port_of(instances[1]))
+
+    async def both_are_used() -> bool:
+        await _exchange(pool)
+        return all(one.heads for one in instances)
+
+    await until(both_are_used)
+    del ports[0]
+
+    async def only_the_new_one_is_used() -> bool:
+        before = len(instances[0].heads)
+        for _ in range(4):
+            await _exchange(pool)
+        return len(instances[0].heads) == before
+
+    await until(only_the_new_one_is_used)
+    pool.close()
+
+
+async def test_several_urls_are_several_instances(instances: list[Server]) -> None:
+    pool = ConnectionPool(",".join(one.url for one in instances))
+    for _ in range(4):
+        await _exchange(pool)
+    assert [len(one.heads) for one in instances] == [2, 2]
     pool.close()
 
 
@@ -552,9 +634,6 @@ def port_of(server: Server) -> int:
 
 async def test_an_upload_that_stalls_does_not_eject_the_address(instances: list[Server]) -> None:
     pool = pool_of(*(port_of(one) for one in instances))
-
-    async def be_silent(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
-        await reader.read()
 
     async def answer_and_close(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(OK.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n"))

@@ -39,6 +39,7 @@ class UpstreamRequest:
         body_size_bytes: the length of a body that is streamed, None if it is not known.
         caller_is_there: whether the caller still waits for the response.
         awaits_continue: the body is streamed, and only once the service has sent 100 Continue.
+        may_repeat: it may be sent again although its method is not safe, because the service carries it out once.
     """
 
     method: str
@@ -48,10 +49,12 @@ class UpstreamRequest:
     body_size_bytes: int | None = None
     caller_is_there: Callable[[], bool] = _always
     awaits_continue: bool = False
+    may_repeat: bool = False
 
     @property
     def is_repeatable(self) -> bool:
-        return self.method in SAFE_METHODS and (self.body is None or isinstance(self.body, bytes))
+        is_harmless = self.may_repeat or self.method in SAFE_METHODS
+        return is_harmless and (self.body is None or isinstance(self.body, bytes))
 
 
 def head_of(request: UpstreamRequest) -> bytes:
