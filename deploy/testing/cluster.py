@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,15 @@ class CommandFailed(AssertionError):
     """A command ended with another exit code than 0; the message has its output."""
 
 
-def run(*command: str, timeout_seconds: float = 400, input_text: str | None = None) -> str:
+def run(
+    *command: str,
+    timeout_seconds: float = 400,
+    input_text: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """The standard output of a command; raises ``CommandFailed``."""
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout_seconds, input=input_text, check=False
+        command, capture_output=True, text=True, timeout=timeout_seconds, input=input_text, env=environment, check=False
     )
     if done.returncode:
         raise CommandFailed(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")

@@ -2,12 +2,11 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +14,13 @@ import pytest
 
 from deploy.testing.cluster import run, until
 from libs.suite.child_process import free_port
+from libs.testing.pages import ROOT, adapted, blocks, follow
 from tests.deploy.conftest import SERVICE_IMAGE
 
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("engine")]
 
-ROOT = Path(__file__).resolve().parents[2]
+PAGE = "docs/operations/docker.md"
 API_KEY = "datasync-compose"
-CONFIG = {"host": "sample-source", "port": 5432, "database": "sample", "username": "postgres", "password": "sample"}
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,24 @@ class Project:
     command: tuple[str, ...]
     environment: dict[str, str]
 
-    def up(self, *arguments: str) -> None:
+    def up(self) -> None:
         """Start what does not run yet, and wait until every gateway answers."""
-        self("up", "--detach", *arguments)
+        self("up", "--detach")
+        self.await_gateways()
+
+    def await_gateways(self) -> None:
         until(lambda: all(answers(gateway) for gateway in self.gateways), "every gateway answers")
 
     def __call__(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [*self.command, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
-        )
+        return run(*self.command, *arguments, environment=self.environment)
+
+    def follow(self, script: str, instead: Mapping[str, str] | None = None, **values: str) -> str:
+        """Run commands of a page; returns what they printed."""
+        # The first Compose asks for a terminal unless it is told that there is none.
+        command = " ".join(self.command)
+        script = adapted(script, instead, **values).replace("docker compose exec", "docker compose exec -T")
+        script = script.replace("docker compose", command)
+        done = follow(script, self.environment, timeout_seconds=300)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -61,6 +69,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     environment = {
         **os.environ,
         "COMPOSE_PROJECT_NAME": f"datasync-test-{uuid.uuid4().hex[:8]}",
+        "COMPOSE_FILE": str(ROOT / "docker-compose.yml"),
         "DATASYNC_IMAGE": SERVICE_IMAGE,
         "DATASYNC_PORTS": f"{port}-{port + 9}",
         "SAMPLE_SOURCE_PORT": str(free_port()),
@@ -68,8 +77,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         "DATASYNC_LAKE": str(lake),
     }
     found = Project(compose, environment)
+    [start, *_] = blocks(PAGE, "Compose")
     try:
-        found.up()
+        # The images are there.
+        found.follow(start, {" --build": ""})
+        found.await_gateways()
         yield found
     finally:
         found("down", "--volumes", "--timeout", "30")
@@ -92,34 +104,29 @@ def jobs(gateway: str) -> int:
 
 
 def test_the_walk_of_the_readme_works_word_by_word(project: Project) -> None:
-    script = "".join(re.findall(r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE))
-    [gateway] = project.gateways
-    script, count = re.subn(r"^DATASYNC=\S+", f"DATASYNC={gateway}", script, flags=re.MULTILINE)
-    assert count == 1
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        env={**os.environ, "CONFIG": json.dumps(CONFIG), "LAKE": project.environment["DATASYNC_LAKE"]},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    assert '"verified":true' in done.stdout
-    assert done.stdout.splitlines()[-1] == "26115 rows"
+    [_, variables, _] = blocks(PAGE, "Compose")
+    walk = adapted("".join(blocks("README.md")), DATASYNC=gateway_of(project))
+    lake = {"/tmp/datasync-lake": project.environment["DATASYNC_LAKE"]}
+    printed = project.follow(adapted(variables, lake) + walk)
+    assert '"verified":true' in printed
+    assert printed.splitlines()[-1] == "26115 rows"
 
 
-def test_services_can_be_scaled(project: Project) -> None:
-    project.up("--scale", "worker=3", "--scale", "gateway=2")
+def test_services_can_be_scaled_operated_and_stopped(project: Project) -> None:
+    """The last block of the page; what follows a stop is the next test."""
+    scale, operate, stop = blocks(PAGE, "Compose")[2].split("\n\n")
+    project.follow(scale)
+    project.await_gateways()
     assert len(project("ps", "-q", "worker").split()) == 3
     first, second = project.gateways
     assert jobs(first) == jobs(second) == 1
+    assert project.follow(operate) == ""
+    project.follow(stop)
+    assert project("ps", "-q") == ""
 
 
 def test_data_and_keys_outlive_a_restart(project: Project) -> None:
     """The stored password is decrypted with the key of the first start."""
-    project("down", "--timeout", "30")
     project.up()
     assert can_connect_to_its_source(gateway_of(project))
 
@@ -139,30 +146,14 @@ def can_connect_to_its_source(gateway: str) -> bool:
 
 
 def test_a_backup_is_put_back_by_the_commands_of_its_page(project: Project, tmp_path: Path) -> None:
-    page = (ROOT / "docs/operations/backup.md").read_text()
-    backup, restore = re.findall(r"^```sh\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    values = {
-        r"^PROJECT=\S+": f"PROJECT={project.environment['COMPOSE_PROJECT_NAME']}",
-        r"^BACKUP=\S+": f"BACKUP={tmp_path}",
-        "docker compose": " ".join(project.command),
-        "datasync-service:dev": SERVICE_IMAGE,
-    }
-
-    def follow(commands: str) -> None:
-        for name, value in values.items():
-            commands = re.sub(name, value, commands, flags=re.MULTILINE)
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", f"BACKUP={tmp_path}\n{commands}"],
-            cwd=ROOT, env=project.environment, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    follow(backup)
+    backup, restore = blocks("docs/operations/backup.md", "Compose")
+    image = {"datasync-service:dev": SERVICE_IMAGE}
+    project.follow(backup, image, PROJECT=project.environment["COMPOSE_PROJECT_NAME"], BACKUP=str(tmp_path))
     project.up()
     assert jobs(gateway_of(project)) == 1
     project("down", "--volumes", "--timeout", "30")
-    follow(restore)
-    project.up()
+    project.follow(f"BACKUP={tmp_path}\n{restore}", image)
+    project.await_gateways()
     assert jobs(gateway_of(project)) == 1
     assert can_connect_to_its_source(gateway_of(project))
 

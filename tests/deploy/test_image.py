@@ -1,4 +1,4 @@
-"""The images on a real Docker engine, as seed's users and Compose start them."""
+"""The images on a real Docker engine, as users and Compose start them."""
 
 import json
 import subprocess
@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import pytest
 
 from deploy.testing.cluster import run, until
+from libs.suite.child_process import free_port
+from libs.testing.pages import adapted, blocks, follow
 from tests.deploy.conftest import API_KEY, SERVICE_IMAGE, SUITE_IMAGE
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("engine")]
@@ -50,17 +52,28 @@ def becomes_healthy(name: str) -> None:
     until(is_healthy, f"{name} is healthy", 90)
 
 
-def test_the_suite_starts_with_an_api_key_and_a_database_on_a_read_only_file_system() -> None:
-    with container(
-        "--read-only", "-p", "127.0.0.1::8080", "-e", f"API_KEY={API_KEY}", "-e", f"DB_URL={DB_URL}", SUITE_IMAGE
-    ) as name:  # fmt: skip
+def test_the_suite_runs_and_keeps_its_data_by_the_commands_of_the_page() -> None:
+    start, then = blocks("docs/operations/docker.md", "The images")
+    operate, stop = then.split("\n\n")
+    name, port = f"datasync-test-{uuid.uuid4().hex[:8]}", free_port()
+
+    def followed(script: str, **instead: str) -> str:
+        done = follow(adapted(script, instead), timeout_seconds=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    here = {
+        "--name datasync": f"--name {name}",
+        "8080:8080": f"127.0.0.1:{port}:8080",
+        "datasync:/var/lib": f"{name}:/var/lib",
+        "your-api-key": API_KEY,
+        "datasync:dev": SUITE_IMAGE,
+    }
+    try:
+        followed(start, **here)
         becomes_healthy(name)
-        address = run("docker", "port", name, "8080/tcp").splitlines()[0]
-        request = urllib.request.Request(
-            f"http://{address}/api/v1/project/123/jobs", headers={"Authorization": f"Bearer {API_KEY}"}
-        )
-        with urllib.request.urlopen(request, timeout=10) as response:
-            assert json.load(response) == {"success": True, "message": "", "data": []}
+        assert records(port, {"developerId": "ann", "resourceType": "THING", "resourceKey": "1", "data": {}}) == 1
+        assert followed(operate, **{"exec datasync ": f"exec {name} "}) == ""
         assert run("docker", "exec", name, "id", "-u").strip() == "10001"
         logs = logs_of(name)
         assert "databases, keys and logs are in /var/lib/datasync" in logs
@@ -68,6 +81,23 @@ def test_the_suite_starts_with_an_api_key_and_a_database_on_a_read_only_file_sys
         assert "user:pass" not in logs
         run("docker", "stop", "--time", "30", name)
         assert state_of(name)["ExitCode"] == 0
+        followed(stop, **{" datasync\n": f" {name}\n"})
+        followed(start, **here)
+        becomes_healthy(name)
+        assert records(port) == 1
+    finally:
+        subprocess.run(["docker", "rm", "--force", name], check=False)
+        subprocess.run(["docker", "volume", "rm", "--force", name], check=False)
+
+
+def records(port: int, record: object = None) -> int:
+    """How many sync records there are, after this one was created."""
+    url = f"http://127.0.0.1:{port}/api/v1/sync/records"
+    headers = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
+    if record:
+        urllib.request.urlopen(urllib.request.Request(url, json.dumps(record).encode(), headers), timeout=10).close()
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as response:
+        return int(json.load(response)["total"])
 
 
 @pytest.mark.parametrize(
