@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -18,6 +19,8 @@ import aiohttp
 
 PAUSE_SECONDS = 0.02
 ATTEMPTS_MAX = 3
+# Records of earlier loads have other names.
+RUN = uuid.uuid4().hex
 
 
 async def main(url: str, seconds: float, clients: int) -> None:
@@ -42,7 +45,7 @@ async def send(
     while not is_over():
         number += 1
         record = {
-            "developerId": f"load-{os.getpid()}-{client}",
+            "developerId": f"load-{RUN}-{client}",
             "resourceType": "LOAD",
             "resourceKey": str(number),
             "data": {"number": number},
