@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -11,11 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.testing.cluster import Release, load_image, run, until
+from deploy.testing.cluster import CommandFailed, Release, load_image, run, until
 from libs.suite.child_process import free_port
 from libs.testing.pages import ROOT, adapted, blocks, follow
 from tests.deploy.conftest import SERVICE_IMAGE
-from tests.deploy.test_chart_on_cluster import all_ready, is_ready, record_count
+from tests.deploy.test_chart_on_cluster import TABLE, all_ready, record_count
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -27,6 +28,10 @@ import json, os, sys, urllib.request as u
 body = {"developerId": "ann", "resourceType": "THING", "resourceKey": sys.argv[3], "data": {}}
 headers = {"Authorization": "Bearer " + sys.argv[2], "Content-Type": "application/json"}
 u.urlopen(u.Request(sys.argv[1], json.dumps(body).encode(), headers)).close()
+"""
+METRICS = """
+import sys, urllib.request as u
+print(u.urlopen(f"http://127.0.0.1:{sys.argv[1]}/metrics").read().decode())
 """
 
 
@@ -92,8 +97,8 @@ def test_a_copy_of_the_running_installation_is_put_back(
 
     followed(f"BACKUP={tmp_path}\n{restore}", environment)
     followed(declare, environment)
-    followers = ("job-orchestrator", "catalog")
-    until(lambda: all(waits_for_repair(release, component) for component in followers), "the followers stop")
+    followers = ("job_orchestrator", "catalog")
+    until(lambda: all(waits_for_repair(release, service) for service in followers), "the followers stop")
     assert followed(accept, environment).count("built from the owner's present store") == len(followers)
     until(lambda: all_ready(release), "every service is ready")
     assert record_count(release, API_KEY) == count
@@ -106,9 +111,15 @@ def create(release: Release, key: str) -> None:
     release.python(release.pods("worker")[0], CREATE, url, API_KEY, key)
 
 
-def waits_for_repair(release: Release, component: str) -> bool:
-    pods = release.items("pods", f"app.kubernetes.io/component={component}")
-    return bool(pods) and not any(is_ready(pod) for pod in pods)
+def waits_for_repair(release: Release, service: str) -> bool:
+    """Whether it has stopped following a topic, as its metrics say."""
+    row = TABLE[service]
+    try:
+        [pod] = release.pods(row["kubernetesName"])
+        metrics = release.python(pod, METRICS, str(row["port"]))
+    except (ValueError, CommandFailed):
+        return False
+    return re.search(r"^datasync_consumer_stopped\{.*\} 1\.0$", metrics, re.MULTILINE) is not None
 
 
 def test_the_secret_and_the_values_of_production_are_accepted(environment: dict[str, str], charts: str) -> None:
