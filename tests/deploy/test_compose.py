@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from deploy.testing.cluster import run, until
+from libs.contracts.services import SERVICES
 from libs.suite.child_process import free_port
 from libs.testing.pages import ROOT, adapted, blocks, follow
 from tests.deploy.conftest import SERVICE_IMAGE
@@ -74,6 +76,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         "DATASYNC_PORTS": f"{port}-{port + 9}",
         "SAMPLE_SOURCE_PORT": str(free_port()),
         "SAMPLE_DESTINATION_PORT": str(free_port()),
+        "PROMETHEUS_PORT": str(free_port()),
         "DATASYNC_LAKE": str(lake),
     }
     found = Project(compose, environment)
@@ -143,6 +146,27 @@ def can_connect_to_its_source(gateway: str) -> bool:
     )
     with urllib.request.urlopen(request, timeout=60) as response:
         return bool(json.load(response)["data"]["connection_result"]["status"] == "SUCCEEDED")
+
+
+def test_prometheus_reads_every_instance(project: Project) -> None:
+    image = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["prometheus"]["image"]
+    if subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False).returncode:
+        pytest.skip(f"the engine has no image {image}")
+    project("--profile", "observability", "up", "--detach", "prometheus")
+    project("up", "--detach", "--scale", "worker=2", "worker")
+    expected = {service.name: 1 + (service.name == "worker") for service in SERVICES}
+
+    def read() -> dict[str, int]:
+        url = f"http://127.0.0.1:{project.environment['PROMETHEUS_PORT']}/api/v1/query?query=count+by(component)(up==1)"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as response:
+                found = json.load(response)["data"]["result"]
+        except OSError:
+            return {}
+        return {one["metric"]["component"]: int(one["value"][1]) for one in found}
+
+    until(lambda: read() == expected, "Prometheus reads every instance")
+    project("--profile", "observability", "rm", "--stop", "--force", "prometheus")
 
 
 def test_a_backup_is_put_back_by_the_commands_of_its_page(project: Project, tmp_path: Path) -> None:
