@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from libs.core.ids import uuid7
 from libs.event_log.port import EventLog, Message
@@ -78,18 +77,13 @@ class TopicSurvey:
 
     _highest: dict[int, dict[str, int]] = field(default_factory=dict)
     _last_store: dict[int, str] = field(default_factory=dict)
-    _latest: tuple[datetime, int, str] | None = None
     _next_offsets: Mapping[int, int] = field(default_factory=dict)
 
     def add(self, message: Message) -> None:
         positions = self._highest.setdefault(message.partition, {})
         positions[message.store_id] = max(message.position, positions.get(message.store_id, 0))
-        if not message.store_id:
-            return
-        self._last_store[message.partition] = message.store_id
-        if message.envelope is not None:
-            written = (message.envelope.time, message.offset, message.store_id)
-            self._latest = written if self._latest is None else max(self._latest, written)
+        if message.store_id:
+            self._last_store[message.partition] = message.store_id
 
     def end_at(self, next_offsets: Mapping[int, int]) -> None:
         """The topic was read up to these offsets."""
@@ -104,12 +98,27 @@ class TopicSurvey:
         )
 
     def checkpoints(self) -> dict[int, Checkpoint]:
-        """The end of the topic, for the store that wrote last; what other stores wrote does not count."""
-        store_id = "" if self._latest is None else self._latest[2]
+        """The end of the topic, for the owner's present store; what other stores wrote does not count."""
+        store_id = self._present_store()
         return {
             partition: Checkpoint(self._next_offsets[partition], positions.get(store_id, 0), store_id)
             for partition, positions in self._highest.items()
         }
+
+    def _present_store(self) -> str:
+        """The store that no other one follows in any partition.
+
+        The times of events don't tell it: those that a restored store has lost are later than those that it has. Where
+        two stores share no partition, the newer id is that of the newer store (UUIDv7).
+        """
+        last = set(self._last_store.values())
+        followed = {
+            store_id
+            for partition, positions in self._highest.items()
+            for store_id in positions
+            if store_id != self._last_store.get(partition)
+        }
+        return max(last - followed or last, default="")
 
 
 async def survey(event_log: EventLog, topic: str) -> TopicSurvey:

@@ -515,6 +515,27 @@ async def test_a_store_restored_from_a_backup_publishes_nothing_until_the_operat
             assert await relay.reason_to_be_stopped() is None
 
 
+@pytest.mark.kafka
+async def test_a_restored_store_is_accepted_although_the_log_has_later_events_that_it_lost(
+    mongod: str, database_prefix: str, kafka: str
+) -> None:
+    """The lost ones are the latest of the topic until the restored store has written a new one."""
+    behaviour = Behaviour()
+    async with installation(mongod, database_prefix, kafka) as place, place.follower(behaviour) as follower:
+        async with place.owner() as owner:
+            for number in range(1, 6):
+                await owner.make(str(number), f"thing {number}")
+            await until_views(follower, 5)
+        await restore_to(3, owner)
+        await renew_identity(owner.store)
+        async with place.owner() as owner:
+            await until_stopped(follower)
+            await repair(place, follower, behaviour)
+            assert set(await follower.views()) == {"1", "2", "3"}
+            await owner.make("last", "last")
+            await until_views(follower, 4)
+
+
 async def restore_to(position: int, owner: Owner) -> None:
     """Leave in the store what a backup of that moment would contain."""
     database = owner.store.database
