@@ -4,13 +4,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from libs.core.errors import InvalidInput
 from libs.core.json import dump_json
 from libs.core.validation import field_errors
 
 Path = tuple[str, ...]
+SEVERAL_LINES = "text/plain"
 
 
 class ConnectorConfig(BaseModel):
@@ -30,13 +31,36 @@ class ConnectorConfig(BaseModel):
 
 
 def form_field(
-    title: str, description: str, order: int, *, default: Any = ..., secret: bool = False, **constraints: Any
+    title: str,
+    description: str,
+    order: int,
+    *,
+    default: Any = ...,
+    secret: bool = False,
+    several_lines: bool = False,
+    **constraints: Any,
 ) -> Any:
-    """A field with its label, help text and place in the form; a secret is drawn as a password, never returned."""
+    """A field of the form.
+
+    Args:
+        title: its label.
+        description: its help text.
+        order: its place.
+        secret: it is drawn as a password, and never returned.
+        several_lines: it is drawn as a text area.
+    """
     extra: dict[str, Any] = {"order": order}
     if secret:
         extra |= {"format": "password", "writeOnly": True}
+    if several_lines:
+        extra |= {"contentMediaType": SEVERAL_LINES}
     return Field(default, title=title, description=description, json_schema_extra=extra, **constraints)
+
+
+def one_choice(name: str, title: str, description: str) -> WithJsonSchema:
+    """The schema of an object of which only one kind is supported so far, told by its ``type``."""
+    kind = {"type": "string", "enum": [name], "default": name, "title": "Type", "description": description, "order": 1}
+    return WithJsonSchema({"type": "object", "title": title, "properties": {"type": kind}, "default": {"type": name}})
 
 
 def parse_config(model: type[ConnectorConfig], config: Mapping[str, Any]) -> ConnectorConfig:
@@ -56,40 +80,43 @@ def parse_config(model: type[ConnectorConfig], config: Mapping[str, Any]) -> Con
     raise InvalidInput("; ".join(f"{item.field}: {item.message}" for item in errors), errors=errors)
 
 
-def json_schema(model: type[ConnectorConfig]) -> dict[str, Any]:
-    """The model's JSON Schema with every reference inlined, fields in their order."""
-    schema = model.model_json_schema()
+def json_schema(model: type[ConnectorConfig], title: str) -> dict[str, Any]:
+    """The model's JSON Schema with every reference inlined, fields in their order; ``title`` is the form's."""
+    schema = model.model_json_schema() | {"title": title}
     definitions = schema.pop("$defs", {})
     inlined: dict[str, Any] = _inline(schema, definitions)
     return inlined
 
 
 def ui_schema(model: type[ConnectorConfig]) -> str:
-    """The form's hints as JSON text: secrets are drawn as password fields."""
+    """The form's hints as JSON text: secrets are password fields; texts of several lines, secret or not, text areas."""
     hints: dict[str, Any] = {}
-    for path in sorted(_secret_paths(model)):
-        place = hints
-        for name in path:
-            place = place.setdefault(name, {})
-        place["ui:widget"] = "password"
+    marked = [("password", _paths_with(model, "writeOnly")), ("textarea", _paths_with(model, "contentMediaType"))]
+    for widget, paths in marked:
+        for path in sorted(paths):
+            place = hints
+            for name in path:
+                place = place.setdefault(name, {})
+            place["ui:widget"] = widget
     return dump_json(hints)
 
 
 def secret_fields(model: type[ConnectorConfig]) -> frozenset[Path]:
     """The paths of every secret in a configuration, in the nested and in the flat form."""
-    paths = frozenset(_secret_paths(model))
+    paths = frozenset(_paths_with(model, "writeOnly"))
     if model.WRAPPER is None:
         return paths
     return paths | {path[1:] for path in paths if path[0] == model.WRAPPER}
 
 
-def _secret_paths(model: type[BaseModel]) -> Iterator[Path]:
+def _paths_with(model: type[BaseModel], mark: str) -> Iterator[Path]:
+    """The paths of the fields whose schema has this mark."""
     for name, field in model.model_fields.items():
         extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("writeOnly"):
+        if isinstance(extra, dict) and extra.get(mark):
             yield (name,)
         for nested in _models_in(field.annotation):
-            yield from ((name, *rest) for rest in _secret_paths(nested))
+            yield from ((name, *rest) for rest in _paths_with(nested, mark))
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -82,7 +82,9 @@ def connector(role: Role, connector_type: str) -> Connector:
     """The entry of a type or alias, in any case; raises ``InvalidInput`` naming the known types."""
     found = _BY_NAME.get((role, connector_type.strip().lower()))
     if found is None:
-        message = f"{connector_type[:100]!r} is not a known {role} type; known are {', '.join(types(role))}"
+        message = (
+            f"{role}s of the type {connector_type[:100]!r} are not supported; supported are {', '.join(types(role))}"
+        )
         refusal = FieldError("type", message, "unknown_type")
         raise InvalidInput(f"type: {message}", code=refusal.code, errors=[refusal])
     return found
@@ -103,8 +105,9 @@ def capabilities(source_type: str, destination_type: str) -> Capabilities:
 
 def spec(role: Role, connector_type: str) -> dict[str, Any]:
     """``{"jsonschema": object, "uischema": JSON text}``: what a form is drawn from."""
-    model = connector(role, connector_type).config
-    return {"jsonschema": form.json_schema(model), "uischema": form.ui_schema(model)}
+    entry = connector(role, connector_type)
+    schema = form.json_schema(entry.config, f"{entry.title} {entry.role}")
+    return {"jsonschema": schema, "uischema": form.ui_schema(entry.config)}
 
 
 def parse_config(role: Role, connector_type: str, config: Mapping[str, Any]) -> form.ConnectorConfig:

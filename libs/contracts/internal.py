@@ -215,6 +215,7 @@ class ClaimedRun(Claimed):
         attempt, attempts_max: the number of this attempt, and of the last one.
         living_job_ids: the project's jobs, if the job may take over tables of deleted ones.
         resets: the streams, as namespace and name, whose rows are all read again.
+        job_name: for the run's log; empty from orchestrators of earlier versions.
     """
 
     job_id: int
@@ -227,6 +228,7 @@ class ClaimedRun(Claimed):
     attempts_max: int = 1
     living_job_ids: tuple[int, ...] | None = None
     resets: tuple[tuple[str, str], ...] = ()
+    job_name: str = ""
 
 
 class WorkClaim(Frozen):

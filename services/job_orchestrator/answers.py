@@ -40,17 +40,20 @@ class EndpointShown(TypedDict):
     name: Annotated[str, Field(examples=["shop"])]
     type: Annotated[str, Field(examples=["postgres"])]
     version: Annotated[str, Field(examples=["v1.0.0"])]
-    config: ConfigShown
+    config: NotRequired[ConfigShown]
 
 
-class JobShown(TypedDict):
-    """A job; ``last_run_…`` only after a first run, ``next_run_time`` only where there is a schedule."""
+class JobListed(TypedDict):
+    """A job; ``last_run_…`` only after a first run, ``next_run_time`` only where there is a schedule.
+
+    ``streams_config`` and the ``config`` of source and destination are left out of summaries.
+    """
 
     id: int
     name: Annotated[str, Field(examples=["shop to lake"])]
     source: EndpointShown
     destination: EndpointShown
-    streams_config: ConfigShown
+    streams_config: NotRequired[ConfigShown]
     frequency: Annotated[
         str,
         Field(description="A cron expression; empty where runs are started by hand.", examples=["0 * * * *"]),
@@ -65,6 +68,10 @@ class JobShown(TypedDict):
     last_run_state: NotRequired[TaskState]
     last_run_type: NotRequired[JobType]
     next_run_time: NotRequired[Moment]
+
+
+class JobShown(JobListed):
+    """A job with everything about it."""
 
 
 class JobEchoed(BaseModel):
@@ -223,7 +230,7 @@ class LogPage(TypedDict):
 
 class SettingsShown(TypedDict):
     id: Annotated[int, Field(examples=[123])]
-    project_id: Annotated[int, Field(examples=[123])]
+    project_id: Annotated[str, Field(examples=["123"])]
     webhook_alert_url: Annotated[str, Field(examples=["https://hooks.example.com/alerts"])]
 
 
@@ -265,6 +272,16 @@ def job_view(
     if state.next_tick is not None:
         view["next_run_time"] = state.next_tick
     return view
+
+
+def summary_of(job: JobShown) -> JobListed:
+    """A job without configurations and stream catalog."""
+    summary: JobListed = {**job}
+    del summary["streams_config"]
+    for side in ("source", "destination"):
+        endpoint: Any = {name: value for name, value in summary[side].items() if name != "config"}
+        summary[side] = endpoint
+    return summary
 
 
 def job_state_view(job: Entity[JobState], known: Sequence[KnownState]) -> JobStateShown:

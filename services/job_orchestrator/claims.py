@@ -254,6 +254,7 @@ class Claims:
             attempt=run.state.attempts,
             attempts_max=self._settings.max_retries.value + 1,
             living_job_ids=await self._living_jobs(job),
+            job_name=job.state.definition.name,
             resets=tuple((stream.namespace, stream.name) for stream in job.state.resets),
         )
 

@@ -32,6 +32,7 @@ from services.job_orchestrator.answers import (
     Clearing,
     JobDeleted,
     JobEchoed,
+    JobListed,
     JobNameIsFree,
     JobShown,
     JobStateShown,
@@ -112,9 +113,9 @@ class JobRoutes(EntityRoutes[JobState, JobShown]):
         echoed: dict[str, Any] = {"answer": JobEchoed, "versioned": True}
         return [
             post(self.path, self.create, "Create a job", idempotent=True, **echoed),
-            get(self.path, self.jobs, "List the jobs"),
-            get(by_source, self.jobs_of, "List the jobs of a source", **listed),
-            get(by_destination, self.jobs_of, "List the jobs of a destination", **listed),
+            get(self.path, self.jobs, "List the jobs", versioned=True),
+            get(by_source, self.jobs_of, "List the jobs of a source", versioned=True, **listed),
+            get(by_destination, self.jobs_of, "List the jobs of a destination", versioned=True, **listed),
             *self.reading_one(self.fetch),
             self.route("PUT", self.one, self.update, "Change a job", conditional=True, refuses=(409,), **echoed),
             self.route("DELETE", self.one, self.delete, "Delete a job", conditional=True),
@@ -151,17 +152,19 @@ class JobRoutes(EntityRoutes[JobState, JobShown]):
         job = await self._writing.create(call.project_id, given, call.metadata, call.idempotency)
         return await self._echo(job, body, f"job {given.name} created")
 
-    async def jobs(self, call: Call, query: JobsQuery) -> list[JobShown]:
-        return await self._queries.jobs(
+    async def jobs(self, call: Call, query: JobsQuery) -> Answer[list[JobListed]]:
+        listed = await self._queries.jobs(
             call.project_id,
             source_id=query.source_id,
             destination_id=query.dest_id,
             objects=query.expand is not None,
             before=query.before,
             limit=query.limit or 0,
+            summary=query.view == "summary",
         )
+        return Answer(listed, len(listed), embeds_others=True)
 
-    async def jobs_of(self, call: Call) -> list[JobShown]:
+    async def jobs_of(self, call: Call) -> Answer[list[JobListed]]:
         return await self.jobs(call, filter_of(call))
 
     async def fetch(self, call: Call, query: JobQuery) -> Answer[JobShown]:
@@ -349,6 +352,8 @@ class SettingsRoutes:
         return _settings_view(call.project_id, kept.get("webhook_alert_url", ""))
 
     async def put(self, call: Call, body: SettingsBody) -> Answer[SettingsShown]:
+        if body.project_id is not None and str(body.project_id) != str(call.project_id):
+            raise invalid_field("project_id", f"must be {call.project_id}, the project of the path")
         url = body.webhook_alert_url.strip()
         fault = outbound_fault(url, self.allowed_networks) if url else None
         if fault is not None:
@@ -411,4 +416,4 @@ def _refuse_unknown_streams(job: Entity[JobState], body: StateResetBody) -> None
 
 
 def _settings_view(project_id: int, webhook_alert_url: str) -> SettingsShown:
-    return {"id": project_id, "project_id": project_id, "webhook_alert_url": webhook_alert_url}
+    return {"id": project_id, "project_id": str(project_id), "webhook_alert_url": webhook_alert_url}

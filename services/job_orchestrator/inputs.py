@@ -27,9 +27,9 @@ IdText = Annotated[str, Field(min_length=1, description="The id, with or without
 
 
 class EchoedBody(BaseModel):
-    """A body whose unknown fields are ignored, and returned in the echo as OLake's page expects."""
+    """A body of which the known fields are echoed as they were sent, and unknown ones are ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, hide_input_in_errors=True)
 
 
 class EndpointBody(EchoedBody):
@@ -122,6 +122,7 @@ class JobNameBody(EchoedBody):
 
 
 class SettingsBody(EchoedBody):
+    project_id: str | int | None = Field(default=None, description="Must be the project of the path, if it is given.")
     webhook_alert_url: Annotated[str, StringConstraints(max_length=2048)]
 
 
@@ -133,6 +134,9 @@ class JobsQuery(Query):
     source_id: Number | None = None
     dest_id: Number | None = None
     expand: Literal["config"] | None = None
+    view: Literal["full", "summary"] = Field(
+        default="full", description="`summary` leaves out `streams_config` and the `config` of source and destination."
+    )
 
 
 class JobQuery(OneQuery):

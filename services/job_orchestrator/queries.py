@@ -17,6 +17,7 @@ from libs.eventsourcing.documents import Documents
 from libs.mongodb.client import ASCENDING, DESCENDING, Document, IndexModel
 from libs.process.read_budget import counted
 from services.job_orchestrator.answers import (
+    JobListed,
     JobShown,
     JobStateShown,
     LogLineShown,
@@ -25,6 +26,7 @@ from services.job_orchestrator.answers import (
     job_state_view,
     job_view,
     line_view,
+    summary_of,
     task_detail,
     task_view,
 )
@@ -73,12 +75,14 @@ class JobQueries:
         objects: bool,
         before: int | None = None,
         limit: int = 0,
-    ) -> list[JobShown]:
+        summary: bool = False,
+    ) -> list[JobListed]:
         """The project's jobs, newest first.
 
         Args:
             before: only those with a lower id.
             limit: how many at most; 0 for all.
+            summary: leave out configurations and stream catalogs.
         """
         criteria: Document = {"project_id": project_id, "state.deleted": False}
         if source_id is not None:
@@ -89,10 +93,11 @@ class JobQueries:
             criteria["_id"] = {"$lt": before}
         cursor = self._documents.collection(JOB.collection).find(criteria).sort("_id", DESCENDING).limit(limit)
         jobs = [job async for job in self._readable.entities(counted(cursor))]
-        views: list[JobShown] = []
+        views: list[JobListed] = []
         for first in range(0, len(jobs), JOBS_VIEWED_TOGETHER):
             page = jobs[first : first + JOBS_VIEWED_TOGETHER]
-            views += await self._views(project_id, page, objects=objects)
+            shown = await self._views(project_id, page, objects=objects)
+            views += [summary_of(job) for job in shown] if summary else shown
         return views
 
     async def job(self, project_id: int, job: Entity[JobState], *, objects: bool) -> JobShown:

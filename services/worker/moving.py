@@ -95,7 +95,7 @@ class Moving:
         committed = await self._destination.committed(stream.plan)
         if committed is None:
             return False
-        self._report.log("info", f"{stream.plan.stream}: {committed.rows} rows are already committed")
+        self._report.log("info", f"{stream.plan.stream}: {committed.rows:,} rows are already committed")
         self._completed(stream, committed)
         return True
 
@@ -191,7 +191,7 @@ class Moving:
             stream.loaded()
         seconds = time.monotonic() - started_at
         counts = counts_of(stream.plan, written)
-        self._report.log("info", f"{stream.plan.stream}: {counts} in {seconds:.2f} s{summary_of(written)}")
+        self._report.log("info", f"{stream.plan.stream}: {counts} in {duration_of(seconds)}{summary_of(written)}")
         if written.verification is not None and written.verified is None:
             reason = written.verification.get("reason")
             self._report.log("warning", f"{stream.plan.stream}: source and destination cannot be compared: {reason}")
@@ -237,15 +237,24 @@ def _next_state(table: Table, compared_at: datetime | None, now: datetime, *, al
 def _what_is_read(table: Table) -> str:
     if not table.is_whole:
         return "reading what changed"
-    return "reading" if table.rows_estimated is None else f"reading, about {table.rows_estimated} rows"
+    return "reading" if table.rows_estimated is None else f"reading, about {table.rows_estimated:,} rows"
 
 
 def counts_of(plan: StreamPlan, written: Written) -> str:
     """The numbers of rows in a stream's log line."""
     if plan.disposition != "merge":
-        return f"{written.rows} rows"
+        return f"{written.rows:,} rows"
     named = (("inserted", written.inserted), ("updated", written.updated), ("deleted", written.deleted))
-    return f"{written.rows} rows read, " + ", ".join(f"{count} {name}" for name, count in named)
+    return f"{written.rows:,} rows read, " + ", ".join(f"{count:,} {name}" for name, count in named)
+
+
+def duration_of(seconds: float) -> str:
+    """A duration for people: ``0.25 s``, ``2 min 5 s``, ``1 h 30 min``."""
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    minutes, whole_seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole_seconds} s"
 
 
 def summary_of(written: Written) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import structlog
 
 from libs.connectors import registry
-from libs.connectors.protocol import Destination, DestinationRun, Fenced, RunContext, StreamName
+from libs.connectors.protocol import Destination, DestinationRun, Fenced, RunContext, StreamName, StreamPlan
 from libs.contracts.internal import RESOLVE_ENDPOINTS, ClaimedRun, EndpointsResolved, ResolveEndpoints
 from libs.contracts.streams import AdvancedSettings, parse_advanced_settings, parse_streams_config
 from libs.core.errors import FixRequest, RetryLater
@@ -43,7 +43,8 @@ class RunExecutor:
     async def execute(self, run: ClaimedRun, attempt: Attempt) -> None:
         log.info("run_started", run_id=run.run_id, job_id=run.job_id, kind=run.kind)
         number = f"attempt {run.attempt} of {run.attempts_max}"
-        attempt.report.log("info", f"Run {run.run_id} of job {run.job_id} started: {number}, epoch {run.epoch}")
+        what = "Clearing the destination of" if run.kind == "clear" else "Run of"
+        attempt.report.log("info", f"{what} {_name_of(run)} started: {number}, epoch {run.epoch}")
         settings = parse_advanced_settings(run.advanced_settings_json)
         endpoints = await self._endpoints(run, attempt)
         wanted = await _wanted(run, settings, endpoints)
@@ -122,6 +123,17 @@ def _context(run: ClaimedRun, settings: AdvancedSettings, attempt: Attempt) -> R
     )
 
 
+def _name_of(run: ClaimedRun) -> str:
+    return f"the job {run.job_name!r}" if run.job_name else f"job {run.job_id}"
+
+
+def _and_target(plan: StreamPlan) -> str:
+    """The stream, with its target if that has another name."""
+    if (plan.stream.namespace, plan.stream.name) == (plan.target.namespace, plan.target.table):
+        return str(plan.stream)
+    return f"{plan.stream}: {plan.target}"
+
+
 async def _clear(attempt: Attempt, opened: DestinationRun) -> None:
     for stream in attempt.report.streams:
         stream.state = "running"
@@ -133,4 +145,4 @@ async def _clear(attempt: Attempt, opened: DestinationRun) -> None:
             attempt.fail(stream, error)
         else:
             stream.state = "completed"
-            attempt.report.log("info", f"{stream.plan.stream}: {stream.plan.target} was removed from the destination")
+            attempt.report.log("info", f"{_and_target(stream.plan)} was removed from the destination")

@@ -54,7 +54,7 @@ class ParquetWriterConfig(BaseModel):
 
 
 class ParquetConfig(ConnectorConfig):
-    """Parquet files, compressed with zstd; a table is replaced as a whole."""
+    """Parquet files, compressed with zstd, in a directory that the workers share."""
 
     WRAPPER: ClassVar[str | None] = "writer"
 

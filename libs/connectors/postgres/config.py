@@ -1,12 +1,15 @@
 """What a person types to connect a PostgreSQL."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from libs.connectors.form import ConnectorConfig, form_field
+from libs.connectors.form import ConnectorConfig, form_field, one_choice
 
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+SshConfig = Annotated[
+    dict[str, Any] | None, one_choice("no_tunnel", "SSH tunnel", "The server is connected to directly")
+]
 CONNECTION_PARAMETERS = {
     "ApplicationName": "application_name",
     "application_name": "application_name",
@@ -23,10 +26,23 @@ class SslConfig(BaseModel):
 
     mode: SslMode = form_field("Mode", "How the connection is encrypted and the server verified", 1, default="prefer")
     server_ca: str = form_field(
-        "CA certificate", "PEM text; the system's certificates are trusted when empty", 2, default=""
+        "CA certificate",
+        "PEM text; the system's certificates are trusted when empty",
+        2,
+        default="",
+        several_lines=True,
     )
-    client_cert: str = form_field("Client certificate", "PEM text", 3, default="")
-    client_key: str = form_field("Client key", "PEM text", 4, default="", secret=True)
+    client_cert: str = form_field(
+        "Client certificate", "PEM text of the certificate that the server asks for", 3, default="", several_lines=True
+    )
+    client_key: str = form_field(
+        "Client key",
+        "PEM text of the certificate's private key, without a passphrase",
+        4,
+        default="",
+        secret=True,
+        several_lines=True,
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> "SslConfig":
@@ -99,13 +115,18 @@ class PostgresSourceConfig(PostgresConfig):
         13,
         default="refuse",
     )
-    update_method: dict[str, Any] | None = form_field(
+    update_method: Annotated[
+        dict[str, Any] | None,
+        one_choice(
+            "Standalone", "Update method", "Rows are read with queries; reading logical changes (CDC) will follow"
+        ),
+    ] = form_field(
         "Update method",
-        'Only {"type": "Standalone"} so far: reading logical changes (CDC) is not supported',
+        "How changes are found in incremental runs",
         11,
         default=None,
     )
-    ssh_config: dict[str, Any] | None = form_field("SSH tunnel", "Not supported so far: leave empty", 12, default=None)
+    ssh_config: SshConfig = form_field("SSH tunnel", "Not supported so far", 12, default=None)
 
     def session_settings(self) -> dict[str, str]:
         return {"row_security": "on" if self.row_security == "filtered" else "off"}
@@ -135,7 +156,7 @@ class PostgresDestinationConfig(PostgresConfig):
     default_schema: str = form_field(
         "Schema", "Schema for every table; the source's schema names are kept when empty", 10, default="", max_length=63
     )
-    ssh_config: dict[str, Any] | None = form_field("SSH tunnel", "Not supported so far: leave empty", 12, default=None)
+    ssh_config: SshConfig = form_field("SSH tunnel", "Not supported so far", 12, default=None)
 
     @field_validator("ssh_config", mode="before")
     @classmethod

@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from libs.core.json import JsonObject, dump_json
+from services.catalog.http import TEST_SECONDS_MIN
 from tests.integration.catalog.catalog import (
     Catalog,
     config,
@@ -25,10 +28,45 @@ async def test_versions_are_listed_newest_first(catalog: Catalog, path: str) -> 
     assert (await catalog.get(path)).data == {"version": ["v1.0.0"]}
 
 
-async def test_versions_of_an_unknown_type_are_refused(catalog: Catalog) -> None:
-    refused = await catalog.get("/sources/versions?type=oracle")
+async def test_every_type_has_the_same_versions_and_the_spec_of_an_unsupported_one_is_refused(catalog: Catalog) -> None:
+    assert (await catalog.get("/sources/versions?type=oracle")).data == {"version": ["v1.0.0"]}
+    refused = await catalog.post("/sources/spec", {"type": "oracle"})
     assert (refused.status, refused.fields) == (400, ["type"])
-    assert "postgres" in refused.body["message"]
+    assert "sources of the type 'oracle' are not supported; supported are postgres" in refused.body["message"]
+
+
+@pytest.mark.parametrize(
+    ("role", "kind", "title"),
+    [
+        ("source", "postgres", "PostgreSQL source"),
+        ("destination", "postgres", "PostgreSQL destination"),
+        ("destination", "parquet", "Parquet files destination"),
+    ],
+)
+async def test_a_form_is_written_for_people(catalog: Catalog, role: str, kind: str, title: str) -> None:
+    spec = (await catalog.post(f"/{role}s/spec", {"type": kind})).data["spec"]
+    assert spec["jsonschema"]["title"] == title
+
+    def fields(schema: Any) -> Iterator[tuple[str, Any]]:
+        for name, field in schema.get("properties", {}).items():
+            yield name, field
+            yield from fields(field)
+        assert "anyOf" not in schema
+        assert "oneOf" not in schema
+
+    for name, field in fields(spec["jsonschema"]):
+        assert field["title"][0].isupper(), name
+        assert " " in field["description"], name
+    if kind == "postgres":
+        widgets = json.loads(spec["uischema"])["ssl"]
+        assert {widgets[name]["ui:widget"] for name in ("server_ca", "client_cert", "client_key")} == {"textarea"}
+
+
+async def test_a_test_is_not_answered_before_the_page_is_ready_for_it(catalog: Catalog) -> None:
+    begun = time.monotonic()
+    config = {"host": "127.0.0.1", "port": 1, "database": "d", "username": "u"}
+    await catalog.post("/sources/test", {"type": "postgres", "config": config})
+    assert time.monotonic() - begun >= TEST_SECONDS_MIN
 
 
 async def test_a_spec_is_given_for_a_query_a_body_and_a_post(catalog: Catalog) -> None:

@@ -23,6 +23,8 @@ CHUNKED = STREAMS | {"selected_streams": {"public": [{"stream_name": "flights", 
 async def test_a_new_job_echoes_what_was_sent_and_is_read_as_the_page_needs_it(orchestrator: Orchestrator) -> None:
     body = job_body(frequency="every 15 minutes", filter="", advanced_settings={"max_discover_threads": 5})
     created = await orchestrator.post("/jobs", body)
+    # Known fields are echoed, others are not.
+    del body["filter"]
     assert created.data == {**body, "id": created.data["id"]}
     [listed] = (await orchestrator.get("/jobs")).data
     assert listed["source"] == {
@@ -253,10 +255,10 @@ async def test_stream_difference_names_what_would_be_cleared(orchestrator: Orche
 async def test_settings_are_never_null(orchestrator: Orchestrator) -> None:
     assert (await orchestrator.get("/settings")).data == {
         "id": orchestrator.project,
-        "project_id": orchestrator.project,
+        "project_id": str(orchestrator.project),
         "webhook_alert_url": "",
     }
-    changed = {"id": 5, "project_id": "123", "webhook_alert_url": "https://example.com/hook?x=1"}
+    changed = {"id": 5, "project_id": str(orchestrator.project), "webhook_alert_url": "https://example.com/hook?x=1"}
     assert (await orchestrator.put("/settings", changed)).data["webhook_alert_url"] == changed["webhook_alert_url"]
     assert (await orchestrator.get("/settings")).data["webhook_alert_url"] == changed["webhook_alert_url"]
     for bad in ("ftp://x", "https://user:pass@x", "nonsense", "http://169.254.169.254/latest", "https://[::1]/"):
@@ -374,3 +376,30 @@ async def test_other_malformed_calls_are_refused(orchestrator: Orchestrator) -> 
     assert plain.status == 415
     big = b'{"name":"' + b"x" * 2_000_000 + b'"}'
     assert (await orchestrator.post("/jobs", data=big, headers={"Content-Type": "application/json"})).status == 413
+
+
+async def test_settings_of_another_project_are_refused(orchestrator: Orchestrator) -> None:
+    for project in (orchestrator.project, str(orchestrator.project)):
+        taken = await orchestrator.put("/settings", {"webhook_alert_url": "", "project_id": project})
+        assert taken.data["project_id"] == str(orchestrator.project)
+    refused = await orchestrator.put("/settings", {"webhook_alert_url": "", "project_id": "999999"})
+    assert (refused.status, refused.body["errors"][0]["field"]) == (400, "project_id")
+
+
+async def test_a_poll_of_the_list_costs_nothing_while_nothing_changes(orchestrator: Orchestrator) -> None:
+    await orchestrator.create_job()
+    first = await orchestrator.get("/jobs")
+    known = {"If-None-Match": first.headers["ETag"]}
+    assert (await orchestrator.get("/jobs", headers=known)).status == 304
+    await orchestrator.create_job(name="another")
+    assert (await orchestrator.get("/jobs", headers=known)).status == 200
+
+
+async def test_a_summary_leaves_out_what_is_large(orchestrator: Orchestrator) -> None:
+    await orchestrator.create_job()
+    [whole] = (await orchestrator.get("/jobs")).data
+    [summary] = (await orchestrator.get("/jobs?view=summary")).data
+    assert whole.keys() - summary.keys() == {"streams_config"}
+    for side in ("source", "destination"):
+        assert whole[side].keys() - summary[side].keys() == {"config"}
+    assert (await orchestrator.get("/jobs?view=little")).status == 400

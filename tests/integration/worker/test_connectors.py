@@ -120,5 +120,5 @@ async def test_discovery_answers_the_catalog(source: Server) -> None:
 
 
 async def test_an_unknown_type_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="not a known source type"):
+    with pytest.raises(InvalidInput, match="sources of the type"):
         await HTTP.discover(ConnectorConfig(role="source", type="oracle", config={}))

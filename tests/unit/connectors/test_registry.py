@@ -22,7 +22,7 @@ def test_types_have_one_name_and_aliases() -> None:
     assert registry.types("source") == ("postgres",)
     assert registry.types("destination") == ("postgres", "parquet")
     assert registry.canonical_type("source", "PostgreSQL") == "postgres"
-    with pytest.raises(InvalidInput, match="known are postgres, parquet"):
+    with pytest.raises(InvalidInput, match="supported are postgres, parquet"):
         registry.canonical_type("destination", "oracle")
 
 
