@@ -7,11 +7,14 @@ from typing import Any
 
 from libs.connectors.canonical import BUCKET_DIGITS, METHOD, Bucket, End, Fingerprint, HashedRow, Key, SourceEnd
 from libs.connectors.concurrency import all_of
-from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, StreamName, StreamPlan
+from libs.connectors.protocol import ConnectorRefused, ConnectorUnavailable, StreamName, StreamPlan, Target
 
 BUCKETS_NAMED_MAX = 16
+AFTER_COPYING = " after copying, so nothing was committed"
 EXAMPLES_MAX = 5
 KEY_CHARACTERS_MAX = 200
+# Each bucket whose rows are listed costs both ends another read of the table.
+BUCKETS_LISTED_MAX = 3
 # A bucket of more rows is divided before its rows are listed.
 ROWS_LISTED_MAX = 10_000
 _SUFFIX_DIGITS_MAX = 8
@@ -71,13 +74,24 @@ def why_not_comparable(plan: StreamPlan, *, is_complete: bool) -> str | None:
     return None
 
 
+def no_target(target: Target) -> Comparison:
+    """What a comparison with a target that does not exist comes to."""
+    return Comparison(None, {"comparable": False, "reason": f"the destination has no {target} yet"})
+
+
 async def compare(
-    stream: StreamName, source: SourceEnd, destination: End, expecting: Awaitable[Fingerprint | None] | None = None
+    stream: StreamName,
+    source: SourceEnd,
+    destination: End,
+    expecting: Awaitable[Fingerprint | None] | None = None,
+    *,
+    circumstances: str = AFTER_COPYING,
 ) -> Comparison:
     """Compare the ends, which are read concurrently.
 
     Args:
         expecting: the source's fingerprint, if it is being taken already.
+        circumstances: what a difference's message adds to the fact.
 
     Raises:
         EndsDiffer: names the buckets and keys that differ.
@@ -99,7 +113,9 @@ async def compare(
         return Comparison(True, document)
     if (reason := await _why_no_proof(source, expected)) is not None:
         return _not_comparable(source, reason)
-    raise await _difference(stream, source, destination, expected, found, document)
+    raise await _difference(
+        f"{stream}: source and destination differ{circumstances}", source, destination, expected, found, document
+    )
 
 
 async def _why_no_proof(source: SourceEnd, expected: Fingerprint) -> str | None:
@@ -133,7 +149,7 @@ class _Examples:
 
 
 async def _difference(
-    stream: StreamName,
+    beginning: str,
     source: SourceEnd,
     destination: End,
     expected: Fingerprint,
@@ -149,9 +165,8 @@ async def _difference(
         for name in differing[:BUCKETS_NAMED_MAX]
     ]
     parts = [
-        f"{stream}: source and destination differ after copying, so nothing was committed: {expected.total.rows} rows "
-        f"at the source, {found.total.rows} at the destination; {len(differing)} of {16**BUCKET_DIGITS} buckets differ "
-        f"({named})"
+        f"{beginning}: {expected.total.rows} rows at the source, {found.total.rows} at the destination; "
+        f"{len(differing)} of {16**BUCKET_DIGITS} buckets differ ({named})"
     ]
     if examples is not None:
         document["examples"] = {
@@ -175,8 +190,22 @@ async def _difference(
 
 
 async def _examples(source: End, destination: End, expected: Fingerprint, found: Fingerprint) -> _Examples:
+    """Keys of the first differing buckets."""
+    examples = _Examples([], [], [])
+    for suffix in expected.differing(found)[:BUCKETS_LISTED_MAX]:
+        more = await _examples_of(source, destination, expected, found, suffix)
+        examples = _Examples(
+            [*examples.missing, *more.missing][:EXAMPLES_MAX],
+            [*examples.extra, *more.extra][:EXAMPLES_MAX],
+            [*examples.different, *more.different][:EXAMPLES_MAX],
+        )
+    return examples
+
+
+async def _examples_of(
+    source: End, destination: End, expected: Fingerprint, found: Fingerprint, suffix: str
+) -> _Examples:
     """Keys of a differing bucket, which is divided until it is small enough to list."""
-    suffix = expected.differing(found)[0]
     while max(expected.bucket(suffix).rows, found.bucket(suffix).rows) > ROWS_LISTED_MAX:
         digits = len(suffix) + BUCKET_DIGITS
         if digits > _SUFFIX_DIGITS_MAX:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import pyarrow
 
     from libs.connectors.canonical import SourceEnd
+    from libs.connectors.comparison import Comparison
     from libs.connectors.schema_changes import SchemaChange
     from libs.connectors.states import StreamState
     from libs.contracts.filters import Filter
@@ -205,6 +206,13 @@ class DestinationRun(Protocol):
 
         Raises:
             Fenced, TargetShared
+        """
+
+    async def compare(self, table: Table) -> "Comparison":
+        """Compare the target, as it is, with all rows of the stream, and change nothing.
+
+        Raises:
+            EndsDiffer: names what differs.
         """
 
     async def clear(self, plan: "StreamPlan") -> None:

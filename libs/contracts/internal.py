@@ -216,6 +216,7 @@ class ClaimedRun(Claimed):
         living_job_ids: the project's jobs, if the job may take over tables of deleted ones.
         resets: the streams, as namespace and name, whose rows are all read again.
         job_name: for the run's log; empty from orchestrators of earlier versions.
+        verify, repair: as in ``RunQueued``.
     """
 
     job_id: int
@@ -229,6 +230,8 @@ class ClaimedRun(Claimed):
     living_job_ids: tuple[int, ...] | None = None
     resets: tuple[tuple[str, str], ...] = ()
     job_name: str = ""
+    verify: bool = False
+    repair: bool = False
 
 
 class WorkClaim(Frozen):

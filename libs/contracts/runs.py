@@ -85,6 +85,8 @@ class RunQueued(RunEvent):
     Args:
         scheduled_for: the time in the job's schedule that the run was started for; absent for manual runs.
         streams_config_json: the catalog that the run works on, as JSON text; absent if it is the job's own.
+        verify: the run compares both ends, and moves only what that takes.
+        repair: rows that differ are written again.
     """
 
     job_id: int
@@ -92,6 +94,8 @@ class RunQueued(RunEvent):
     trigger: RunTrigger
     scheduled_for: datetime | None = None
     streams_config_json: str | None = None
+    verify: bool = False
+    repair: bool = False
 
 
 class RunStarted(RunEvent):

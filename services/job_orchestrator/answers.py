@@ -30,7 +30,7 @@ _FAMILY_STATES: dict[RunStatus, TaskState] = {
     "failed": "failed",
     "cancelled": "canceled",
 }
-JobType = Literal["sync", "clear"]
+JobType = Literal["sync", "clear", "verify"]
 
 
 class EndpointShown(TypedDict):
@@ -325,7 +325,7 @@ def task_view(run: Entity[RunState], now: datetime) -> TaskShown:
         "start_time": start,
         "runtime": max(0, int((end - start).total_seconds())) if state.started_at else 0,
         "status": _FAMILY_STATES[state.status],
-        "job_type": state.kind,
+        "job_type": "verify" if state.verify else state.kind,
         "file_path": file_path(run),
         "attempts": state.attempts,
         "error": state.error,

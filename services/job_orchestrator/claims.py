@@ -255,6 +255,8 @@ class Claims:
             attempts_max=self._settings.max_retries.value + 1,
             living_job_ids=await self._living_jobs(job),
             job_name=job.state.definition.name,
+            verify=run.state.verify,
+            repair=run.state.repair,
             resets=tuple((stream.namespace, stream.name) for stream in job.state.resets),
         )
 

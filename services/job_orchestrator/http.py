@@ -65,6 +65,7 @@ from services.job_orchestrator.inputs import (
     StateResetBody,
     StreamsChoiceBody,
     TasksQuery,
+    VerifyBody,
     filter_of,
 )
 from services.job_orchestrator.job_writing import JobWriting, name_taken
@@ -127,6 +128,7 @@ class JobRoutes(EntityRoutes[JobState, JobShown]):
                 conditional=True,
             ),
             act(f"{self.one}/sync", self.sync, "Run a job now"),
+            act(f"{self.one}/verify", self.verify, "Compare a job's source and destination"),
             get(f"{self.one}/cancel", self.cancel, "Cancel a job's run", refuses=(409,), changes=True),
             act(f"{self.one}/cancel", self.cancel, "Cancel a job's run"),
             get(
@@ -197,6 +199,21 @@ class JobRoutes(EntityRoutes[JobState, JobShown]):
 
     async def sync(self, call: Call) -> Answer[RunBegun]:
         return await self._begin(call, "sync", "sync started")
+
+    async def verify(self, call: Call, body: VerifyBody) -> Answer[RunBegun]:
+        """Start a run that compares both ends, stream by stream; its result names what differs."""
+        job = await self.entities.require(call)
+        run_id = await self._control.begin(
+            int(job.id),
+            "sync",
+            "manual",
+            call.metadata,
+            verify=True,
+            repair=body.repair,
+            idempotency=call.idempotency,
+        )
+        message = "comparing and repairing started" if body.repair else "comparing started"
+        return Answer({"task_id": run_id, "message": message}, message=message)
 
     async def clear(self, call: Call) -> Answer[RunBegun]:
         return await self._begin(call, "clear", "clearing the destination started")

@@ -102,6 +102,10 @@ class StreamsChoiceBody(EchoedBody):
     updated_streams_config: Annotated[Any, ReadAs(StreamsConfig | str)] = Field(examples=[_CATALOG])
 
 
+class VerifyBody(EchoedBody):
+    repair: bool = Field(default=False, description="Write the rows again that differ.")
+
+
 class StreamNameBody(EchoedBody):
     namespace: Annotated[str, Field(max_length=512, examples=["public"])] = ""
     name: Annotated[str, Field(min_length=1, max_length=512, examples=["orders"])]

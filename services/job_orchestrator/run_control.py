@@ -62,6 +62,8 @@ class RunControl:
         scheduled_for: datetime | None = None,
         now: datetime | None = None,
         streams_config_json: str | None = None,
+        verify: bool = False,
+        repair: bool = False,
         expected_version: ExpectedVersion = None,
         idempotency: IdempotencyKey | None = None,
     ) -> str:
@@ -74,6 +76,8 @@ class RunControl:
             trigger=trigger,
             scheduled_for=scheduled_for,
             streams_config_json=streams_config_json,
+            verify=verify,
+            repair=repair,
         )
         acts = [Act(JOB, job_id, request, expected_version), Act(RUN, run_id, queue)]
         outcome = await self._commands.execute(CommandRequest(acts, metadata, idempotency=idempotency))

@@ -15,6 +15,7 @@ from datetime import datetime
 from libs.connectors.comparison import DestinationChangesRows, EndsDiffer
 from libs.connectors.concurrency import all_of
 from libs.connectors.protocol import (
+    ConnectorRefused,
     ConnectorUnavailable,
     DestinationRun,
     Fenced,
@@ -58,6 +59,8 @@ class Moving:
     Args:
         wanted: the streams' settings, by name.
         resets: streams whose state is ignored: all of their rows are read again.
+        verifies: the run is to compare both ends: deleted rows are looked for whatever the schedule says, and a
+            difference is no reason to try the run again.
         concurrent_streams: how many streams move at the same time.
         stall_timeout_seconds: how long a stream may move nothing while it is being moved.
     """
@@ -70,6 +73,7 @@ class Moving:
         wanted: Mapping[StreamName, Wanted],
         *,
         resets: Set[StreamName] = frozenset(),
+        verifies: bool = False,
         concurrent_streams: int = 1,
         stall_timeout_seconds: float,
     ) -> None:
@@ -79,12 +83,13 @@ class Moving:
         self._destination = destination
         self._wanted = wanted
         self._resets = resets
+        self._verifies = verifies
         self._concurrent_streams = concurrent_streams
         self._stall_timeout_seconds = stall_timeout_seconds
 
-    async def move(self) -> None:
-        """Move every stream that has neither failed nor been committed by an earlier attempt."""
-        waiting = [stream for stream in self._report.streams if not await self._is_settled(stream)]
+    async def move(self, streams: Sequence[StreamReport]) -> None:
+        """Move those of the streams that have neither failed nor been committed by an earlier attempt."""
+        waiting = [stream for stream in streams if not await self._is_settled(stream)]
         while waiting:
             async with self._source.snapshot() as snapshot:
                 waiting = await self._move_from(snapshot, waiting)
@@ -169,7 +174,7 @@ class Moving:
         """Whether rows are looked for that the source deleted."""
         if plan.deletes is None:
             return False
-        schedule = self._wanted[plan.stream].compare_keys
+        schedule = "" if self._verifies else self._wanted[plan.stream].compare_keys
         if not schedule or state is None or state.compared_at is None:
             return True
         due = next_tick(schedule, state.compared_at)
@@ -204,6 +209,8 @@ class Moving:
         other stream can be moved.
         """
         cause = first_error(error)
+        if isinstance(cause, EndsDiffer) and self._verifies:
+            cause = difference_found(cause)
         if isinstance(cause, Fenced):
             raise cause
         if isinstance(cause, RetryLater) and (committed := await self._destination.committed(stream.plan)) is not None:
@@ -219,6 +226,11 @@ class Moving:
         changes = () if prepared is None else prepared.changes
         state = None if prepared is None else prepared.state
         self._report.results.append(stream.result(written, seconds, state, changes))
+
+
+def difference_found(error: EndsDiffer) -> ConnectorRefused:
+    """A difference that a run was to look for: it would be found again."""
+    return ConnectorRefused(error.message, code=error.code)
 
 
 def _next_state(table: Table, compared_at: datetime | None, now: datetime, *, all_known: bool) -> StreamState | None:

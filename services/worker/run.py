@@ -15,6 +15,7 @@ from services.worker.attempt import Attempt, InternalCalls
 from services.worker.moving import Moving
 from services.worker.report import StreamReport
 from services.worker.selection import Wanted, entries_of, wanted_streams
+from services.worker.verifying import Verifying
 
 # The last line of a successful run's log, word for word as OLake writes it: tools that drive its API wait for it.
 SUCCEEDED = "Sync completed, wait 5 seconds cleanup in progress..."
@@ -43,7 +44,7 @@ class RunExecutor:
     async def execute(self, run: ClaimedRun, attempt: Attempt) -> None:
         log.info("run_started", run_id=run.run_id, job_id=run.job_id, kind=run.kind)
         number = f"attempt {run.attempt} of {run.attempts_max}"
-        what = "Clearing the destination of" if run.kind == "clear" else "Run of"
+        what = "Clearing the destination of" if run.kind == "clear" else "Comparing" if run.verify else "Run of"
         attempt.report.log("info", f"{what} {_name_of(run)} started: {number}, epoch {run.epoch}")
         settings = parse_advanced_settings(run.advanced_settings_json)
         endpoints = await self._endpoints(run, attempt)
@@ -86,16 +87,28 @@ class RunExecutor:
             if item.refusal is not None:
                 attempt.fail(stream, item.refusal)
         source = registry.open_source(endpoints.source.type, endpoints.source.config)
+        by_name = {item.plan.stream: item for item in wanted}
+        if run.verify:
+            verifying = Verifying(
+                attempt,
+                source,
+                opened,
+                by_name,
+                repair=run.repair,
+                stall_timeout_seconds=self._stall_timeout_seconds,
+            )
+            await verifying.verify()
+            return
         moving = Moving(
             attempt,
             source,
             opened,
-            {item.plan.stream: item for item in wanted},
+            by_name,
             resets=frozenset(StreamName(*name) for name in run.resets),
             concurrent_streams=settings.concurrent_streams or 1,
             stall_timeout_seconds=self._stall_timeout_seconds,
         )
-        await moving.move()
+        await moving.move(attempt.report.streams)
         if not attempt.failures:
             attempt.report.log("info", SUCCEEDED)
 
@@ -117,7 +130,7 @@ def _context(run: ClaimedRun, settings: AdvancedSettings, attempt: Attempt) -> R
         project_id=run.project_id,
         run_id=run.run_id,
         epoch=run.epoch,
-        verify=settings.verify,
+        verify=settings.verify or run.verify,
         log=attempt.report.log,
         living_jobs=frozenset(run.living_job_ids or ()) if takes_over else None,
     )

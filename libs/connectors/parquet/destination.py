@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from libs.connectors.arrow_types import normalised, normalised_schema
-from libs.connectors.comparison import compare, why_not_comparable
+from libs.connectors.comparison import Comparison, compare, no_target, why_not_comparable
 from libs.connectors.concurrency import in_thread, share_out
 from libs.connectors.parquet.config import ParquetConfig
 from libs.connectors.parquet.failures import translated
@@ -164,6 +164,18 @@ class ParquetRun:
                 raise
             await in_thread(lambda: self._publisher.publish(plan, staged, version.files, written, state, present))
         return written
+
+    async def compare(self, table: Table) -> Comparison:
+        plan = table.plan
+        with translated(self._root):
+            await in_thread(lambda: self._publisher.refuse_unwritable(plan))
+            present = await in_thread(lambda: self._publisher.present(plan))
+        if present is None:
+            return no_target(plan.target)
+        source = table.comparable()
+        schema = await in_thread(lambda: schema_of(present[0].path))
+        there = ParquetEnd([file.path for file in present], schema, source.columns, source.key)
+        return await compare(plan.stream, source, there, circumstances="")
 
     async def clear(self, plan: StreamPlan) -> None:
         with translated(self._root):

@@ -12,7 +12,7 @@ import asyncpg
 import pyarrow as pa
 
 from libs.connectors.arrow_types import normalised, normalised_schema
-from libs.connectors.comparison import Comparison
+from libs.connectors.comparison import AFTER_COPYING, Comparison
 from libs.connectors.comparison import compare as compare_ends
 from libs.connectors.postgres.arrow_copy import HEADER, TRAILER, columns_of, encode, held
 from libs.connectors.postgres.arrow_form import canonical_values
@@ -87,12 +87,17 @@ class ArrowIncoming:
         return written
 
     async def compare(
-        self, connection: "asyncpg.Connection[Any]", relation: Relation, expecting: Expecting | None = None
+        self,
+        connection: "asyncpg.Connection[Any]",
+        relation: Relation,
+        expecting: Expecting | None = None,
+        circumstances: str = AFTER_COPYING,
     ) -> Comparison:
         source = self.table.comparable()
         values = canonical_values(self.columns, self.schema.types)
         form = Form({name: values[name] for name in source.columns}, tuple(source.key))
-        return await compare_ends(self.plan.stream, source, one_end(form, connection, relation), expecting)
+        there = one_end(form, connection, relation)
+        return await compare_ends(self.plan.stream, source, there, expecting, circumstances=circumstances)
 
     def expecting(self, connection: "asyncpg.Connection[Any]") -> AbstractAsyncContextManager[Expecting | None]:
         return contextlib.nullcontext()

@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 
-from libs.connectors.comparison import why_not_comparable
+from libs.connectors.comparison import Comparison, no_target, why_not_comparable
 from libs.connectors.concurrency import share_out
 from libs.connectors.postgres import publishing, replacement
 from libs.connectors.postgres.columns import reconciled
@@ -187,6 +187,17 @@ class PostgresRun:
             raise
         finally:
             self._release(stream)
+
+    async def compare(self, table: Table) -> Comparison:
+        incoming, target = incoming_of(table), self._target(table.plan)
+        relation = (target.namespace, target.table)
+        with translated(f"the destination's table {target}"):
+            connection = await self._controlling()
+            await self._state.published(connection, self._context, target)
+            if await relation_at(connection, target) is None:
+                return no_target(target)
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                return await incoming.compare(connection, relation, circumstances="")
 
     async def clear(self, plan: StreamPlan) -> None:
         target = self._target(plan)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import asyncpg
 
-from libs.connectors.comparison import Comparison
+from libs.connectors.comparison import AFTER_COPYING, Comparison
 from libs.connectors.postgres.copying import copy_part
 from libs.connectors.postgres.staging import Relation
 from libs.connectors.postgres.table import POSTGRES_WIRE, PostgresTable
@@ -51,9 +51,13 @@ class Incoming(Protocol):
         """Copy one part's rows into a table; returns their number."""
 
     async def compare(
-        self, connection: "asyncpg.Connection[Any]", relation: Relation, expecting: Expecting | None = None
+        self,
+        connection: "asyncpg.Connection[Any]",
+        relation: Relation,
+        expecting: Expecting | None = None,
+        circumstances: str = AFTER_COPYING,
     ) -> Comparison:
-        """Compare the stream's rows with a relation's; raises ``EndsDiffer``."""
+        """Compare all of the stream's rows with a relation's; raises ``EndsDiffer``."""
 
     def expecting(self, connection: "asyncpg.Connection[Any]") -> AbstractAsyncContextManager[Expecting | None]:
         """Take the source's fingerprint in the background, where it is not the same for all destinations."""
@@ -111,9 +115,13 @@ class WireIncoming:
         )
 
     async def compare(
-        self, connection: "asyncpg.Connection[Any]", relation: Relation, expecting: Expecting | None = None
+        self,
+        connection: "asyncpg.Connection[Any]",
+        relation: Relation,
+        expecting: Expecting | None = None,
+        circumstances: str = AFTER_COPYING,
     ) -> Comparison:
-        return await compare(self.table.all_rows(), connection, relation, expecting)
+        return await compare(self.table.all_rows(), connection, relation, expecting, circumstances)
 
     def expecting(self, connection: "asyncpg.Connection[Any]") -> AbstractAsyncContextManager[Expecting | None]:
         return source_fingerprint(self.table.all_rows(), connection)

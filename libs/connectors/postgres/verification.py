@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import asyncpg
 
 from libs.connectors.canonical import BUCKET_DIGITS, HASH_MODULUS, Bucket, Fingerprint, HashedRow
-from libs.connectors.comparison import Comparison
+from libs.connectors.comparison import AFTER_COPYING, Comparison
 from libs.connectors.comparison import compare as compare_ends
 from libs.connectors.concurrency import share_out
 from libs.connectors.postgres.connection import literal, quoted
@@ -242,12 +242,14 @@ async def compare(
     destination: Connection,
     relation: tuple[str, str],
     expecting: Expecting | None = None,
+    circumstances: str = AFTER_COPYING,
 ) -> Comparison:
     """Compare a table of the source with a relation of the destination.
 
     Args:
         destination: the only connection that reads the destination, as it may be within a transaction.
         expecting: the source's fingerprint, if it is being taken already (``source_fingerprint``).
+        circumstances: as in ``comparison.compare``.
 
     Raises:
         EndsDiffer: names the buckets and keys that differ.
@@ -255,7 +257,8 @@ async def compare(
 
     here, there = wire_forms(table, _encodings(table, destination))
     end = one_end(there, destination, relation)
-    return await compare_ends(table.plan.stream, PostgresSourceEnd(table, here), end, expecting)
+    source = PostgresSourceEnd(table, here)
+    return await compare_ends(table.plan.stream, source, end, expecting, circumstances=circumstances)
 
 
 def one_end(form: Form, connection: Connection, relation: tuple[str, str]) -> PostgresEnd:

@@ -31,6 +31,7 @@ class RunState(Frozen):
 
     Args:
         streams_config_json: the streams to clear; None for the job's own catalog.
+        verify, repair: as in ``RunQueued``.
         epoch: of the last claim, 0 before the first.
         attempts: how many were started. What continues after a worker was stopped is the same attempt.
         waiting_since: a queued run may be claimed from then on.
@@ -48,6 +49,8 @@ class RunState(Frozen):
     status: RunStatus = "queued"
     scheduled_for: datetime | None = None
     streams_config_json: str | None = None
+    verify: bool = False
+    repair: bool = False
     epoch: int = 0
     attempts: int = 0
     worker_id: str | None = None
@@ -68,6 +71,8 @@ class QueueRun(Frozen):
     trigger: RunTrigger
     scheduled_for: datetime | None = None
     streams_config_json: str | None = None
+    verify: bool = False
+    repair: bool = False
 
 
 class StartRun(Frozen):
