@@ -11,10 +11,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def blocks(page: str, heading: str = "") -> list[str]:
-    """The ``sh`` blocks of a page, or of what stands below one of its headings."""
+    """The ``sh`` blocks of a page, or of what stands below one of its headings but the first."""
     text = (ROOT / page).read_text()
     if heading:
-        text = next(part for part in re.split(r"^#+ ", text, flags=re.MULTILINE) if part.startswith(heading + "\n"))
+        text = next(part for part in re.split(r"^##+ ", text, flags=re.MULTILINE) if part.startswith(heading + "\n"))
     return [textwrap.dedent(block) for block in re.findall(r"^ *```sh\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)]
 
 
