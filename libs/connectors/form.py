@@ -1,10 +1,11 @@
 """Configuration models and what is read off them: the JSON Schema that forms are drawn from, and the secret fields."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic.fields import FieldInfo
 
 from libs.core.errors import InvalidInput
 from libs.core.json import dump_json
@@ -12,6 +13,8 @@ from libs.core.validation import field_errors
 
 Path = tuple[str, ...]
 SEVERAL_LINES = "text/plain"
+NamesAndValues = Annotated[dict[str, str], WithJsonSchema({"type": "object", "additionalProperties": True})]
+"""OLake's page lets names be typed only where ``additionalProperties`` is true; a schema of the values prevents it."""
 
 
 class ConnectorConfig(BaseModel):
@@ -60,7 +63,7 @@ def form_field(
 def one_choice(name: str, title: str, description: str) -> WithJsonSchema:
     """The schema of an object of which only one kind is supported so far, told by its ``type``."""
     kind = {"type": "string", "enum": [name], "default": name, "title": "Type", "description": description, "order": 1}
-    return WithJsonSchema({"type": "object", "title": title, "properties": {"type": kind}, "default": {"type": name}})
+    return WithJsonSchema({"type": "object", "title": title, "properties": {"type": kind}})
 
 
 def parse_config(model: type[ConnectorConfig], config: Mapping[str, Any]) -> ConnectorConfig:
@@ -81,7 +84,10 @@ def parse_config(model: type[ConnectorConfig], config: Mapping[str, Any]) -> Con
 
 
 def json_schema(model: type[ConnectorConfig], title: str) -> dict[str, Any]:
-    """The model's JSON Schema with every reference inlined, fields in their order; ``title`` is the form's."""
+    """The model's JSON Schema with every reference inlined, fields in their order; ``title`` is the form's.
+
+    Defaults of null are left out: no field of a form has this value.
+    """
     schema = model.model_json_schema() | {"title": title}
     definitions = schema.pop("$defs", {})
     inlined: dict[str, Any] = _inline(schema, definitions)
@@ -89,11 +95,13 @@ def json_schema(model: type[ConnectorConfig], title: str) -> dict[str, Any]:
 
 
 def ui_schema(model: type[ConnectorConfig]) -> str:
-    """The form's hints as JSON text: secrets are password fields; texts of several lines, secret or not, text areas."""
+    """The form's hints as JSON text: passwords, text areas, and fields without a choice, which are not drawn.
+
+    A secret of several lines is drawn as a text area.
+    """
     hints: dict[str, Any] = {}
-    marked = [("password", _paths_with(model, "writeOnly")), ("textarea", _paths_with(model, "contentMediaType"))]
-    for widget, paths in marked:
-        for path in sorted(paths):
+    for widget, applies in (("password", _is_secret), ("textarea", _has_several_lines), ("hidden", _is_constant)):
+        for path in sorted(_paths(model, applies)):
             place = hints
             for name in path:
                 place = place.setdefault(name, {})
@@ -103,20 +111,35 @@ def ui_schema(model: type[ConnectorConfig]) -> str:
 
 def secret_fields(model: type[ConnectorConfig]) -> frozenset[Path]:
     """The paths of every secret in a configuration, in the nested and in the flat form."""
-    paths = frozenset(_paths_with(model, "writeOnly"))
+    paths = frozenset(_paths(model, _is_secret))
     if model.WRAPPER is None:
         return paths
     return paths | {path[1:] for path in paths if path[0] == model.WRAPPER}
 
 
-def _paths_with(model: type[BaseModel], mark: str) -> Iterator[Path]:
-    """The paths of the fields whose schema has this mark."""
+def _paths(model: type[BaseModel], applies: Callable[[FieldInfo], bool]) -> Iterator[Path]:
+    """The paths of the fields to which it applies."""
     for name, field in model.model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get(mark):
+        if applies(field):
             yield (name,)
         for nested in _models_in(field.annotation):
-            yield from ((name, *rest) for rest in _paths_with(nested, mark))
+            yield from ((name, *rest) for rest in _paths(nested, applies))
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return _has_mark(field, "writeOnly")
+
+
+def _has_several_lines(field: FieldInfo) -> bool:
+    return _has_mark(field, "contentMediaType")
+
+
+def _has_mark(field: FieldInfo, mark: str) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get(mark))
+
+
+def _is_constant(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -130,7 +153,8 @@ def _inline(node: Any, definitions: Mapping[str, Any]) -> Any:
             rest = {key: value for key, value in node.items() if key != "$ref"}
             return _inline(definitions[reference.rsplit("/", 1)[-1]] | rest, definitions)
         case dict():
-            return {key: _inline(value, definitions) for key, value in node.items()}
+            kept = {key: value for key, value in node.items() if (key, value) != ("default", None)}
+            return {key: _inline(value, definitions) for key, value in kept.items()}
         case list():
             return [_inline(item, definitions) for item in node]
         case _:

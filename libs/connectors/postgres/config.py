@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from libs.connectors.form import ConnectorConfig, form_field, one_choice
+from libs.connectors.form import ConnectorConfig, NamesAndValues, form_field, one_choice
 
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 SshConfig = Annotated[
@@ -60,7 +60,7 @@ class PostgresConfig(ConnectorConfig):
     username: str = form_field("Username", "Role to log in as", 4, min_length=1, max_length=63)
     password: str = form_field("Password", "The role's password", 5, default="", secret=True)
     ssl: SslConfig = form_field("SSL", "Encryption of the connection", 6, default=SslConfig())
-    jdbc_url_params: dict[str, str] = form_field(
+    jdbc_url_params: NamesAndValues = form_field(
         "Connection parameters",
         "Server settings of the session: application_name (of a source alone), statement_timeout, lock_timeout, "
         "search_path (empty unless set here; functions of views or triggers may need it)",

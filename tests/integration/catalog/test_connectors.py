@@ -62,10 +62,18 @@ async def test_a_form_is_written_for_people(catalog: Catalog, role: str, kind: s
         assert {widgets[name]["ui:widget"] for name in ("server_ca", "client_cert", "client_key")} == {"textarea"}
 
 
-async def test_a_test_is_not_answered_before_the_page_is_ready_for_it(catalog: Catalog) -> None:
+@pytest.mark.parametrize(
+    ("kind", "changes", "status"),
+    [("postgres", {}, 200), ("postgres", {"port": "five"}, 400), ("mongodb", {}, 400)],
+    ids=["tested", "a bad configuration", "an unsupported type"],
+)
+async def test_a_test_is_not_answered_before_the_page_is_ready_for_it(
+    catalog: Catalog, kind: str, changes: JsonObject, status: int
+) -> None:
+    """The page shows refusals in the same dialogue as results."""
     begun = time.monotonic()
-    config = {"host": "127.0.0.1", "port": 1, "database": "d", "username": "u"}
-    await catalog.post("/sources/test", {"type": "postgres", "config": config})
+    answer = await catalog.post("/sources/test", source_body(type=kind, config=config(**changes)))
+    assert answer.status == status
     assert time.monotonic() - begun >= TEST_SECONDS_MIN
 
 

@@ -1,9 +1,11 @@
 """Configurations at the door: what is accepted, what is refused by name, which fields are secret."""
 
+import json
 import subprocess
 import sys
 from typing import Any
 
+import jsonschema
 import pytest
 
 from libs.connectors import registry
@@ -36,6 +38,43 @@ def test_a_specification_is_a_flat_json_schema_in_the_order_of_the_form(role: re
     assert schema["properties"]["ssl"]["properties"]["mode"]["enum"][0] == "disable"
     orders = [field["order"] for field in schema["properties"].values()]
     assert len(set(orders)) == len(orders)
+
+
+FORMS: list[tuple[registry.Role, str, dict[str, Any]]] = [
+    ("source", "postgres", POSTGRES),
+    ("destination", "postgres", POSTGRES),
+    ("destination", "parquet", {"writer": {"local_path": "/data"}}),
+]
+
+
+@pytest.mark.parametrize(("role", "kind", "typed"), FORMS)
+def test_a_form_filled_with_its_defaults_is_a_valid_configuration(
+    role: registry.Role, kind: str, typed: dict[str, Any]
+) -> None:
+    """As React JSON Schema Form fills it: what was typed, and the defaults of all other fields."""
+
+    def filled(schema: dict[str, Any], given: Any) -> Any:
+        if "properties" not in schema:
+            return schema.get("default") if given is None else given
+        return {name: filled(field, (given or {}).get(name)) for name, field in schema["properties"].items()}
+
+    def check_defaults(schema: dict[str, Any]) -> None:
+        if "default" in schema:
+            jsonschema.validate(schema["default"], schema)
+        for field in schema.get("properties", {}).values():
+            check_defaults(field)
+
+    schema = registry.spec(role, kind)["jsonschema"]
+    check_defaults(schema)
+    config = filled(schema, typed)
+    jsonschema.validate(config, schema)
+    registry.parse_config(role, kind, config)
+
+
+def test_a_form_asks_for_names_and_values_and_hides_what_can_not_be_chosen() -> None:
+    parameters = registry.spec("source", "postgres")["jsonschema"]["properties"]["jdbc_url_params"]
+    assert parameters["additionalProperties"] is True
+    assert json.loads(registry.spec("destination", "parquet")["uischema"]) == {"type": {"ui:widget": "hidden"}}
 
 
 def test_secret_fields_are_found_in_nested_settings() -> None:
