@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from libs.testing.databases import postgres_config
 from libs.testing.rest import Rest, rest
@@ -39,19 +40,24 @@ class Bench:
     source: Endpoint
 
     async def timed_transfer(self, destination: Endpoint) -> float:
-        """One whole run through REST; returns the seconds from the request to sync until the run has ended.
-
-        The run's own history says when that was: whoever asked often enough to see it would slow the run down.
-        """
+        """One whole run through REST; returns the seconds from the request to sync until the run has ended."""
         job_id = await make_job(self.api, self.source, destination)
+        seconds, run = await self.timed_run(job_id)
+        assert sum(stream["rows_written"] for stream in run["streams"]) == ROWS, run
+        return seconds
+
+    async def timed_run(self, job_id: int) -> tuple[float, dict[str, Any]]:
+        """Seconds and result of a job's run.
+
+        The run's own history says when it ended: whoever asked often enough to see it would slow the run down.
+        """
         started_at = datetime.now(UTC)
         await self.api.project("POST", f"jobs/{job_id}/sync", {})
         run = await await_end(self.api, job_id, ask_every_seconds=0.5)
         assert run["status"] == "completed", run
-        assert sum(stream["rows_written"] for stream in run["streams"]) == ROWS, run
         history = await self.api.project("GET", f"jobs/{job_id}/tasks/{run['id']}/history")
         [ended_at] = [event["time"] for event in history if event["type"] == "run_finished"]
-        return (datetime.fromisoformat(ended_at) - started_at).total_seconds()
+        return (datetime.fromisoformat(ended_at) - started_at).total_seconds(), run
 
     def worker_peak_megabytes(self) -> float:
         """The most memory that the worker has had resident since it started."""

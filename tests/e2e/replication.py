@@ -48,15 +48,20 @@ async def discover(api: Rest, source: Endpoint) -> dict[str, Any]:
 
 
 async def make_job(
-    api: Rest, source: Endpoint, destination: Endpoint, *, settings: Mapping[str, Any] | None = None
+    api: Rest,
+    source: Endpoint,
+    destination: Endpoint,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    streams_config: Mapping[str, Any] | None = None,
 ) -> int:
-    """A manual job that replicates every stream of the source in full."""
+    """A manual job that replicates every stream of the source in full, unless told otherwise."""
     body = {
         "name": unique("job"),
         "source": source.fields | {"id": source.id},
         "destination": destination.fields | {"id": destination.id},
         "frequency": "",
-        "streams_config": selected(await discover(api, source)),
+        "streams_config": selected(await discover(api, source)) if streams_config is None else streams_config,
         "advanced_settings": dict(settings) if settings else None,
     }
     made = await api.project("POST", "jobs", body)

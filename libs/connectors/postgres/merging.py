@@ -28,6 +28,8 @@ from libs.connectors.postgres.target import TargetTable, look_up, refuse_foreign
 from libs.connectors.protocol import DELETED_AT, ConnectorRefused, RunContext, StreamPlan, Target, Written
 from libs.connectors.states import StreamState
 
+# A merge of less than this part of the table looks each row up by the index.
+FEW = 20
 UNIQUE_KEY = """
     SELECT EXISTS (
         SELECT FROM pg_index i CROSS JOIN LATERAL (
@@ -100,7 +102,7 @@ class Addition:
         # With this setting PostgreSQL rejects the statements if a policy would hide rows.
         await self.connection.execute("SET LOCAL row_security = off")
         await self.connection.execute("SET CONSTRAINTS ALL DEFERRED")
-        written = await (self._append() if self.plan.disposition == "append" else self._merge())
+        written = await (self._append() if self.plan.disposition == "append" else self._merge(found.oid))
         await self.connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
         if self.verify is not None:
             comparison = await self.verify(self._relation)
@@ -130,12 +132,23 @@ class Addition:
         inserted = await self._insert(f"SELECT {self._columns()} FROM {quoted(*self.staging)}")  # noqa: S608
         return Written(self.rows, inserted=inserted)
 
-    async def _merge(self) -> Written:
+    async def _merge(self, oid: int) -> Written:
+        # Without statistics of a table that was just written, the planner would read all of it for a few rows.
+        few = await self.connection.fetchval(
+            "SELECT pg_table_size(to_regclass($1)) * $2 < pg_table_size($3::oid::regclass)",
+            quoted(*self.staging),
+            FEW,
+            oid,
+        )
+        if few:
+            await self.connection.execute("SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off")
         updated = await self._update()
         inserted = await self._insert(
             f"SELECT {self._columns()} FROM {quoted(*self.staging)} AS s "  # noqa: S608
             f"WHERE NOT EXISTS (SELECT FROM {self._name} AS t WHERE {self._same_key('t', 's')})"
         )
+        if few:
+            await self.connection.execute("SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on")
         deleted = 0 if self.keys is None else await self._delete(self.keys)
         unchanged = max(0, self.rows - updated - inserted)
         return Written(self.rows, inserted=inserted, updated=updated, deleted=deleted, unchanged=unchanged)
