@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,22 +18,23 @@ from libs.connectors.postgres.arrow_copy import HEADER, TRAILER, columns_of, enc
 from libs.connectors.postgres.arrow_form import canonical_values
 from libs.connectors.postgres.connection import DRIVER_ERRORS
 from libs.connectors.postgres.copying import unless_lost
+from libs.connectors.postgres.incoming import OfTable
 from libs.connectors.postgres.staging import Relation
 from libs.connectors.postgres.table import PostgresTable
 from libs.connectors.postgres.types import Column
 from libs.connectors.postgres.verification import Expecting, Form, one_end
-from libs.connectors.protocol import Progress, StreamPlan, Table
+from libs.connectors.protocol import Progress, Table
 
 
 @dataclass(frozen=True, slots=True)
-class ArrowIncoming:
+class ArrowIncoming(OfTable[Table]):
     """A table of any source.
 
     Args:
         schema: of the rows in exchanged types.
+        changed: how many values a policy changed, by column.
     """
 
-    table: Table
     schema: pa.Schema
     columns: tuple[Column, ...]
     changed: "Counter[str]" = field(default_factory=Counter)
@@ -44,23 +45,8 @@ class ArrowIncoming:
         return cls(table, schema, columns_of(schema))
 
     @property
-    def plan(self) -> StreamPlan:
-        return self.table.plan
-
-    @property
-    def primary_key(self) -> tuple[str, ...]:
-        return self.table.primary_key
-
-    @property
     def origin(self) -> PostgresTable | None:
         return None
-
-    @property
-    def connections_max(self) -> int:
-        return self.table.connections_max
-
-    def parts(self) -> Sequence[Any]:
-        return self.table.parts()
 
     async def copy(
         self,

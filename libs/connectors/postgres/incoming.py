@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import asyncpg
 
@@ -14,6 +14,8 @@ from libs.connectors.postgres.table import POSTGRES_WIRE, PostgresTable
 from libs.connectors.postgres.types import Column
 from libs.connectors.postgres.verification import Expecting, compare, source_fingerprint
 from libs.connectors.protocol import Progress, StreamPlan, Table
+
+TableT = TypeVar("TableT", bound=Table)
 
 
 class Incoming(Protocol):
@@ -67,26 +69,18 @@ class Incoming(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class WireIncoming:
-    """A table of another PostgreSQL, whose bytes are passed on."""
+class OfTable(Generic[TableT]):
+    """What is the same for every table of a source."""
 
-    table: PostgresTable
+    table: TableT
 
     @property
     def plan(self) -> StreamPlan:
         return self.table.plan
 
     @property
-    def columns(self) -> tuple[Column, ...]:
-        return self.table.columns
-
-    @property
     def primary_key(self) -> tuple[str, ...]:
         return self.table.primary_key
-
-    @property
-    def origin(self) -> PostgresTable | None:
-        return self.table
 
     @property
     def connections_max(self) -> int:
@@ -94,6 +88,19 @@ class WireIncoming:
 
     def parts(self) -> Sequence[Any]:
         return self.table.parts()
+
+
+@dataclass(frozen=True, slots=True)
+class WireIncoming(OfTable[PostgresTable]):
+    """A table of another PostgreSQL, whose bytes are passed on."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return self.table.columns
+
+    @property
+    def origin(self) -> PostgresTable | None:
+        return self.table
 
     async def copy(
         self,
