@@ -86,11 +86,14 @@ def test_the_dashboard_reads_the_data_source_that_grafana_is_given() -> None:
     assert {panel["datasource"]["uid"] for panel in panels} == {given["uid"]}
 
 
-def test_alerts_and_dashboards_name_metrics_that_exist() -> None:
+def test_alerts_dashboards_and_autoscaling_name_metrics_that_exist() -> None:
     exist = {family.name for family in telemetry.REGISTRY.collect()}
     dashboard = (ROOT / "deploy/compose/grafana/dashboards/datasync.json").read_text()
     rules = [rule["expr"] for group in ALERTS["groups"] for rule in group["rules"]]
-    named = set(re.findall(r"\bdatasync_[a-z_]+", " ".join([*rules, *re.findall(r'"expr": "(.*)"', dashboard)])))
+    keda = re.search("query: (.*)", (CHART / "templates/autoscaling.yaml").read_text())
+    assert keda is not None
+    queries = [*rules, *re.findall(r'"expr": "(.*?)"[,}]', dashboard), keda[1]]
+    named = set(re.findall(r"\bdatasync_[a-z_]+", " ".join(queries)))
     assert named
     for name in named:
         assert re.sub(r"_(total|bucket|count|sum)$", "", name) in exist | {re.sub("_total$", "", one) for one in exist}
