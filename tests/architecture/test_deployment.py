@@ -92,7 +92,7 @@ def test_alerts_dashboards_and_autoscaling_name_metrics_that_exist() -> None:
     rules = [rule["expr"] for group in ALERTS["groups"] for rule in group["rules"]]
     keda = re.search("query: (.*)", (CHART / "templates/autoscaling.yaml").read_text())
     assert keda is not None
-    queries = [*rules, *re.findall(r'"expr": "(.*?)"[,}]', dashboard), keda[1]]
+    queries = [*rules, *re.findall(r'"expr": "(.*)"', dashboard), keda[1]]
     named = set(re.findall(r"\bdatasync_[a-z_]+", " ".join(queries)))
     assert named
     for name in named:
