@@ -45,3 +45,13 @@ def isoformat_z(moment: datetime) -> str:
     if not text.endswith(b'Z"'):
         text = orjson.dumps(moment.astimezone(UTC), option=orjson.OPT_UTC_Z)
     return f"{text[1:20].decode()}.{moment.microsecond // 1000:03d}Z"
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for people, in its two largest units: ``0.25 s``, ``2 min 5 s``, ``1 h 30 min``."""
+    if round(seconds, 2) < 60:
+        return f"{round(seconds, 2):g} s"
+    minutes, whole_seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (0 if hours else whole_seconds, "s"))
+    return " ".join(f"{number} {unit}" for number, unit in parts if number)

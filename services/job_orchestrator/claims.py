@@ -22,7 +22,7 @@ from libs.contracts.internal import (
     WorkClaim,
 )
 from libs.contracts.jobs import RunOutcome
-from libs.core.clock import Clock
+from libs.core.clock import Clock, duration_text
 from libs.core.entity import Entity
 from libs.core.envelope import Metadata
 from libs.core.errors import Conflict, FixRequest, NewerVersion
@@ -159,7 +159,8 @@ class Claims:
         )
         await self._control.retry(str(run.id), command, _metadata(run))
         if not report.given_back:
-            message = f"Failed in {self._attempt(run.state)}, retrying in {round(pause_seconds, 1):g} s: {error}"
+            # The worker's own lines tell the error.
+            message = f"Failed in {self._attempt(run.state)}; retrying in {duration_text(pause_seconds)}"
             await self._close_attempt(run, "warning", message)
 
     async def _close_attempt(self, run: Entity[RunState], level: LogLevel, message: str) -> None:

@@ -212,7 +212,7 @@ class JobRoutes(EntityRoutes[JobState, JobShown]):
             repair=body.repair,
             idempotency=call.idempotency,
         )
-        message = "comparing and repairing started" if body.repair else "comparing started"
+        message = _about(job, "comparing and repairing started" if body.repair else "comparing started")
         return Answer({"task_id": run_id, "message": message}, message=message)
 
     async def clear(self, call: Call) -> Answer[RunBegun]:
@@ -230,12 +230,12 @@ class JobRoutes(EntityRoutes[JobState, JobShown]):
         _refuse_unknown_streams(job, body)
         changed = await self.entities.change(call, ResetStreams(streams=body.named()))
         shown = await self._queries.job_state(changed)
-        return Answer(shown, message="the next run reads all rows of these streams again")
+        return Answer(shown, message=_about(job, "the next run reads all rows of these streams again"))
 
     async def cancel(self, call: Call) -> Answer[Cancelled]:
         job = await self.entities.require(call)
         ended = await self._control.cancel(job, call.metadata, idempotency=call.idempotency)
-        message = "the run is cancelled" if ended else "the run is being cancelled"
+        message = _about(job, "the run is cancelled" if ended else "the run is being cancelled")
         return Answer({"message": message}, message=message)
 
     async def stream_difference(self, call: Call, body: StreamsChoiceBody) -> StreamsDiffer:
@@ -253,8 +253,9 @@ class JobRoutes(EntityRoutes[JobState, JobShown]):
             raise Conflict(message, code="already_exists", errors=[FieldError("name", message, "taken")])
         return {"unique": True}
 
-    async def _begin(self, call: Call, kind: Literal["sync", "clear"], message: str) -> Answer[RunBegun]:
+    async def _begin(self, call: Call, kind: Literal["sync", "clear"], begun: str) -> Answer[RunBegun]:
         job = await self.entities.require(call)
+        message = _about(job, begun)
         run_id = await self._control.begin(int(job.id), kind, "manual", call.metadata, idempotency=call.idempotency)
         return Answer({"task_id": run_id, "message": message}, message=message)
 
@@ -430,6 +431,10 @@ def _refuse_unknown_streams(job: Entity[JobState], body: StateResetBody) -> None
     for index, item in enumerate(body.streams):
         if known and (item.namespace, item.name) not in known:
             raise invalid_field(f"streams[{index}]", "is not one of the job's streams")
+
+
+def _about(job: Entity[JobState], what: str) -> str:
+    return f"job {job.state.definition.name}: {what}"
 
 
 def _settings_view(project_id: int, webhook_alert_url: str) -> SettingsShown:

@@ -28,6 +28,7 @@ from libs.connectors.protocol import (
 )
 from libs.connectors.schema_changes import SchemaChange
 from libs.connectors.states import StreamState
+from libs.core.clock import duration_text
 from libs.core.errors import RetryLater, first_error
 from libs.core.schedule import next_tick
 from services.worker.attempt import Attempt
@@ -196,7 +197,7 @@ class Moving:
             stream.loaded()
         seconds = time.monotonic() - started_at
         counts = counts_of(stream.plan, written)
-        self._report.log("info", f"{stream.plan.stream}: {counts} in {duration_of(seconds)}{summary_of(written)}")
+        self._report.log("info", f"{stream.plan.stream}: {counts} in {duration_text(seconds)}{summary_of(written)}")
         if written.verification is not None and written.verified is None:
             reason = written.verification.get("reason")
             self._report.log("warning", f"{stream.plan.stream}: source and destination cannot be compared: {reason}")
@@ -260,15 +261,6 @@ def counts_of(plan: StreamPlan, written: Written) -> str:
     return f"{written.rows:,} rows read, " + ", ".join(f"{count:,} {name}" for name, count in named)
 
 
-def duration_of(seconds: float) -> str:
-    """A duration for people: ``0.25 s``, ``2 min 5 s``, ``1 h 30 min``."""
-    if seconds < 60:
-        return f"{seconds:.2f} s"
-    minutes, whole_seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole_seconds} s"
-
-
 def summary_of(written: Written) -> str:
     """What a stream's log line adds to the number of rows: the comparison, and the values that a policy changed."""
     if not written.values_changed:
@@ -292,7 +284,8 @@ async def _unless_stalled(stream: StreamReport, seconds: float) -> AsyncIterator
             raise
         last = f"the {stream.moved_last} moved last" if stream.moved_last else "the source has sent nothing yet"
         raise ConnectorUnavailable(
-            f"{stream.plan.stream}: nothing has moved for {seconds:g} s; {last} ({stream.bytes_read} bytes read)",
+            f"{stream.plan.stream}: nothing has moved for {duration_text(seconds)}; {last} "
+            f"({stream.bytes_read:,} bytes read)",
             code="stalled",
         ) from None
     finally:

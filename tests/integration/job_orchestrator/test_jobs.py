@@ -211,6 +211,30 @@ async def test_a_deleted_job_keeps_its_past(orchestrator: Orchestrator) -> None:
     assert (await orchestrator.post(f"{path}/sync")).status == 404
 
 
+async def test_what_is_done_with_a_job_is_told_with_its_name(orchestrator: Orchestrator) -> None:
+    job_id = await orchestrator.create_job("shop to lake")
+    answers = []
+    for path, body in (
+        ("sync", {}),
+        ("cancel", {}),
+        ("clear-destination", {}),
+        ("cancel", {}),
+        ("verify", {"repair": True}),
+        ("cancel", {}),
+        ("activate", {"activate": False}),
+    ):
+        answers.append((await orchestrator.post(f"/jobs/{job_id}/{path}", body)).body["message"])
+    assert answers == [
+        "job shop to lake: sync started",
+        "job shop to lake: the run is cancelled",
+        "job shop to lake: clearing the destination started",
+        "job shop to lake: the run is cancelled",
+        "job shop to lake: comparing and repairing started",
+        "job shop to lake: the run is cancelled",
+        "job shop to lake is paused",
+    ]
+
+
 async def test_deleting_a_job_tells_what_becomes_of_its_run(orchestrator: Orchestrator) -> None:
     idle, waiting, running = [await orchestrator.create_job(name) for name in ("idle", "waiting", "running")]
     await orchestrator.post(f"/jobs/{running}/sync")

@@ -330,8 +330,8 @@ async def test_a_retryable_failure_is_tried_again_and_then_fails(
         [task] = await orchestrator.tasks(job_id)
         logs = (await orchestrator.get(f"/jobs/{job_id}/task/{task['id']}/logs")).data["task_logs"]
         first, second, last = [line["message"] for line in logs]
-        assert re.fullmatch(r"Failed in attempt 1 of 3, retrying in [\d.]+ s: the network broke", first)
-        assert re.fullmatch(r"Failed in attempt 2 of 3, retrying in [\d.]+ s: the network broke", second)
+        assert re.fullmatch(r"Failed in attempt 1 of 3; retrying in [\d.]+ s", first)
+        assert re.fullmatch(r"Failed in attempt 2 of 3; retrying in [\d.]+ s", second)
         assert last == "Failed in attempt 3 of 3; no attempt is left"
         detail = (await orchestrator.get(f"/jobs/{job_id}/tasks/{task['id']}")).data
         assert (detail["attempts"], detail["error"]) == (3, "the network broke")
@@ -439,7 +439,7 @@ async def test_a_job_that_takes_over_hears_which_jobs_there_are(orchestrator: Or
 async def test_a_waiting_run_is_cancelled_at_once(orchestrator: Orchestrator) -> None:
     job_id = await synced(orchestrator)
     answer = await orchestrator.get(f"/jobs/{job_id}/cancel")
-    assert answer.data["message"] == answer.body["message"] == "the run is cancelled"
+    assert answer.data["message"] == answer.body["message"] == "job nightly: the run is cancelled"
     assert (await orchestrator.tasks(job_id))[0]["status"] == "canceled"
     assert await orchestrator.claim() is None
     assert (await orchestrator.post(f"/jobs/{job_id}/cancel")).status == 409
@@ -449,7 +449,8 @@ async def test_a_running_run_is_cancelled_through_its_worker(orchestrator: Orche
     job_id = await synced(orchestrator)
     run = await orchestrator.claimed()
     for _ in range(2):
-        assert (await orchestrator.post(f"/jobs/{job_id}/cancel")).data["message"] == "the run is being cancelled"
+        answer = await orchestrator.post(f"/jobs/{job_id}/cancel")
+        assert answer.data["message"] == "job nightly: the run is being cancelled"
     assert (await orchestrator.heartbeat(run)).verdict == "cancel"
     assert await orchestrator.finish(run, "cancelled") == "recorded"
     assert (await orchestrator.tasks(job_id))[0]["status"] == "canceled"
@@ -572,7 +573,7 @@ async def test_a_repeated_key_gives_the_same_run_and_the_same_cancellation(orche
     assert begun[0].data["task_id"] == begun[1].data["task_id"]
     assert len(await orchestrator.tasks(job_id)) == 1
     ended = [await orchestrator.post(f"/jobs/{job_id}/cancel", headers={"Idempotency-Key": "b"}) for _ in range(2)]
-    assert ended[0].data == ended[1].data == {"message": "the run is cancelled"}
+    assert ended[0].data == ended[1].data == {"message": "job nightly: the run is cancelled"}
 
 
 async def test_an_endless_log_keeps_its_beginning_and_its_last_lines(orchestrator: Orchestrator) -> None:
