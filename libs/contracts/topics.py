@@ -1,4 +1,7 @@
-"""The topics of the log, each with its owner: the only service that publishes on it."""
+"""The topics of the log, each with its owner: the only service that publishes on it.
+
+The same topics are declared for Kafka in ``libs/event_log/kafka/topics.yaml``.
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType

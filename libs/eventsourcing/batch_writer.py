@@ -2,6 +2,8 @@
 
 Every batch increments the head in its transaction. That serialises the writers of one service, so positions have no
 gaps, and a reader that goes by position can't skip an event that is committed late.
+
+``BatchWriter.commit`` says what happens if the answer to a commit is lost.
 """
 
 import random
