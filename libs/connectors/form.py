@@ -60,9 +60,21 @@ def form_field(
     return Field(default, title=title, description=description, json_schema_extra=extra, **constraints)
 
 
-def one_choice(name: str, title: str, description: str) -> WithJsonSchema:
-    """The schema of an object of which only one kind is supported so far, told by its ``type``."""
-    kind = {"type": "string", "enum": [name], "default": name, "title": "Type", "description": description, "order": 1}
+def one_choice(value: str, label: str, title: str, description: str) -> WithJsonSchema:
+    """The schema of an object of which only one kind is supported so far, told by its ``type``.
+
+    Args:
+        value, label: the type, and its name in the form.
+        title, description: of the object, and of its type.
+    """
+    kind = {
+        "type": "string",
+        "oneOf": [{"const": value, "title": label}],
+        "default": value,
+        "title": "Type",
+        "description": description,
+        "order": 1,
+    }
     return WithJsonSchema({"type": "object", "title": title, "properties": {"type": kind}})
 
 

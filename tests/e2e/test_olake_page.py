@@ -77,6 +77,9 @@ class Wizard:
             "POST", "sources/streams", {**asked, "job_name": "", "job_id": -1, "max_discover_threads": 50}
         )
         del catalog["streams_config"]
+        for selections in catalog["selected_streams"].values():
+            for selection in selections:
+                selection["disabled"] = False
         body = self.job_body(unique("job"), source, destination, catalog)
         assert (await self.page.project("POST", "check-unique", {"name": body["name"], "entity_type": "job"}))["unique"]
         echoed = await self.page.project("POST", "jobs", body)
@@ -143,13 +146,16 @@ async def test_a_job_is_set_up_run_watched_changed_and_deleted(wizard: Wizard, p
     assert (of_source["destination_name"], of_source["destination_type"]) == (destination["name"], "parquet")
 
     whole = await page.project("GET", f"jobs/{job['id']}")
+    unchanged = {"updated_streams_config": whole["streams_config"]}
+    difference = f"jobs/{job['id']}/stream-difference"
+    assert (await page.project("POST", difference, unchanged))["difference_streams"] == {}
     catalog = json.loads(whole["streams_config"])
     catalog["selected_streams"]["public"] = [
         item for item in catalog["selected_streams"]["public"] if item["stream_name"] == "orders"
     ]
     body = wizard.job_body(job["name"], whole["source"], whole["destination"], catalog) | {"activate": True}
     chosen = {"updated_streams_config": body["streams_config"]}
-    differing = (await page.project("POST", f"jobs/{job['id']}/stream-difference", chosen))["difference_streams"]
+    differing = (await page.project("POST", difference, chosen))["difference_streams"]
     await page.project("PUT", f"jobs/{job['id']}", {**body, "difference_streams": json.dumps(differing)})
 
     assert (await page.project("POST", f"jobs/{job['id']}/clear-destination"))["message"]

@@ -8,7 +8,7 @@ from libs.connectors.form import ConnectorConfig, NamesAndValues, form_field, on
 
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 SshConfig = Annotated[
-    dict[str, Any] | None, one_choice("no_tunnel", "SSH tunnel", "The server is connected to directly")
+    dict[str, Any] | None, one_choice("no_tunnel", "No tunnel", "SSH tunnel", "The server is connected to directly")
 ]
 CONNECTION_PARAMETERS = {
     "ApplicationName": "application_name",
@@ -118,7 +118,10 @@ class PostgresSourceConfig(PostgresConfig):
     update_method: Annotated[
         dict[str, Any] | None,
         one_choice(
-            "Standalone", "Update method", "Rows are read with queries; reading logical changes (CDC) will follow"
+            "Standalone",
+            "Standalone",
+            "Update method",
+            "Rows are read with queries; reading logical changes (CDC) will follow",
         ),
     ] = form_field(
         "Update method",

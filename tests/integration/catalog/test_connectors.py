@@ -52,12 +52,14 @@ async def test_a_form_is_written_for_people(catalog: Catalog, role: str, kind: s
             yield name, field
             yield from fields(field)
         assert "anyOf" not in schema
-        assert "oneOf" not in schema
+        assert all(choice["title"] and "_" not in choice["title"] for choice in schema.get("oneOf", ()))
 
     for name, field in fields(spec["jsonschema"]):
         assert field["title"][0].isupper(), name
         assert " " in field["description"], name
     if kind == "postgres":
+        tunnel = spec["jsonschema"]["properties"]["ssh_config"]["properties"]["type"]
+        assert tunnel["oneOf"] == [{"const": "no_tunnel", "title": "No tunnel"}]
         widgets = json.loads(spec["uischema"])["ssl"]
         assert {widgets[name]["ui:widget"] for name in ("server_ca", "client_cert", "client_key")} == {"textarea"}
 
