@@ -21,10 +21,9 @@ CHUNKED = STREAMS | {"selected_streams": {"public": [{"stream_name": "flights", 
 
 
 async def test_a_new_job_echoes_what_was_sent_and_is_read_as_the_page_needs_it(orchestrator: Orchestrator) -> None:
-    body = job_body(frequency="every 15 minutes", filter="", advanced_settings={"max_discover_threads": 5})
-    created = await orchestrator.post("/jobs", body)
-    # Known fields are echoed, others are not.
-    del body["filter"]
+    body = job_body(frequency="every 15 minutes", advanced_settings={"max_discover_threads": 5})
+    unknown = {"filter": "", "source": body["source"] | {"disabled": False}}
+    created = await orchestrator.post("/jobs", body | unknown)
     assert created.data == {**body, "id": created.data["id"]}
     [listed] = (await orchestrator.get("/jobs")).data
     assert listed["source"] == {
